@@ -1,0 +1,1 @@
+"""The nouns of the library. Imports torch and nothing of any model framework."""

@@ -1,0 +1,48 @@
+"""Which methods there are: the package's own, and those of third parties (entry-point group ``saccade.methods``)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from saccade.core.errors import SaccadeError
+from saccade.core.method import Method
+
+ENTRY_POINTS = "saccade.methods"
+_METHODS: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(method: M) -> M:
+    """Class decorator that makes a method known under its ``name``."""
+    known = _METHODS.get(method.name)
+    if known is not None and known.__qualname__ != method.__qualname__:
+        raise SaccadeError(f"method name {method.name!r}: taken by {known.__module__}.{known.__qualname__}")
+    _METHODS[method.name] = method
+    return method
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every method by name, sorted."""
+    _load()
+    return dict(sorted(_METHODS.items()))
+
+
+def get(name: str) -> type[Method]:
+    """The method called ``name``."""
+    known = methods()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    raise SaccadeError(f"unknown method {name!r}: {hint}")
+
+
+@cache
+def _load() -> None:
+    importlib.import_module("saccade.methods")
+    for point in entry_points(group=ENTRY_POINTS):
+        point.load()

@@ -1,0 +1,91 @@
+"""What a request cost, and which tokens lived through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from saccade.core.layout import Layout
+
+
+@dataclass(frozen=True)
+class Report:
+    """The cost of the last request (everything since its cache was empty).
+
+    Token counts are means over the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are
+    totals over the batch. FLOPs count the matrix products of the language model's layers in the prefill.
+    """
+
+    recipe: str
+    samples: int
+    original_visual_tokens: float
+    visual_tokens: tuple[float, ...]
+    rows: tuple[float, ...]
+    kv_bytes: tuple[int, ...]
+    encode_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    decode_steps: int
+    method_seconds: float
+    engine_seconds: float
+    flops: float
+    flops_unmodified: float
+
+    def __str__(self) -> str:
+        step = self.decode_seconds / self.decode_steps if self.decode_steps else 0.0
+        last = self.visual_tokens[-1] if self.visual_tokens else 0.0
+        saved = 1 - self.flops / self.flops_unmodified if self.flops_unmodified else 0.0
+        return "\n".join(
+            [
+                f"recipe         {self.recipe}",
+                f"visual tokens  {self.original_visual_tokens:g} -> {_run_lengths(self.visual_tokens)}",
+                f"rows           {_run_lengths(self.rows)} ({last:g} visual in the last layer)",
+                f"KV cache       {sum(self.kv_bytes) / 2**20:.2f} MiB",
+                f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
+                f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
+                f"(methods {self.method_seconds:.4f}, engine {self.engine_seconds:.4f}), per token {step:.4f}",
+            ]
+        )
+
+
+@dataclass
+class Trace:
+    """Which original visual tokens are alive where, for the last request.
+
+    Attributes:
+        log: for each forward that read visual tokens (one for each turn that brought images), the `Layout` entering each
+            decoder layer, and last the layout after the last layer.
+        kept: for the last prefill, the cached entries ``[B, Hkv, k]`` (rows of that layer's layout, -1 = padding) that a
+            cache method left in each layer; None where it left all.
+    """
+
+    log: list[list[Layout]] = field(default_factory=list)
+    kept: list[Tensor | None] = field(default_factory=list)
+
+    def alive(self, layer: int, turn: int = -1) -> list[list[Tensor]]:
+        """Raster indices of the visual tokens entering decoder ``layer``, by sample and image.
+
+        ``layer`` equal to the number of layers means after the last one. Empty where no image was read.
+        """
+        return self.log[turn][layer].ordinals() if self.log else []
+
+    @property
+    def grids(self) -> list[list[tuple[int, int]]]:
+        """``(rows, columns)`` of each image of each sample, of the last turn that brought images."""
+        if not self.log:
+            return []
+        return [[(item.rows, item.columns) for item in items] for items in self.log[-1][0].items]
+
+
+def _run_lengths(values: tuple[float, ...]) -> str:
+    """``(64, 64, 32)`` as ``64 (layers 0-1), 32 (layer 2)``."""
+    if len(set(values)) <= 1:
+        return f"{values[0]:g}" if values else "-"
+    parts, start = [], 0
+    for end in range(1, len(values) + 1):
+        if end == len(values) or values[end] != values[start]:
+            where = f"layer {start}" if end - start == 1 else f"layers {start}-{end - 1}"
+            parts.append(f"{values[start]:g} ({where})")
+            start = end
+    return ", ".join(parts)

@@ -1,0 +1,230 @@
+"""Cache layers that know which tokens they hold.
+
+``generate`` counts the tokens that a cache has *seen* to decide which tokens are new; attention needs to know which are
+still *there*. A `SaccadeLayer` answers both, so that a second turn, or a continued one, is fed exactly its new tokens.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from saccade.core.errors import SaccadeError
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Which tokens of the conversation the entries of a cache layer are.
+
+    Entries are those of ``prefix``, then ``tail`` consecutive tokens from number ``start`` on.
+
+    Attributes:
+        prefix: ``[B, 1 or Hkv, n]`` token numbers, -1 = padding; None where nothing was ever removed.
+        start: number of the first token of the tail.
+        tail: entries in the tail.
+        holes: whether the prefix has padding.
+        shift: ``[B]`` by how much later tokens move down in rotary position, None = not at all.
+    """
+
+    prefix: Tensor | None = None
+    start: int = 0
+    tail: int = 0
+    holes: bool = False
+    shift: Tensor | None = None
+
+    @property
+    def seen(self) -> int:
+        """Tokens that the layer has been shown."""
+        return self.start + self.tail
+
+    @property
+    def consecutive(self) -> bool:
+        """Whether the entries are consecutive tokens, as in a plain cache."""
+        return self.prefix is None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every token seen is there."""
+        return self.consecutive and self.start == 0
+
+    def tokens(self, batch: int, device: torch.device) -> Tensor:
+        """``[B, 1 or Hkv, n]`` token numbers of all entries."""
+        tail = torch.arange(self.start, self.seen, device=device)
+        if self.prefix is None:
+            return tail.expand(batch, 1, -1)
+        return torch.cat([self.prefix, tail.expand(*self.prefix.shape[:2], -1)], dim=-1)
+
+    def extended(self, count: int) -> Ledger:
+        """With the next ``count`` tokens."""
+        return replace(self, tail=self.tail + count)
+
+    def appended(self, tokens: Tensor, seen: int, holes: bool, shift: Tensor | None) -> Ledger:
+        """With the entries ``tokens`` ``[B, n]`` (-1 = padding) out of those up to number ``seen``."""
+        old = self.tokens(tokens.shape[0], tokens.device)
+        new = tokens[:, None].expand(-1, old.shape[1], -1)
+        return Ledger(torch.cat([old, new], dim=-1), seen, 0, self.holes or holes, shift)
+
+    def kept(self, entries: Tensor, holes: bool) -> Ledger:
+        """With the entries ``[B, Hkv, k]`` only (-1 = padding, if there are ``holes``)."""
+        tokens = self.tokens(entries.shape[0], entries.device).expand(-1, entries.shape[1], -1)
+        prefix = tokens.gather(2, entries.clamp(min=0)).masked_fill(entries < 0, -1)
+        return Ledger(prefix, self.seen, 0, holes, self.shift)
+
+    def last(self, count: int) -> Ledger:
+        """With the last ``count`` entries only."""
+        if count <= self.tail:
+            return replace(self, prefix=None, start=self.seen - count, tail=count, holes=False)
+        if self.prefix is None:
+            return self
+        return replace(self, prefix=self.prefix[..., -(count - self.tail) :])
+
+    def cropped(self, count: int) -> Ledger:
+        """Without the last ``count`` tokens."""
+        if count > self.tail:
+            raise SaccadeError(f"crop({count}): only the {self.tail} tokens after the compressed prompt can be taken back")
+        return replace(self, tail=self.tail - count)
+
+    def batched(self, index: Tensor) -> Ledger:
+        """With the batch entries ``index``."""
+        prefix = None if self.prefix is None else self.prefix.index_select(0, index.to(self.prefix.device))
+        shift = None if self.shift is None else self.shift.index_select(0, index.to(self.shift.device))
+        return replace(self, prefix=prefix, shift=shift)
+
+
+EMPTY = Ledger()
+
+
+class Owner(Protocol):
+    """Who builds masks for a compressed cache."""
+
+    attached: bool
+
+
+class SaccadeLayer(DynamicLayer):
+    """A dynamic cache layer whose entries need not be consecutive tokens.
+
+    Without an attached session it works while nothing was removed, and refuses otherwise instead of mis-masking.
+    """
+
+    def __init__(self, sliding_window: int | None = None) -> None:
+        super().__init__()
+        self.ledger = EMPTY
+        self.sliding_window = sliding_window
+        self.is_sliding = sliding_window is not None
+        self._owner: Any = lambda: None
+
+    @classmethod
+    def adopting(cls, layer: DynamicLayer) -> SaccadeLayer:
+        """With the contents of a plain layer."""
+        new = cls(getattr(layer, "sliding_window", None))
+        if layer.is_initialized and layer.keys is not None and layer.keys.numel():
+            new.lazy_initialization(layer.keys, layer.values)
+            new.keys, new.values = layer.keys, layer.values
+            count = layer.keys.shape[-2]
+            new.ledger = Ledger(start=layer.get_seq_length() - count, tail=count)
+        return new
+
+    def own(self, owner: Owner) -> None:
+        """Let ``owner``, which must keep `ledger` up to date, drive this layer."""
+        self._owner = weakref.ref(owner)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append; the owner accounts for the entries, without one they are the next tokens."""
+        keys, values = super().update(key_states, value_states)
+        if not self._owned:
+            self._refuse_unless_consecutive()
+            self.ledger = self.ledger.extended(key_states.shape[-2])
+            self.settle()
+        return keys, values
+
+    def settle(self) -> None:
+        """Once attention has run: let go of what has left the sliding window."""
+        if self.sliding_window is not None and self.keys.shape[-2] >= self.sliding_window:
+            self.keys = self.keys[:, :, -self.sliding_window + 1 :]
+            self.values = self.values[:, :, -self.sliding_window + 1 :]
+            self.ledger = self.ledger.last(self.sliding_window - 1)
+
+    def keep(self, entries: Tensor, holes: bool) -> None:
+        """Evict all but ``entries`` ``[B, Hkv, k]`` (-1 = padding, if there are ``holes``)."""
+        index = entries.clamp(min=0)[..., None].expand(-1, self.keys.shape[1], -1, self.keys.shape[-1])
+        self.keys, self.values = self.keys.gather(2, index), self.values.gather(2, index)
+        self.ledger = self.ledger.kept(entries, holes)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self.ledger.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Under a session, as if every token were there: the session picks the columns of those that are."""
+        if self._owned:
+            return self.ledger.seen + query_length, 0
+        self._refuse_unless_consecutive()
+        return self.ledger.tail + query_length, self.ledger.start
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.ledger = EMPTY
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take tokens back: a negative number of them, or (older transformers) the length to cut to."""
+        count = -tokens_to_remove if tokens_to_remove <= 0 else max(self.ledger.seen - tokens_to_remove, 0)
+        if count and self.is_initialized:
+            self.ledger = self.ledger.cropped(count)
+            self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams."""
+        super().reorder_cache(beam_idx)
+        self.ledger = self.ledger.batched(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some samples."""
+        super().batch_select_indices(indices)
+        self.ledger = self.ledger.batched(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sample."""
+        super().batch_repeat_interleave(repeats)
+        if self.ledger.prefix is not None:
+            batch = torch.arange(self.ledger.prefix.shape[0]).repeat_interleave(repeats)
+            self.ledger = self.ledger.batched(batch)
+
+    @property
+    def _owned(self) -> bool:
+        owner = self._owner()
+        return owner is not None and owner.attached
+
+    def _refuse_unless_consecutive(self) -> None:
+        if not self.ledger.consecutive:
+            raise SaccadeError(
+                "past_key_values: this cache was compressed under a Saccade session that has ended; "
+                "attach a recipe before going on with it, or start with a new cache"
+            )
+
+
+def adopt(cache: Cache, count: int, owner: Owner) -> list[SaccadeLayer]:
+    """Replace, in place, the layers of a dynamic cache by ``count`` `SaccadeLayer`, keeping what they hold.
+
+    Raises:
+        SaccadeError: for static, quantized and offloaded caches, with the remedy.
+    """
+    if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+        raise SaccadeError(
+            f"past_key_values: {type(cache).__name__} cannot shrink; use a DynamicCache (cache_implementation=None)"
+        )
+    for layer in cache.layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, SaccadeLayer):
+            raise SaccadeError(f"past_key_values: layers of {type(layer).__name__} are not supported; use a DynamicCache")
+    missing = [DynamicLayer() for _ in range(count - len(cache.layers))]
+    cache.layers = [
+        layer if isinstance(layer, SaccadeLayer) else SaccadeLayer.adopting(layer) for layer in [*cache.layers, *missing]
+    ]
+    for layer in cache.layers:
+        layer.own(owner)
+    return cache.layers

@@ -1,0 +1,1 @@
+"""Tokens are chosen once, between the vision encoder and the language model."""

@@ -1,0 +1,1 @@
+"""Keys and values are evicted from the cache."""
