@@ -84,12 +84,14 @@ def visible(mask: Tensor | None, rows: Tensor, queries: int, keys: int) -> Tenso
 
 
 def _wrap(kernel: str) -> Callable[..., Any]:
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         listener = _LISTENERS.get(module)
         if listener is not None:
             scale = kwargs.get("scaling")
-            listener(query, key, query.shape[-1] ** -0.5 if scale is None else scale, mask)
-        return _original(kernel, module)(module, query, key, value, mask, *args, **kwargs)
+            listener(query, key, query.shape[-1] ** -0.5 if scale is None else scale, attention_mask)
+        return _original(kernel, module)(module, query, key, value, attention_mask, *args, **kwargs)
 
     return attention
 

@@ -18,6 +18,7 @@ from saccade.core.registry import register
 from saccade.core.signal import Columns, Features, Rows, Signal, Site
 
 
+@torch.no_grad()
 def greedy_cover(
     features: Tensor, saliency: Tensor, k: int, alpha: float = 1.0, combine: Literal["multiply", "add"] = "multiply"
 ) -> Tensor:

@@ -1,0 +1,67 @@
+"""Which method runs on which anatomy, and with which parameters on models this small.
+
+A method that registers is covered: without an entry in `VARIANTS` it runs with its defaults and, if it has a budget, with
+``keep=0.4``. Pairs that `check` refuses are tested to be refused with a reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from saccade.core import registry
+from saccade.core.method import Method
+from saccade.core.recipe import build
+from saccade.models import anatomy
+from tests.suite.bodies import BODIES, Body
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
+    "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
+    "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
+    "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
+    "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
+    "snapkv": [{"keep": 0.5, "window": 4}],
+    "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
+}
+
+
+def variants(name: str) -> list[Method]:
+    """The settings in which the suite runs a method."""
+    if name in VARIANTS:
+        return [build(name, parameters) for parameters in VARIANTS[name]]
+    has_budget = any(field.name == "keep" for field in fields(registry.get(name)))
+    return [build(name, {"keep": 0.4} if has_budget else {})]
+
+
+def refusal(method: Method, body: Body) -> str | None:
+    """Why the anatomy cannot host the method, or None."""
+    from saccade.core.errors import SaccadeError
+    from saccade.core.recipe import Recipe
+    from saccade.engine.session import check
+
+    try:
+        check(Recipe((method,)), anatomy(body.model()))
+    except SaccadeError as error:
+        return str(error)
+    return None
+
+
+def _params(hosted: bool) -> list[Any]:
+    found = []
+    for name in registry.methods():
+        for number, method in enumerate(variants(name)):
+            for body in BODIES.values():
+                if (refusal(method, body) is None) != hosted:
+                    continue
+                # First tier: each method on one anatomy, each anatomy with one method.
+                first = body.name == "llava-clip" or (name == "fastv" and number == 0)
+                marks = [] if first or not hosted else [pytest.mark.slow]
+                found.append(pytest.param(method, body, id=f"{body.name}-{method}", marks=marks))
+    return found
+
+
+HOSTED = _params(hosted=True)
+REFUSED = _params(hosted=False)
