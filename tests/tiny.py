@@ -117,9 +117,7 @@ def qwen3_vl(*, attention: str = "sdpa", seed: int = 0) -> Qwen3VLForConditional
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=12,
-            rope_parameters=dict(
-                rope_type="default", rope_theta=10000.0, mrope_section=[2, 2, 2], mrope_interleaved=True
-            ),
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 2, 2], mrope_interleaved=True),
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=None,

@@ -12,11 +12,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import saccade
 from saccade.core.errors import SaccadeError
-from saccade.core.method import Cache, Method, Tokens
-from saccade.core.recipe import Recipe, build
+from saccade.core.method import Method, Tokens
+from saccade.core.recipe import build
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
-from tests.suite.conversation import STEPS, fed_lengths, generate, logits
+from tests.suite.conversation import fed_lengths, generate, logits
 from tests.suite.oracle import masked_logits
 from tests.suite.pairs import HOSTED, REFUSED, refusal
 
@@ -165,7 +165,9 @@ def test_composition_runs_and_equals_its_oracle() -> None:
     body = BODIES["llava-clip"]
     model, inputs = body.model(), body.inputs(RAGGED)
     prompt = inputs["input_ids"].shape[1]
-    recipe = "hiprune(keep=9, positions='anchor') + shortv(layers=(1,)) + fastv(layer=2, keep=5) + snapkv(keep=0.7, window=4)"
+    recipe = (
+        "hiprune(keep=9, positions='anchor') + shortv(layers=(1,)) + fastv(layer=2, keep=5) + snapkv(keep=0.7, window=4)"
+    )
     with saccade.attach(model, recipe) as session:
         output = generate(model, inputs)
     whole = body.extended(inputs, output.sequences[:, prompt:-1])
@@ -214,5 +216,3 @@ class Allocations(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
                 self.shapes.add(tensor.shape)
         return out
-
-
