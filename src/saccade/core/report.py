@@ -14,7 +14,8 @@ class Report:
     """The cost of the last request (everything since its cache was empty).
 
     Token counts are means over the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are
-    totals over the batch. FLOPs count the matrix products of the language model's layers in the prefill.
+    totals over the batch. ``active`` rows are those not frozen. FLOPs count the matrix products of the language model's
+    layers in the prefill.
     """
 
     recipe: str
@@ -22,6 +23,7 @@ class Report:
     original_visual_tokens: float
     visual_tokens: tuple[float, ...]
     rows: tuple[float, ...]
+    active: tuple[float, ...]
     kv_bytes: tuple[int, ...]
     encode_seconds: float
     prefill_seconds: float
