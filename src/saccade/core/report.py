@@ -15,7 +15,8 @@ class Report:
 
     Token counts are means over the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are
     totals over the batch. ``active`` rows are those not frozen. FLOPs count the matrix products of the language model's
-    layers in the prefill.
+    layers in the prefill. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read in the encoder;
+    ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead.
     """
 
     recipe: str
@@ -29,6 +30,7 @@ class Report:
     prefill_seconds: float
     decode_seconds: float
     decode_steps: int
+    signal_seconds: float
     method_seconds: float
     engine_seconds: float
     flops: float

@@ -158,7 +158,7 @@ class Run:
         """Record what ``layer``'s attention shows."""
         if not (self.reads_images or self.scoring_cache):
             return
-        with self.clock.lap("method"):
+        with self.clock.lap("decoder signals"):
             for signal in self.program.decoder_signals[layer]:
                 self.seen[signal] = self._observe(signal, query, key, scale, mask)
 

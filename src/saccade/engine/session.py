@@ -159,7 +159,8 @@ class Session:
             prefill_seconds=clock.seconds("prefill"),
             decode_seconds=clock.seconds("decode"),
             decode_steps=clock.count("decode"),
-            method_seconds=clock.seconds("method") + clock.seconds("encoder signals"),
+            signal_seconds=clock.seconds("encoder signals"),
+            method_seconds=clock.seconds("method") + clock.seconds("decoder signals"),
             engine_seconds=max(clock.seconds("engine") - clock.seconds("method"), 0.0),
             flops=prefill_flops(config, live, active),
             flops_unmodified=prefill_flops(config, before, before),
@@ -262,7 +263,7 @@ class Session:
         embeds: Tensor = kwargs["inputs_embeds"]
         step = embeds.shape[1] == 1
         if not step:
-            self._clock.reset("prefill", "decode", "method", "engine")
+            self._clock.reset("prefill", "decode", "method", "decoder signals", "engine")
         self._clock.start("decode" if step else "prefill")
         kwargs = dict(kwargs)
         cache = kwargs.get("past_key_values")
