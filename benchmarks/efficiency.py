@@ -161,12 +161,12 @@ def _markdown(run: dict[str, str], records: list[dict[str, Any]]) -> str:
         "no hooks. Efficiency is limit / prefill with a 95 % interval, in the last column with the method's own arithmetic",
         "set aside. The encoder is listed apart; its column includes the scores that a method reads there.",
         "",
-        "| recipe | visual tokens | encode s | prefill s | method s | limit s | speed-up | efficiency | without method | KV MiB |",
+        "| recipe | tokens | encode s | prefill s | method s | limit s | speed-up | efficiency | no method | KV MiB |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in records:
         speed, eff, pure = (
-            "{0:.2f} [{1:.2f}, {2:.2f}]".format(*r[key]) for key in ("speedup", "efficiency", "efficiency_without_method")
+            "{:.2f} [{:.2f}, {:.2f}]".format(*r[key]) for key in ("speedup", "efficiency", "efficiency_without_method")
         )
         lines.append(
             f"| `{r['recipe']}` | {r['visual_tokens']:g} | {r['encode_seconds']:.3f} | {r['prefill_seconds']:.3f} "

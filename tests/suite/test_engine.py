@@ -71,8 +71,19 @@ def test_a_batch_may_mix_prompts_with_and_without_images() -> None:
     assert [[len(item) for item in sample] for sample in session.trace.alive(4)] == [[5], []]
 
 
-def test_sampling_and_several_answers_to_one_prompt() -> None:
-    model, inputs = LLAVA.model(), LLAVA.inputs([(3, 1, 6), (2, 2, 4)])
+@pytest.fixture(params=[1, 2], ids=["one image", "several images"])
+def two_prompts(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
+    """Two prompts that `generate` can repeat (older transformers deal several images out to the wrong copies)."""
+    inputs = LLAVA.inputs([(3, 1, 6), (2, request.param, 4)])
+    model = LLAVA.model()
+    once, thrice = (logits(generate(model, inputs, 1, do_sample=True, num_return_sequences=n)) for n in (1, 3))
+    if not torch.allclose(thrice, once.repeat_interleave(3, 0), atol=1e-4):
+        pytest.skip("this transformers repeats prompts with several images wrongly, recipe or not")
+    return inputs
+
+
+def test_sampling_and_several_answers_to_one_prompt(two_prompts: dict[str, torch.Tensor]) -> None:
+    model, inputs = LLAVA.model(), two_prompts
     with saccade.attach(model, RECIPE) as session:
         greedy = generate(model, inputs, 3)
         torch.manual_seed(0)
@@ -82,8 +93,8 @@ def test_sampling_and_several_answers_to_one_prompt() -> None:
     assert len(session.trace.alive(4)) == 6
 
 
-def test_beam_search_equals_its_oracle() -> None:
-    model, inputs = LLAVA.model(), LLAVA.inputs([(3, 1, 6), (2, 2, 4)])
+def test_beam_search_equals_its_oracle(two_prompts: dict[str, torch.Tensor]) -> None:
+    model, inputs = LLAVA.model(), two_prompts
     prompt = inputs["input_ids"].shape[1]
     with saccade.attach(model, RECIPE) as session:
         output = generate(model, inputs, 5, num_beams=3, num_return_sequences=1, output_scores=True)
@@ -192,6 +203,12 @@ def test_chunked_prefill_that_cuts_an_image_is_refused_before_the_language_model
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     with saccade.attach(model, "uniform(keep=4)"), pytest.raises(SaccadeError, match="prefill_chunk_size=None"):
         generate(model, inputs, 2, prefill_chunk_size=8)
+
+
+def test_continuous_batching_is_refused_with_the_remedy() -> None:
+    model = LLAVA.model()
+    with saccade.attach(model, RECIPE), pytest.raises(SaccadeError, match="use generate"):
+        model.generate_batch([[1, 20, 21]])
 
 
 def test_embeddings_instead_of_ids_are_refused_with_the_remedy() -> None:

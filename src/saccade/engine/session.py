@@ -182,7 +182,7 @@ class Session:
             hook(module, self._before_layer(layer), pre=True)
             hook(module, self._after_layer(layer))
         self._listen()
-        self._refuse_chunks()
+        self._refuse_other_ways_of_generating()
 
     def _hook(self, module: nn.Module, function: Callable[..., Any], pre: bool = False) -> None:
         if pre:
@@ -202,24 +202,26 @@ class Session:
         if listeners:
             self._undo.append(probe.Probe(listeners).close)
 
-    def _refuse_chunks(self) -> None:
-        """``generate`` may cut a prompt into chunks; methods inside the language model need it whole."""
+    def _refuse_other_ways_of_generating(self) -> None:
+        """Continuous batching has caches of its own; chunks of a prompt are too little for methods inside the model."""
         model: Any = self.anatomy.model
         inside = [m.name for m in self.recipe.methods if not isinstance(m, ItemTokens)]
-        if not hasattr(model, "_prefill") or not inside:
-            return
-        original = model._prefill
+
+        def batching(*args: Any, **kwargs: Any) -> Any:
+            raise SaccadeError(f"continuous batching: not possible under {self.recipe}; use generate() with a batch")
 
         def prefill(input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-            if generation_config.prefill_chunk_size is not None:
+            if inside and generation_config.prefill_chunk_size is not None:
                 raise SaccadeError(
                     f"prefill_chunk_size={generation_config.prefill_chunk_size}: {inside[0]} needs the prompt in one "
                     "forward; use prefill_chunk_size=None"
                 )
-            return original(input_ids, generation_config, *args, **kwargs)
+            return type(model)._prefill(model, input_ids, generation_config, *args, **kwargs)
 
-        model.__dict__["_prefill"] = prefill
-        self._undo.append(lambda: model.__dict__.pop("_prefill", None))
+        for name, function in {"init_continuous_batching": batching, "_prefill": prefill}.items():
+            if hasattr(model, name):
+                model.__dict__[name] = function
+                self._undo.append(lambda name=name: model.__dict__.pop(name))  # type: ignore[misc]
 
     # Hooks, in the order in which a request meets them.
 
