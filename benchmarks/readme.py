@@ -27,10 +27,10 @@ def table(records: list[dict[str, Any]]) -> str:
     below = _below_floor()
     heads = [f"{task} (below floor)" if task in below else task for task in tasks]
     lines = [
-        f"Scores in percent, n = {records[0]['n']} questions a task, ± half the 95 % interval; `keep` is the share of visual",
-        "tokens that is kept (of cached entries, for `snapkv`; frozen layers, not tokens, for `shortv`). Evidence is the share of",
-        "patches that hold the answer and reach the last layer, speed-up that of the language model's prefill, both means over",
-        "tasks. On a model this small the speed-up says little about larger ones.",
+        f"Scores in percent, n = {records[0]['n']} questions a task, ± half the 95 % interval. `keep` is the share of",
+        "visual tokens kept (of cached entries for `snapkv`; `shortv` freezes layers and drops nothing). *Evidence* is the",
+        "share of the patches holding the answer that reach the last layer, *speed-up* that of the language model's prefill;",
+        "both are means over tasks. On a model this small the speed-up says little about larger ones.",
         "",
         f"| method | keep | {' | '.join(heads)} | evidence | speed-up |",
         "|" + "---|" * (len(tasks) + 4),

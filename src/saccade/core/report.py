@@ -15,7 +15,8 @@ class Report:
 
     Token counts are means over the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are
     totals over the batch. ``active`` rows are those not frozen. FLOPs count the matrix products of the language model's
-    layers in the prefill. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read in the encoder;
+    layers in the prefill. Every forward after the prefill counts as a decode step, a later turn's prompt too.
+    ``encode_seconds`` include the ``signal_seconds`` spent on what methods read in the encoder;
     ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead.
     """
 

@@ -263,12 +263,12 @@ class Session:
 
     def _before_language_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         embeds: Tensor = kwargs["inputs_embeds"]
-        step = embeds.shape[1] == 1
-        if not step:
-            self._clock.reset("prefill", "decode", "method", "decoder signals", "engine")
-        self._clock.start("decode" if step else "prefill")
         kwargs = dict(kwargs)
         cache = kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
+        if past == 0:
+            self._clock.reset("prefill", "decode", "method", "decoder signals", "engine")
+        self._clock.start("decode" if past else "prefill")
         wanted = kwargs.get("use_cache")
         self._drop_cache = cache is None and not (self.anatomy.config.use_cache if wanted is None else wanted)
         if cache is None:
@@ -277,14 +277,16 @@ class Session:
         caches = adopt(cache, len(self.anatomy.layers), self) if self.recipe.methods else None
         incoming, self._incoming = self._incoming, None
         intake = (
-            Intake.plain(*embeds.shape[:2]) if incoming is None or step else Intake.read(self.anatomy, incoming, self._grids)
+            Intake.plain(*embeds.shape[:2])
+            if incoming is None or embeds.shape[1] == 1
+            else Intake.read(self.anatomy, incoming, self._grids)
         )
-        positions = self._positions(kwargs.get("position_ids"), embeds, cache.get_seq_length())
+        positions = self._positions(kwargs.get("position_ids"), embeds, past)
         if caches is None:
-            self._record_unmodified(intake, positions, cache.get_seq_length())
+            self._record_unmodified(intake, positions, past)
             return args, kwargs
         with self._clock.lap("engine"):
-            self._state.begin("prefill" if cache.get_seq_length() else "request")
+            self._state.begin("prefill" if past else "request")
             self._take_deepstack(kwargs)
             self._run = Run(self._program, self.anatomy, caches, intake, positions, self._encoded, self._state, self._clock)
         return args, kwargs
