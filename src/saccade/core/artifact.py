@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,9 +45,10 @@ class Artifact:
         """Write as JSON, whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
-            json.dump(asdict(self), file, indent=1)
-        os.replace(file.name, path)
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        part = path.with_name(path.name + ".part")
+        part.write_text(text)
+        part.replace(path)
 
     def check(self, fingerprint: Fingerprint) -> None:
         """Refuse a model other than the one the numbers were made on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -74,6 +75,14 @@ class Method(ABC):
     def __str__(self) -> str:
         inside = ", ".join(f"{name}={value!r}" for name, value in self.parameters().items())
         return f"{self.name}({inside})" if inside else self.name
+
+    def require_number(self, parameter: str, least: float, most: float = math.inf, *, whole: bool = False) -> None:
+        """Raise one clear line unless ``parameter`` is a finite number (an integer, if ``whole``) in [least, most]."""
+        value = getattr(self, parameter)
+        kind = int if whole else int | float
+        fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and least <= value <= most
+        bounds = f"{least:g} or more" if most == math.inf else f"in [{least:g}, {most:g}]"
+        self.require(fits, parameter, f"must be {'an integer' if whole else 'a number'}, {bounds}")
 
     def require(self, condition: bool, parameter: str, remedy: str) -> None:
         """Raise one clear line about ``parameter`` unless ``condition`` holds."""

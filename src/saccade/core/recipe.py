@@ -59,8 +59,9 @@ class Recipe:
         """From a YAML file (see `to_yaml`)."""
         try:
             return cls.from_yaml(Path(path).read_text())
-        except OSError as error:
-            raise SaccadeError(f"recipe file {str(path)!r}: cannot be read ({error.strerror})") from error
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a text file"
+            raise SaccadeError(f"recipe file {str(path)!r}: cannot be read ({reason})") from error
 
     @classmethod
     def from_yaml(cls, text: str) -> Recipe:
@@ -91,11 +92,11 @@ def build(name: str, parameters: Mapping[str, Any]) -> Method:
     known = {field.name: field for field in fields(kind)}
     for parameter in parameters:
         if parameter not in known:
-            close = difflib.get_close_matches(parameter, known, n=1)
+            close = difflib.get_close_matches(str(parameter), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(known) or 'no parameters'}"
             raise SaccadeError(f"{name}: unknown parameter {parameter!r}: {hint}")
     try:
-        return kind(**parameters)
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()})
     except TypeError as error:
         raise SaccadeError(f"{name}: {error}") from error
 
@@ -117,7 +118,13 @@ def _method(node: ast.expr, text: str) -> Method:
             if node.args
             else f"{node.func.id}: '**' is not understood"
         )
-    return build(node.func.id, {str(k.arg): _literal(node.func.id, str(k.arg), k.value) for k in node.keywords})
+    parameters: dict[str, Any] = {}
+    for keyword in node.keywords:
+        parameter = str(keyword.arg)
+        if parameter in parameters:
+            raise SaccadeError(f"{node.func.id}: {parameter} is given twice")
+        parameters[parameter] = _literal(node.func.id, parameter, keyword.value)
+    return build(node.func.id, parameters)
 
 
 def _literal(method: str, parameter: str, node: ast.expr) -> Any:
@@ -125,7 +132,7 @@ def _literal(method: str, parameter: str, node: ast.expr) -> Any:
         return node.id
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise SaccadeError(f"{method}: {parameter}={ast.unparse(node)}: must be a number, a word or a tuple") from error
 
 
@@ -135,7 +142,7 @@ def _from_yaml(entry: Any) -> Method:
     if isinstance(entry, dict) and len(entry) == 1:
         ((name, parameters),) = entry.items()
         if isinstance(parameters, dict | None):
-            return build(str(name), {k: tuple(v) if isinstance(v, list) else v for k, v in (parameters or {}).items()})
+            return build(str(name), parameters or {})
     raise SaccadeError(f"recipe: {entry!r} is no method; write '- name' or '- name: {{parameter: value}}'")
 
 

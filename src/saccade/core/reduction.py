@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +19,9 @@ class Reduction:
     Attributes:
         inputs: number of input rows of each sample.
         anchor: ``[B, k]`` the input row whose identity (origin, role, position) an output row takes over; -1 = padding.
-        entries: ``None`` for a pure gather by ``anchor``; otherwise ``(target, source, weight)``, each ``[E]``, with
-            ``target`` indexing the flattened ``B * k`` output rows and ``source`` the flattened ``B * inputs`` input rows.
+        entries: ``None`` for a pure gather by ``anchor``; otherwise ``(target, source, weight)``, each ``[E]``: ``target``
+            indexes the flattened ``B * k`` output rows (``B * k`` itself means dropped), ``source`` the flattened
+            ``B * inputs`` input rows.
     """
 
     inputs: int
@@ -56,12 +58,11 @@ class Reduction:
             anchor: ``[B, k]`` input row whose identity each output row takes; -1 = padding.
         """
         batch, inputs = assignment.shape
-        dropped = assignment < 0
         sample = torch.arange(batch, device=assignment.device)[:, None]
-        # A dropped row stays as an entry of weight 0: filtering it out would need a host sync.
-        target = (assignment + sample * anchor.shape[1]).masked_fill(dropped, 0).flatten()
+        # Dropped rows stay as entries that go nowhere: filtering them out would need a host sync.
+        target = (assignment + sample * anchor.shape[1]).masked_fill(assignment < 0, anchor.numel())
         source = torch.arange(batch * inputs, device=assignment.device)
-        return cls(inputs, anchor, (target, source, weight.masked_fill(dropped, 0).flatten()))
+        return cls(inputs, anchor, (target.flatten(), source, weight.flatten()))
 
     @classmethod
     def dense(cls, matrix: Tensor, anchor: Tensor) -> Reduction:
@@ -84,14 +85,14 @@ class Reduction:
         """Map ``x`` ``[B, N, ...]`` to ``[B, k, ...]``; padding rows are zero."""
         batch, rows, inputs = self.shape
         tail = x.shape[2:]
-        flat = x.reshape(batch * inputs, -1)
+        ones = [1] * len(tail)
         if self.entries is None:
-            out = self.take(x).reshape(batch, rows, -1)
-            return out.masked_fill(~self.valid[..., None], 0).reshape(batch, rows, *tail)
+            return self.take(x).masked_fill(~self.valid.reshape(batch, rows, *ones), 0)
         target, source, weight = self.entries
-        out = flat.new_zeros(batch * rows, flat.shape[1])
-        out.index_add_(0, target, flat[source] * weight[:, None].to(flat.dtype))
-        return out.reshape(batch, rows, *tail)
+        flat = x.reshape(batch * inputs, *tail)
+        out = flat.new_zeros(batch * rows + 1, *tail)
+        out.index_add_(0, target, flat[source] * weight.reshape(-1, *ones).to(flat.dtype))
+        return out[:-1].reshape(batch, rows, *tail)
 
     def take(self, x: Tensor) -> Tensor:
         """The anchors' own rows of ``x`` ``[B, N, ...]`` (ids, tables), unsummed; padding rows repeat row 0."""
@@ -106,14 +107,16 @@ class Reduction:
         An input row that feeds several output rows is shared among them in proportion to its weights, so what is not
         dropped is conserved.
         """
-        if self.entries is None:
-            return self.apply(size)
         batch, rows, inputs = self.shape
+        if self.entries is None:
+            uses = torch.zeros_like(size).scatter_add_(1, self.anchor.clamp(min=0), self.valid.to(size.dtype))
+            return self.apply(size / uses.clamp(min=1))
         target, source, weight = self.entries
-        share = weight.abs().to(size.dtype)
+        share = (weight.abs() * (target < batch * rows)).to(size.dtype)
         total = size.new_zeros(batch * inputs).index_add_(0, source, share)
         share = share / total[source].clamp(min=torch.finfo(size.dtype).tiny)
-        return size.new_zeros(batch * rows).index_add_(0, target, share * size.flatten()[source]).reshape(batch, rows)
+        out = size.new_zeros(batch * rows + 1).index_add_(0, target, share * size.flatten()[source])
+        return out[:-1].reshape(batch, rows)
 
     def matrix(self) -> Tensor:
         """The weights as a dense ``[B, k, N]`` tensor (for reading and tests, not for the hot path)."""
@@ -136,23 +139,28 @@ class Reduction:
         anchor = first.anchor.gather(1, self.anchor.clamp(min=0)).masked_fill(~self.valid, -1)
         if self.entries is None and first.entries is None:
             return Reduction(first.inputs, anchor)
-        product = torch.sparse.mm(self._sparse(), first._sparse()).coalesce()
+        dtype = torch.promote_types(self._entries()[2].dtype, first._entries()[2].dtype)
+        with warnings.catch_warnings():  # torch calls the format that it uses inside a beta
+            warnings.simplefilter("ignore", UserWarning)
+            product = torch.sparse.mm(self._sparse(dtype), first._sparse(dtype)).coalesce()
         target, source = product.indices()
         return Reduction(first.inputs, anchor, (target, source, product.values()))
 
     def _entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        if self.entries is not None:
-            return self.entries
         batch, rows, inputs = self.shape
+        if self.entries is not None:
+            target, source, weight = self.entries
+            used = target < batch * rows
+            return target[used], source[used], weight[used]
         sample = torch.arange(batch, device=self.anchor.device)[:, None]
         used = self.valid.flatten()
         source = (self.anchor + sample * inputs).flatten()[used]
         target = torch.arange(batch * rows, device=self.anchor.device)[used]
         return target, source, torch.ones_like(source, dtype=torch.float32)
 
-    def _sparse(self) -> Tensor:
+    def _sparse(self, dtype: torch.dtype) -> Tensor:
         batch, rows, inputs = self.shape
         target, source, weight = self._entries()
         return torch.sparse_coo_tensor(
-            torch.stack([target, source]), weight.float(), (batch * rows, batch * inputs), check_invariants=False
+            torch.stack([target, source]), weight.to(dtype), (batch * rows, batch * inputs), check_invariants=False
         )

@@ -19,7 +19,7 @@ M = TypeVar("M", bound=type[Method])
 def register(method: M) -> M:
     """Class decorator that makes a method known under its ``name``."""
     known = _METHODS.get(method.name)
-    if known is not None and known.__qualname__ != method.__qualname__:
+    if known is not None and (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
         raise SaccadeError(f"method name {method.name!r}: taken by {known.__module__}.{known.__qualname__}")
     _METHODS[method.name] = method
     return method

@@ -82,8 +82,9 @@ class HiPrune(ItemTokens):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(0 <= self.alpha <= 1, "alpha", "must be in [0, 1]")
-        self.require(self.object_layer is None or isinstance(self.object_layer, int), "object_layer", "must be an integer")
+        self.require_number("alpha", 0, 1)
+        if self.object_layer is not None:
+            self.require_number("object_layer", 1, whole=True)
         self.require(self.border in ("intersect", "clamp"), "border", "must be 'intersect' or 'clamp'")
 
     def check(self, traits: Traits) -> str | None:

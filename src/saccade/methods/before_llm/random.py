@@ -20,7 +20,8 @@ def draw(count: int, k: int, seed: int, number: int) -> Tensor:
     The draw depends on the seed, the place of the image in its prompt and its size alone: never on the batch row, so
     that a sample gets the same tokens alone, in a batch, and in every beam.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + number) * 1_000_003 + count)
+    mixed = ((seed * 1_000_003 + number) * 1_000_003 + count) % 2**63
+    generator = torch.Generator().manual_seed(mixed)
     return torch.randperm(count, generator=generator)[:k].sort().values
 
 

@@ -75,7 +75,7 @@ class Scope(ItemTokens):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.alpha >= 0, "alpha", "must be 0 or more")
+        self.require_number("alpha", 0)
         self.require(self.combine in ("multiply", "add"), "combine", "must be 'multiply' or 'add'")
         self.require(self.saliency in ("cls", "received"), "saliency", "must be 'cls' or 'received'")
 

@@ -21,7 +21,7 @@ def stratified(rows: int, columns: int, k: int) -> Tensor:
     The grid is cut into horizontal bands, about as many as make the spacing equal in both directions; each band gets its
     share of the ``k`` cells, evenly spaced along its middle row.
     """
-    bands = min(rows, max(round(math.sqrt(k * rows / columns)), math.ceil(k / columns)))
+    bands = min(rows, k, max(round(math.sqrt(k * rows / columns)), math.ceil(k / columns)))
     share = torch.arange(bands + 1) * k // bands
     band = torch.arange(bands).repeat_interleave(share.diff())
     nth = torch.arange(k) - share[band]

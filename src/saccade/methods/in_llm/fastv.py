@@ -51,7 +51,7 @@ class FastV(Tokens):
 
     def __post_init__(self) -> None:
         self.budget()
-        self.require(isinstance(self.layer, int) and self.layer >= 1, "layer", "must be an integer, 1 or more")
+        self.require_number("layer", 1, whole=True)
         self.require(self.score in ("last", "all"), "score", "must be 'last' or 'all'")
         self.require(self.rounding in ("round", "floor"), "rounding", "must be 'round' or 'floor'")
 

@@ -8,6 +8,7 @@ distribution. Published layer lists are presets for the models they were made on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,16 +97,17 @@ class ShortV(Routing, Offline):
     """Exactly these layers, instead of the ``frozen`` first ones of the order."""
 
     def __post_init__(self) -> None:
+        number = isinstance(self.frozen, int | float) and not isinstance(self.frozen, bool)
+        most = math.inf if isinstance(self.frozen, int) else 1
+        self.require(number and 0 <= self.frozen <= most, "frozen", "must be a number of layers or a share in [0, 1]")
         if isinstance(self.layers, int):
             object.__setattr__(self, "layers", (self.layers,))
-        whole = isinstance(self.frozen, int) and self.frozen >= 0
-        self.require(
-            whole or (isinstance(self.frozen, float) and 0 <= self.frozen <= 1),
-            "frozen",
-            "must be a number of layers or a share in [0, 1]",
-        )
-        integers = self.layers is None or all(isinstance(layer, int) and layer >= 0 for layer in self.layers)
-        self.require(integers, "layers", "must be layer numbers such as (4, 5)")
+        listed = self.layers is None or isinstance(self.layers, tuple | list)
+        self.require(listed, "layers", "must be layer numbers such as (4, 5)")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            whole = all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in self.layers)
+            self.require(whole, "layers", "must be layer numbers such as (4, 5)")
 
     def check(self, traits: Traits) -> str | None:
         """Layers must exist and their order be known; the kernel must take a mask with holes."""

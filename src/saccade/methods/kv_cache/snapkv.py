@@ -68,8 +68,9 @@ class SnapKV(Cache):
     def __post_init__(self) -> None:
         Budget(self.keep, "floor", name="snapkv: keep")
         self.require(isinstance(self.keep, float), "keep", "must be a ratio in (0, 1], as a decimal number")
-        self.require(isinstance(self.window, int) and self.window >= 1, "window", "must be an integer, 1 or more")
-        self.require(isinstance(self.kernel, int) and self.kernel % 2 == 1, "kernel", "must be an odd integer")
+        self.require_number("window", 1, whole=True)
+        odd = isinstance(self.kernel, int) and self.kernel > 0 and self.kernel % 2 == 1
+        self.require(odd and not isinstance(self.kernel, bool), "kernel", "must be an odd integer")
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer."""

@@ -1,0 +1,143 @@
+"""The ledger stays true through any sequence of edits."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saccade.core.layout import VISUAL, Edit, Item, Layout, Role
+from saccade.core.reduction import Reduction
+from tests.core.strategies import gathers, merges, prompts, subsets
+
+Data = st.DataObject
+
+
+def pruned(layout: Layout, data: Data, positions: str = "anchor") -> Layout:
+    """After dropping some rows; the method may know its counts or leave them to be counted."""
+    keep = data.draw(subsets(layout.valid))
+    live = tuple(keep.sum(1).tolist())
+    visual = tuple((keep & layout.rows(*VISUAL)).sum(1).tolist())
+    counted = data.draw(st.booleans())
+    return layout.after(
+        Edit(
+            Reduction.keeping(keep, live if counted else None),
+            positions,  # type: ignore[arg-type]
+            live=live if counted else None,
+            visual=visual if counted else None,
+        )
+    )
+
+
+edits = st.integers(0, 3)
+
+
+@given(prompts(), st.data(), edits)
+def test_pruning_keeps_origins_unique_and_ascending(layout: Layout, data: Data, count: int) -> None:
+    for _ in range(count):
+        layout = pruned(layout, data)
+
+    for origin, valid in zip(layout.origin, layout.valid):
+        assert origin[valid].diff().gt(0).all()
+        assert valid.long().diff().ge(0).all()  # padding lies on the left
+
+
+@given(prompts(), st.data(), edits)
+def test_counts_on_the_host_are_those_of_the_tensors(layout: Layout, data: Data, count: int) -> None:
+    for _ in range(count):
+        layout = pruned(layout, data)
+
+    assert layout.live == tuple(layout.valid.sum(1).tolist())
+    assert layout.visual == tuple(layout.rows(*VISUAL).sum(1).tolist())
+    assert layout.dense == bool(layout.valid.all())
+
+
+@given(prompts(), st.data(), edits)
+def test_every_row_stays_what_it_was(before: Layout, data: Data, count: int) -> None:
+    layout = before
+    for _ in range(count):
+        layout = pruned(layout, data)
+    where = layout.origin.clamp(min=0)
+
+    for name in ("role", "item", "ordinal", "size"):
+        now, then = getattr(layout, name), getattr(before, name).gather(1, where)
+        assert torch.equal(now[layout.valid], then[layout.valid]), name
+    assert torch.equal(layout.positions[0][layout.valid], before.positions[0].gather(1, where)[layout.valid])
+
+
+@given(prompts(), st.data(), edits)
+def test_contiguous_positions_have_no_gaps(layout: Layout, data: Data, count: int) -> None:
+    for _ in range(count):
+        layout = pruned(layout, data, "contiguous")
+
+    for positions, valid, live in zip(layout.positions[0], layout.valid, layout.live):
+        assert positions[valid].tolist() == list(range(live))
+
+
+@given(prompts(rotary_rows=3), st.data())
+def test_every_row_of_the_positions_follows(layout: Layout, data: Data) -> None:
+    after = pruned(layout, data)
+
+    assert after.positions.shape == (3, *after.shape)
+    assert torch.equal(after.positions[0], after.positions[2])
+
+
+@given(prompts(), st.data())
+def test_positions_can_be_set(layout: Layout, data: Data) -> None:
+    reduction = data.draw(gathers(layout.valid))
+    positions = torch.arange(reduction.anchor.numel()).reshape(1, *reduction.anchor.shape)
+
+    assert torch.equal(layout.after(Edit(reduction, positions)).positions, positions)
+
+
+@given(prompts(), st.data(), edits)
+def test_cells_are_those_of_the_raster(layout: Layout, data: Data, count: int) -> None:
+    for _ in range(count):
+        layout = pruned(layout, data)
+
+    for sample, items in enumerate(layout.items):
+        for item, ordinal, cell in zip(layout.item[sample], layout.ordinal[sample], layout.yx[sample]):
+            expected = divmod(int(ordinal), items[item].columns) if ordinal >= 0 else (-1, -1)
+            assert tuple(cell.tolist()) == expected
+
+
+@given(prompts(), st.data(), edits)
+def test_survivors_of_each_image_are_listed_in_raster_order(layout: Layout, data: Data, count: int) -> None:
+    for _ in range(count):
+        layout = pruned(layout, data)
+    alive = layout.ordinals()
+
+    assert [sum(map(len, images)) for images in alive] == list(layout.visual)
+    for items, images in zip(layout.items, alive):
+        for item, ordinals in zip(items, images):
+            assert ordinals.diff().gt(0).all()
+            assert ordinals.lt(item.count).all()
+
+
+@given(prompts(), st.data())
+def test_merging_hands_on_how_many_rows_a_row_stands_for(layout: Layout, data: Data) -> None:
+    reduction = data.draw(merges(layout.valid))
+    after = layout.after(Edit(reduction))
+
+    assert torch.equal(after.size.sum(1), (layout.size * reduction.members().any(1)).sum(1))
+    assert not after.size[~after.valid].any()
+
+
+@given(prompts())
+def test_an_unedited_prompt_is_as_it_was_read(layout: Layout) -> None:
+    assert layout.visual == tuple(sum(item.count for item in items) for items in layout.items)
+    assert torch.equal(layout.origin, torch.arange(layout.shape[1]).expand(layout.shape))
+    for sample, items in enumerate(layout.items):
+        for number, item in enumerate(items):
+            rows = layout.rows(Role.IMAGE, item=number)[sample]
+            assert layout.ordinal[sample, rows].tolist() == list(range(item.count))
+
+
+def test_padding_is_neither_text_nor_image() -> None:
+    visual = torch.tensor([[False, False, True, True, False]])
+    valid = torch.tensor([[False, True, True, True, True]])
+    layout = Layout.build(visual, valid, torch.arange(5)[None, None], [[Item(1, 2, 0)]])
+
+    assert layout.role.tolist() == [[Role.PAD, Role.TEXT, Role.IMAGE, Role.IMAGE, Role.TEXT]]
+    assert layout.size.tolist() == [[0.0, 1.0, 1.0, 1.0, 1.0]]
+    assert (layout.live, layout.visual, layout.dense) == ((4,), (2,), False)

@@ -1,0 +1,82 @@
+"""SnapKV: the window's attention, pooled scores, and the entries that stay.
+
+The folder's arrays of observed attention (H2O), StreamingLLM, PyramidKV and key re-rotation belong to other systems.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from saccade.core.layout import Layout
+from saccade.core.signal import Attention, Rows, Site
+from saccade.engine.probe import last_rows
+from saccade.methods import SnapKV
+from saccade.methods.kv_cache.snapkv import best_entries, window_scores
+from tests.vectors import Case
+
+
+def check_window_attention(case: Case) -> None:
+    window = case["cfg_window_size"]
+    cut = _observed(case).probabilities()[..., :-window]
+
+    assert_close(cut, case["out_snapkv_window_attention"], atol=1e-5, rtol=0)
+
+
+def check_scores(case: Case) -> None:
+    assert_close(_score(case), case["out_snapkv_score"], atol=1e-5, rtol=0)
+
+
+def check_entries_kept(case: Case) -> None:
+    layout = _layout(case)
+    (kept,) = _method(case).plan([_score(case)], [layout])
+    everything = torch.arange(layout.shape[1]).expand_as(case["in_key"][..., 0])
+
+    assert (everything if kept is None else kept).tolist() == case["out_snapkv_kept"].tolist()
+
+
+def check_scores_from_the_full_map(case: Case) -> None:
+    assert_close(_score_from_map(case), case["out_snapkv_from_attention_score"], atol=1e-5, rtol=0)
+
+
+def check_entries_kept_from_the_full_map(case: Case) -> None:
+    layout, published = _layout(case), case["out_snapkv_from_attention_kept"]
+    kept = best_entries(_score_from_map(case), layout.valid, [published.shape[-1]] * layout.shape[0])
+
+    assert kept.tolist() == published.tolist()
+
+
+def _method(case: Case) -> SnapKV:
+    keep = 1 - case["cfg_compression_ratio"]
+    return SnapKV(keep=keep, window=case["cfg_window_size"], kernel=case["cfg_kernel_size"])
+
+
+def _layout(case: Case) -> Layout:
+    batch, rows = case["in_hidden"].shape[:2]
+    text = torch.zeros(batch, rows, dtype=torch.bool)
+    return Layout.build(text, ~text, torch.arange(rows).expand(1, batch, -1), [[]] * batch)
+
+
+def _observed(case: Case) -> Attention:
+    """The window's rows as the engine records them, from rotated queries and keys."""
+    batch, rows, _ = case["in_hidden"].shape
+    query = case["in_hidden"].reshape(batch, rows, case["cfg_num_heads"], -1).transpose(1, 2)
+    cos, sin = case["in_cos"][:, None], case["in_sin"][:, None]
+    first, second = query.chunk(2, dim=-1)
+    rotated = query * cos + torch.cat([-second, first], dim=-1) * sin
+    return last_rows(rotated, case["in_key"], query.shape[-1] ** -0.5, None, case["cfg_window_size"], None)
+
+
+def _score(case: Case) -> Tensor:
+    method = _method(case)
+    observed = {Rows(Site("decoder"), method.window): _observed(case)}
+    score = method.score(0, case["in_key"], case["in_value"], observed, _layout(case))
+    assert score is not None
+    return score
+
+
+def _score_from_map(case: Case) -> Tensor:
+    width, rows = case["cfg_window_size"], case["in_key"].shape[2]
+    window = (torch.arange(rows) >= rows - width).expand(len(case["in_key"]), -1)
+    return window_scores(case["in_attention"][:, :, -width:], window, case["in_key"].shape[1], case["cfg_kernel_size"])
