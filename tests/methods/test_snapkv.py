@@ -137,3 +137,18 @@ def test_it_reads_the_window_in_every_layer() -> None:
     signals = SnapKV(window=16).reads(traits())
 
     assert signals == tuple(Rows(Site("decoder", layer), 16) for layer in range(32))
+
+
+def test_a_window_larger_than_the_budget_keeps_its_last_rows() -> None:
+    prompt = Layout.build(
+        visual=torch.zeros(1, 12, dtype=torch.bool),
+        valid=torch.ones(1, 12, dtype=torch.bool),
+        positions=torch.arange(12)[None, None],
+        items=[()],
+    )
+    method = SnapKV(keep=0.25, window=8)
+    logits = torch.rand(1, 2, 8, 12, generator=torch.Generator().manual_seed(0))
+    seen = {Rows(Site("decoder", 0), 8): Attention(logits, logits.logsumexp(-1))}
+    score = method.score(0, torch.zeros(1, 2, 12, 4), torch.zeros(1, 2, 12, 4), seen, prompt)
+    (kept,) = method.plan([score], [prompt])
+    assert kept.tolist() == [[[9, 10, 11]] * 2]

@@ -66,7 +66,7 @@ class SnapKV(Cache):
     kernel: int = 5
 
     def __post_init__(self) -> None:
-        Budget(self.keep, "floor", name="snapkv: keep")
+        self._budget()
         self.require(isinstance(self.keep, float), "keep", "must be a ratio in (0, 1], as a decimal number")
         self.require_number("window", 1, whole=True)
         odd = isinstance(self.kernel, int) and self.kernel > 0 and self.kernel % 2 == 1
@@ -81,16 +81,20 @@ class SnapKV(Cache):
         attention: Attention = seen[Rows(Site("decoder", layer), self.window)]
         if layout.shape[1] <= self.window:
             return None
+        # A window larger than the budget stays as far as the budget goes, its last rows first.
+        staying = [min(self.window, self._budget().of(live)) for live in layout.live]
         after = layout.valid.flip(1).cumsum(1).flip(1)
-        window = layout.valid & (after <= self.window)
+        window = layout.valid & (after <= torch.tensor(staying, device=after.device)[:, None])
         return window_scores(attention.probabilities(), window, keys.shape[1], self.kernel)
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Tensor | None]:
         """The same share of every layer."""
-        budget = Budget(self.keep, "floor")
         kept: list[Tensor | None] = []
         for score, layout in zip(scores, layouts):
-            counts = [budget.of(live) for live in layout.live]
+            counts = [self._budget().of(live) for live in layout.live]
             everything = score is None or tuple(counts) == layout.live
             kept.append(None if everything else best_entries(score, layout.valid, counts))  # type: ignore[arg-type]
         return kept
+
+    def _budget(self) -> Budget:
+        return Budget(self.keep, "floor", name="snapkv: keep")
