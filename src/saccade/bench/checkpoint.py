@@ -1,0 +1,134 @@
+"""The model under test: the embedded reference model, a checkpoint folder, or a checkpoint on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+from saccade import reference
+from saccade.core.errors import SaccadeError
+from saccade.models.anatomy import anatomy
+
+REFERENCE = "reference"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_HUB_SECONDS = 10
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in evaluation mode with its processor, and the name under which it was asked for."""
+
+    name: str
+    model: Any
+    processor: Any
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.model.config.get_text_config().num_hidden_layers
+
+    def inputs(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Model inputs for one conversation each, a picture and then a prompt, padded on the left."""
+        conversations = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        inputs = self.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    @torch.inference_mode()
+    def answer(self, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
+        """The greedy answer to each conversation."""
+        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` becomes the accelerator that is there; anything else must be a device that works."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SaccadeError(f"device={device!r}: is not available here; use auto, cpu or cuda") from error
+    return device
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """``auto`` becomes float32 on a CPU, where it is the fastest that all of them have, and bfloat16 elsewhere."""
+    if dtype == "auto":
+        return "float32" if device == "cpu" else "bfloat16"
+    if dtype not in _DTYPES:
+        raise SaccadeError(f"dtype={dtype!r}: must be auto, {', '.join(_DTYPES)}")
+    return dtype
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a model's name means, or None where it can only be a Hub id."""
+    if name != REFERENCE:
+        return Path(name) if Path(name).is_dir() else None
+    if not reference.path().is_dir():
+        raise SaccadeError(f"model={name!r}: its checkpoint is missing; install the package again, or train one")
+    return reference.path()
+
+
+def load(name: str, device: str, dtype: str) -> Checkpoint:
+    """Load a model and its processor by name; ``device`` and ``dtype`` are resolved."""
+    # What transformers has to say about loading and generating would drown the one line that matters.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    found = local_folder(name)
+    if found is None and not _HUB_ID.fullmatch(name):
+        raise SaccadeError(f"model={name!r}: must be {REFERENCE}, a checkpoint folder, or a Hub id such as owner/name")
+    source = found or name
+    cached_only = found is None and not _on_hub(name)
+    try:
+        processor = AutoProcessor.from_pretrained(source, local_files_only=cached_only)
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=_DTYPES[dtype], local_files_only=cached_only)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        raise SaccadeError(
+            f"model={name!r}: cannot be loaded as an image-text-to-text model ({_first_line(error)})"
+        ) from error
+    if not getattr(processor, "chat_template", None):
+        raise SaccadeError(f"model={name!r}: its processor has no chat template; add chat_template.jinja to the checkpoint")
+    # A family that is not supported is one mistake, not one in every cell.
+    anatomy(model)
+    # Decoding continues at the right end of every row.
+    processor.tokenizer.padding_side = "left"
+    return Checkpoint(name, model.to(device).eval(), processor)
+
+
+def _on_hub(name: str) -> bool:
+    """Whether the Hub answers for this id; asked once, where loading would ask for every file and try each again."""
+    try:
+        HfApi().model_info(name, timeout=_HUB_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise SaccadeError(f"model={name!r}: is no folder here, and no model on the Hub that you may read") from error
+    # Whatever else is in the way of the Hub, the model may be in the cache.
+    except Exception:
+        return False
+    return True
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,168 @@
+"""The folder of one bench: what is finished stays finished.
+
+``settings.json`` says under which settings and on which machine, ``results.json`` holds the records, ``cells/`` what they
+were made from with the answer to each question, ``failures.json`` the cells that failed. Every file is replaced as a whole, so neither a reader nor a run
+that is killed ever meets half a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from saccade.bench.cells import Cell, Key
+from saccade.bench.records import Failure, Measurement, Record
+from saccade.core.errors import SaccadeError
+from saccade.core.recipe import NONE
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every cell of a folder has in common; cells under other settings could not be compared with them."""
+
+    model: str
+    n: int
+    seed: int
+    device: str
+    dtype: str
+    batch_size: int
+
+
+class ResultFolder:
+    """The results of one bench on disk; ``records`` are the finished cells, oldest first."""
+
+    def __init__(self, path: Path, settings: Settings, *, resume: bool = False) -> None:
+        """Make or open the folder; refuse results that are in the way or that do not belong to ``settings``."""
+        self.path = path
+        self.settings = settings
+        self.failures: list[Failure] = []
+        _make_writable(path)
+        occupied = any(path.iterdir())
+        if occupied and not resume:
+            raise SaccadeError(f"out={str(path)!r}: is not empty; --resume continues there, or name another folder")
+        if occupied:
+            self._match_settings()
+        self.records = self._read_records()
+
+    def begin(self) -> None:
+        """Write down settings, versions and machine, and forget the failures of an earlier run."""
+        (self.path / "cells").mkdir(exist_ok=True)
+        (self.path / "failures.json").unlink(missing_ok=True)
+        write_json(self.path / "settings.json", {**asdict(self.settings), **_provenance()})
+
+    def finished(self, cell: Cell) -> bool:
+        """Whether the folder holds the cell's record."""
+        return self.record(cell.key) is not None
+
+    def keep(self, record: Record, measurement: Measurement) -> None:
+        """Keep a finished cell; retention is filled in, in every record, as soon as it is known."""
+        # The details first: a record in results.json is the promise that they are there.
+        named = {"task": record.task, "method": record.method, "keep": record.keep}
+        write_json(self._details_path(record.key), {**named, **asdict(measurement)})
+        self.records = with_retention([*self.records, record])
+        write_json(self.path / "results.json", [asdict(record) for record in self.records])
+
+    def report(self, failure: Failure) -> None:
+        """Keep what a failed cell left behind."""
+        self.failures.append(failure)
+        write_json(self.path / "failures.json", [failure.to_json() for failure in self.failures])
+
+    def record(self, key: Key) -> Record | None:
+        """The record of a finished cell."""
+        return next((record for record in self.records if record.key == key), None)
+
+    def scores(self, record: Record) -> list[float]:
+        """The score of each question of a finished cell."""
+        return [answer["score"] for answer in self._details(record)["answers"]]
+
+    def speedup(self, record: Record) -> float:
+        """Prefill seconds of the unmodified model over those of a finished cell's method."""
+        return float(self._details(record)["speedup"])
+
+    def _details(self, record: Record) -> dict[str, Any]:
+        details: dict[str, Any] = _read_json(self._details_path(record.key))
+        return details
+
+    def _details_path(self, key: Key) -> Path:
+        task, method, keep = key
+        # Recipes hold characters that file systems do not; the digest keeps two that look alike apart.
+        name = re.sub(r"[^\w.-]+", "-", method).strip("-")[:60]
+        if name != method:
+            name += "-" + sha256(method.encode()).hexdigest()[:8]
+        return self.path / "cells" / f"{task}.{name}.{keep or 'all'}.json"
+
+    def _match_settings(self) -> None:
+        path = self.path / "settings.json"
+        if not path.is_file():
+            raise SaccadeError(f"out={str(self.path)!r}: holds no results of a bench; name another folder")
+        found = _read_json(path)
+        for name, wanted in asdict(self.settings).items():
+            if found.get(name) != wanted:
+                raise SaccadeError(
+                    f"{name}={wanted!r}: {str(self.path)!r} holds results with {name}={found.get(name)!r}, "
+                    f"which cannot be mixed; resume with that, or name another folder"
+                )
+
+    def _read_records(self) -> list[Record]:
+        path = self.path / "results.json"
+        entries = _read_json(path) if path.is_file() else []
+        try:
+            return [Record(**entry) for entry in entries]
+        except TypeError as error:
+            raise SaccadeError(f"out={str(self.path)!r}: results.json holds other records than this version's") from error
+
+
+def with_retention(records: Sequence[Record]) -> list[Record]:
+    """The records with their score over that of the unmodified model on the same task, where that is known and not 0."""
+    unmodified = {record.task: record.score for record in records if record.method == NONE}
+    return [
+        replace(record, retention=record.score / base if (base := unmodified.get(record.task)) else None)
+        for record in records
+    ]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace ``path`` by ``content``, at once or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise SaccadeError(f"out={str(path.parent)!r}: {path.name} cannot be read ({error}); name another folder") from error
+
+
+def _make_writable(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SaccadeError(f"out={str(path)!r}: cannot be written ({error.strerror}); name another folder") from error
+
+
+def _provenance() -> dict[str, Any]:
+    packages = ("saccade", "torch", "transformers")
+    return {
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+    }

@@ -1,0 +1,160 @@
+"""The commands and their options. What they do lives beside, and is imported only when it is asked for."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saccade.cli.one_line import OneLineErrors
+from saccade.reference.cli import app as reference_app
+
+app = typer.Typer(
+    name="saccade",
+    cls=OneLineErrors,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Model = Annotated[
+    str, typer.Option(metavar="MODEL", help="reference (embedded, no download), a checkpoint folder, or a Hub id.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the questions and of random methods.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[
+    str, typer.Option(metavar="NAME", help="auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16.")
+]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Questions at once, the same for every method.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def saccade(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Make vision-language models fast, and measure honestly what it costs.
+
+    \b
+    saccade run --image cat.jpg --prompt "What is on the sofa?" --recipe "hiprune(keep=64)"
+    saccade bench --methods fastv,hiprune,scope --keep 0.33,0.22,0.11
+    """
+    if show_version:
+        typer.echo(version("saccade"))
+    else:
+        help_if_alone(context)
+
+
+@app.command()
+def bench(
+    model: Model = "reference",
+    tasks: Annotated[str, typer.Option(metavar="LIST", help="Tasks separated by commas, or all.")] = "all",
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="Names or recipes separated by commas; none, random and uniform are always measured."
+        ),
+    ] = "random,uniform,fastv,hiprune,scope",
+    keep: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Budgets: ratios (0.22) or counts (64), for each keep that a recipe leaves open."),
+    ] = "0.33,0.22,0.11",
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task.")] = 200,
+    seed: Seed = 0,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for results.json, quality_speed.png and every answer.")
+    ] = Path("runs/bench"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in DIR; finished cells are not measured again.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 25,
+) -> None:
+    """Compare methods on quality, tokens and time.
+
+    Every task is measured under every method at every budget, beside random selection and the physical limit. Each such cell
+    is kept in DIR as soon as it is finished; one that fails is reported, the others go on, and the exit code is 1.
+
+    \b
+    saccade bench --methods "fastv,hiprune(alpha=0.2),scope + fastv(layer=4, keep=0.5)" --keep 0.22,32 --out runs/mine
+    """
+    from saccade.cli.bench import BenchRequest
+    from saccade.cli.bench import bench as work
+
+    work(BenchRequest(model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size))
+
+
+@app.command()
+def run(
+    image: Annotated[Path, typer.Option(metavar="FILE", help="A picture in any format that Pillow reads.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question about it.")],
+    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="What to apply, as text or as a .yaml file.")] = "none",
+    model: Model = "reference",
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Answer a question about a picture, with and without a recipe.
+
+    \b
+    saccade run --image scene.png --prompt "what does the sign say?" --recipe "hiprune(keep=64) + fastv(layer=4)"
+    """
+    from saccade.cli.run import run as work
+
+    work(image, prompt, recipe, model, max_new_tokens, seed, device, dtype)
+
+
+@app.command()
+def calibrate(
+    name: Annotated[
+        str, typer.Argument(metavar="METHOD", help="A method that needs numbers from the model, such as shortv.")
+    ],
+    model: Model = "reference",
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Calibration questions per task.")] = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 16,
+) -> None:
+    """Make the numbers that a method needs from a model.
+
+    They are written into the checkpoint folder, where every later command finds them.
+
+    \b
+    saccade calibrate shortv --model checkpoints/llava
+    """
+    from saccade.cli.calibrate import calibrate as work
+
+    work(name, model, n, seed, device, dtype, batch_size)
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """List the methods: where they act, what they need."""
+    from saccade.cli.methods import methods as work
+
+    work(as_json=as_json)
+
+
+def help_if_alone(context: typer.Context) -> None:
+    """Show the help of a group that is called without a command."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.add_typer(
+    reference_app,
+    name="reference",
+    help="Train and evaluate the embedded reference model.",
+    callback=help_if_alone,
+    invoke_without_command=True,
+    no_args_is_help=False,
+)

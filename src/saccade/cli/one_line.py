@@ -1,0 +1,35 @@
+"""Errors of the command line: one line on stderr and exit code 2, whoever raised them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from saccade.core.errors import SaccadeError
+
+# Typer exports the leaf of its usage errors only; what they have in common is the base with `format_message`.
+_UsageError = typer.BadParameter.__bases__[0]
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+class OneLineErrors(TyperGroup):
+    """A command group that says what a user got wrong in one plain line."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command and exit with its code."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+        except (_UsageError, SaccadeError) as error:
+            message = error.format_message() if isinstance(error, _UsageError) else str(error)
+            typer.echo(f"saccade: {' '.join(message.split())}", err=True)
+            code = USER_ERROR
+        except typer.Abort:
+            code = INTERRUPTED
+        sys.exit(code)

@@ -1,0 +1,128 @@
+"""The tables of a bench: one for each task, then the means over tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from saccade.bench.cells import REFERENCE_POINTS, keep_text
+from saccade.bench.records import Record
+from saccade.bench.summary import Mean
+from saccade.report.numbers import NOTHING, factor, fixed, percent, seconds, size
+
+_SCORE = "score % [95 %]"
+_RETENTION = "reten-\ntion %"
+_EVIDENCE = "evi-\ndence %"
+_EFFICIENCY = "effi-\nciency"
+
+_WIDEST_METHOD = 30
+
+Row = TypeVar("Row", Record, Mean)
+
+
+@dataclass(frozen=True)
+class TaskNote:
+    """What a table says about its task: the best constant answer with its score, and whether the model knows the task."""
+
+    majority_answer: str
+    majority_score: float
+    below_floor: bool
+
+
+def bench_tables(
+    records: Sequence[Record], means: Sequence[Mean], notes: Mapping[str, TaskNote], weak: Collection[Record]
+) -> RenderableType:
+    """Everything to show when a bench is done; ``weak`` are the records that do not beat random beyond noise."""
+    parts: list[RenderableType] = []
+    for task, note in notes.items():
+        rows = [record for record in records if record.task == task]
+        parts += [_task_table(task, note, rows), *_weak_line([record for record in rows if record in weak]), Text()]
+    return Group(*parts, _means_table(means, notes))
+
+
+def _task_table(task: str, note: TaskNote, records: Sequence[Record]) -> Table:
+    title = Text(task, style="bold")
+    if note.below_floor:
+        title.append(" · below floor", style="yellow")
+    title.append(f" · always {note.majority_answer!r} scores {percent(note.majority_score)} %", style="not bold")
+    table = _table(title, (_SCORE, _RETENTION, _EVIDENCE, "tokens", "prefill", "per\nstep", _EFFICIENCY, "KV"), records)
+    for section in _by_keep(records):
+        for record in section:
+            table.add_row(
+                Text(record.method),
+                keep_text(record.keep) or NOTHING,
+                f"{percent(record.score)} [{percent(record.score_low)}, {percent(record.score_high)}]",
+                percent(record.retention),
+                percent(record.evidence_recall),
+                fixed(record.visual_tokens, 1),
+                seconds(record.prefill_seconds),
+                seconds(record.decode_seconds),
+                fixed(record.efficiency, 2),
+                size(record.kv_bytes),
+                style=_style(record.method),
+            )
+        table.add_section()
+    return table
+
+
+def _means_table(means: Sequence[Mean], notes: Mapping[str, TaskNote]) -> Table:
+    title = Text(f"mean over {len(notes)} task{'s' * (len(notes) > 1)}", style="bold")
+    below = [task for task, note in notes.items() if note.below_floor]
+    if below:
+        title.append(f" · of these below floor: {', '.join(below)}", style="yellow")
+    table = _table(title, ("score %", _RETENTION, _EVIDENCE, "tokens", "prefill\nspeed-up", _EFFICIENCY, "KV"), means)
+    for section in _by_keep(means):
+        for mean in section:
+            # A mean over fewer tasks does not compare with the others.
+            some = f" ({mean.tasks} of {len(notes)} tasks)" if mean.tasks < len(notes) else ""
+            table.add_row(
+                Text(mean.method + some),
+                keep_text(mean.keep) or NOTHING,
+                percent(mean.score),
+                percent(mean.retention),
+                percent(mean.evidence_recall),
+                fixed(mean.visual_tokens, 1),
+                factor(mean.speedup),
+                fixed(mean.efficiency, 2),
+                size(mean.kv_bytes),
+                style=_style(mean.method),
+            )
+        table.add_section()
+    return table
+
+
+def _weak_line(weak: Sequence[Record]) -> list[Text]:
+    """Which methods do not beat random on the task, in one line; none where all do."""
+    keeps: dict[str, list[str]] = {}
+    for record in weak:
+        keeps.setdefault(record.method, []).append(keep_text(record.keep))
+    named = "; ".join(f"{method} at {', '.join(budgets)}" for method, budgets in keeps.items())
+    return [Text(f" Not better than random beyond noise: {named}", style="yellow")] if weak else []
+
+
+def _table(title: Text, columns: Sequence[str], rows: Sequence[Record] | Sequence[Mean]) -> Table:
+    longest = max((len(row.method) for row in rows), default=0)
+    table = Table(title=title, title_justify="left", title_style="", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("method", min_width=min(longest, _WIDEST_METHOD), overflow="fold")
+    table.add_column("keep", no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _by_keep(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of one budget together, because only those compare; without a budget first."""
+    sections: dict[str, list[Row]] = {"": []}
+    for row in rows:
+        sections.setdefault(keep_text(row.keep), []).append(row)
+    return [section for section in sections.values() if section]
+
+
+def _style(method: str) -> str:
+    return "dim" if method in REFERENCE_POINTS else ""

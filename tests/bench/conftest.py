@@ -1,0 +1,77 @@
+"""A bench without a model: cells are measured by a function that makes its numbers up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from saccade.bench.cells import Cell
+from saccade.bench.folder import ResultFolder, Settings
+from saccade.bench.records import Answer, Failure, Measurement, Record
+from saccade.bench.run import Measure
+
+QUALITY = {"none": 0.9, "random": 0.5, "uniform": 0.5, "hiprune": 0.8, "fastv": 0.5}
+"""Share of the questions that the made-up methods answer."""
+
+
+class Log:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.started_cells: list[Cell] = []
+        self.records: list[Record] = []
+        self.failures: list[Failure] = []
+        self.questions = 0
+
+    def started(self, cell: Cell) -> None:
+        self.started_cells.append(cell)
+
+    def advanced(self, questions: int) -> None:
+        self.questions += questions
+
+    def finished(self, record: Record) -> None:
+        self.records.append(record)
+
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure)
+
+
+def made_up(cell: Cell, questions: Sequence, advance: Callable[[int], None]) -> Measurement:
+    """The first so many questions are right; fewer tokens are faster."""
+    right = round(QUALITY[cell.method] * len(questions))
+    advance(len(questions))
+    keep = 1.0 if cell.keep is None else float(cell.keep)
+    return Measurement(
+        answers=[
+            Answer(q.prompt, q.answer, q.answer if i < right else "", float(i < right), keep if q.evidence.any() else None)
+            for i, q in enumerate(questions)
+        ],
+        visual_tokens=144 * keep,
+        prefill_seconds=0.1 * keep,
+        decode_seconds=None if cell.method == "random" else 0.01,
+        efficiency=0.95,
+        speedup=1 / keep,
+        kv_bytes=1e6 * keep,
+    )
+
+
+@pytest.fixture
+def measure() -> Measure:
+    return made_up
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(model="reference", n=20, seed=0, device="cpu", dtype="float32", batch_size=4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, settings: Settings) -> ResultFolder:
+    return ResultFolder(tmp_path / "out", settings)

@@ -1,0 +1,133 @@
+"""Finished cells stay finished, and results that do not belong together never meet."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from saccade.bench import folder as folder_module
+from saccade.bench.cells import plan
+from saccade.bench.folder import ResultFolder, Settings, write_json
+from saccade.bench.records import Answer, Measurement, Record
+from saccade.core.errors import SaccadeError
+
+KEYS = (
+    "model, task, method, keep, n, seed, score, score_low, score_high, retention, evidence_recall, visual_tokens, "
+    "prefill_seconds, decode_seconds, efficiency, kv_bytes"
+)
+MEASURED = Measurement([Answer("what shape is red?", "star", "star", 1.0, None)], 144.0, 0.1, None, 0.9, 2.0, 1e6)
+
+
+def record(method: str = "none", score: float = 1.0, keep: float | None = None) -> Record:
+    return Record("reference", "shape", method, keep, 20, 0, score, 0.8, 1.0, None, None, 144.0, 0.1, None, 0.9, 1e6)
+
+
+def test_results_are_a_list_of_records_with_exactly_the_promised_keys(folder: ResultFolder) -> None:
+    folder.begin()
+    folder.keep(record(), MEASURED)
+
+    (entry,) = json.loads((folder.path / "results.json").read_text())
+    assert ", ".join(entry) == KEYS
+
+
+def test_retention_is_the_share_of_the_unmodified_score_whichever_cell_came_first(folder: ResultFolder) -> None:
+    folder.begin()
+    folder.keep(record("random", 0.4, 0.5), MEASURED)
+    folder.keep(record("none", 0.8), MEASURED)
+
+    assert [each.retention for each in folder.records] == [0.5, 1.0]
+
+
+def test_retention_is_unknown_where_the_unmodified_model_scores_nothing(folder: ResultFolder) -> None:
+    folder.begin()
+    folder.keep(record("none", 0.0), MEASURED)
+    folder.keep(record("random", 0.4, 0.5), MEASURED)
+
+    assert [each.retention for each in folder.records] == [None, None]
+
+
+def test_a_folder_with_results_is_refused_unless_resumed(folder: ResultFolder, settings: Settings) -> None:
+    folder.begin()
+
+    with pytest.raises(SaccadeError, match="--resume"):
+        ResultFolder(folder.path, settings)
+
+
+def test_a_resumed_folder_knows_its_finished_cells(folder: ResultFolder, settings: Settings) -> None:
+    folder.begin()
+    folder.keep(record(), MEASURED)
+
+    resumed = ResultFolder(folder.path, settings, resume=True)
+
+    assert [resumed.finished(cell) for cell in plan(["shape"], [], [0.5])] == [True, False, False]
+
+
+def test_what_a_record_was_made_from_is_read_back(folder: ResultFolder) -> None:
+    folder.begin()
+    folder.keep(record("hiprune(keep=3) + fastv(layer=1)"), MEASURED)
+
+    assert folder.scores(folder.records[0]) == [1.0]
+    assert folder.speedup(folder.records[0]) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("model", "elsewhere"), ("n", 21), ("seed", 1), ("dtype", "bfloat16"), ("batch_size", 8)]
+)
+def test_results_under_other_settings_are_refused_by_name(
+    folder: ResultFolder, settings: Settings, name: str, value: object
+) -> None:
+    folder.begin()
+
+    with pytest.raises(SaccadeError, match=f"^{name}="):
+        ResultFolder(folder.path, replace(settings, **{name: value}), resume=True)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "thesis.tex").touch()
+
+    with pytest.raises(SaccadeError, match="no results of a bench"):
+        ResultFolder(tmp_path, settings, resume=True)
+
+
+@pytest.mark.parametrize("content", ['[{"score": 1}]', "[{", "[1]", "7"])
+def test_damaged_results_are_refused(folder: ResultFolder, settings: Settings, content: str) -> None:
+    folder.begin()
+    (folder.path / "results.json").write_text(content)
+
+    with pytest.raises(SaccadeError, match=r"results\.json"):
+        ResultFolder(folder.path, settings, resume=True)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "out").touch()
+
+    with pytest.raises(SaccadeError, match="cannot be written"):
+        ResultFolder(tmp_path / "out", settings)
+
+
+def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, ["old"])
+
+    def cut_short(descriptor: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(folder_module.os, "fsync", cut_short)
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, ["new"])
+
+    assert json.loads(path.read_text()) == ["old"]
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_settings_name_versions_and_machine(folder: ResultFolder, settings: Settings) -> None:
+    folder.begin()
+
+    found = json.loads((folder.path / "settings.json").read_text())
+    assert {**found, **asdict(settings)} == found
+    assert {"torch", "transformers", "saccade"} <= set(found["versions"])
+    assert found["machine"]["cores"]

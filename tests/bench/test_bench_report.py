@@ -1,0 +1,118 @@
+"""What a person sees: the verdicts, the tables and the picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from saccade.bench.cells import plan
+from saccade.bench.folder import ResultFolder, Settings
+from saccade.bench.run import run
+from saccade.bench.statistics import beats, wilson
+from saccade.bench.summary import means, no_better_than_random
+from saccade.report.bench_table import TaskNote, bench_tables
+from saccade.report.numbers import seconds, size
+from saccade.report.picture import draw_quality_speed
+
+
+@pytest.fixture
+def done(tmp_path: Path, measure: Any, log: Any) -> ResultFolder:
+    folder = ResultFolder(tmp_path / "done", Settings("reference", 40, 0, "cpu", "float32", 8))
+    run(plan(["shape", "existence"], ["hiprune", "fastv"], [0.5, 0.25]), measure, folder, log)
+    return folder
+
+
+def shown(done: ResultFolder) -> str:
+    notes = {"shape": TaskNote("cross", 0.125, below_floor=False), "existence": TaskNote("no", 0.5, below_floor=True)}
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(
+        bench_tables(done.records, means(done.records, done.speedup), notes, no_better_than_random(done, done.records))
+    )
+    return console.export_text()
+
+
+def test_wilson_interval_of_a_known_case() -> None:
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+@pytest.mark.parametrize("right", [0, 10])
+def test_wilson_interval_stays_inside_its_bounds_at_the_ends(right: int) -> None:
+    low, high = wilson(right, 10)
+
+    assert 0 <= low <= right / 10 <= high <= 1
+    assert low < high
+
+
+def test_one_lucky_question_does_not_beat_anything() -> None:
+    assert not beats([1.0, 1.0, 0.0], [0.0, 1.0, 0.0])
+
+
+def test_many_questions_won_and_few_lost_do() -> None:
+    assert beats([1.0] * 12 + [0.0] * 2, [0.0] * 12 + [1.0] * 2)
+
+
+def test_a_method_that_answers_no_better_than_random_is_found(done: ResultFolder) -> None:
+    weak = no_better_than_random(done, done.records)
+
+    assert {record.method for record in weak} == {"fastv"}
+    assert len(weak) == 4
+
+
+def test_speed_up_is_averaged_over_tasks(done: ResultFolder) -> None:
+    speedups = {(mean.method, mean.keep): mean.speedup for mean in means(done.records, done.speedup)}
+
+    assert speedups["none", None] == pytest.approx(1)
+    assert speedups["hiprune", 0.25] == pytest.approx(4)
+
+
+def test_means_leave_out_tasks_without_the_unmodified_model(done: ResultFolder) -> None:
+    records = [record for record in done.records if (record.task, record.method) != ("shape", "none")]
+
+    existence = [record for record in records if record.task == "existence"]
+    assert means(records, done.speedup) == means(existence, done.speedup)
+
+
+def test_the_table_shows_scores_intervals_and_verdicts(done: ResultFolder) -> None:
+    text = shown(done)
+
+    assert "existence · below floor · always 'no' scores 50.0 %" in text
+    assert "shape · always 'cross' scores 12.5 %" in text
+    assert "Not better than random beyond noise: fastv at 0.5, 0.25" in text
+    row = next(line for line in text.splitlines() if line.strip().startswith("hiprune"))
+    assert " ".join(row.split()) == "hiprune 0.5 80.0 [65.2, 89.5] 88.9 50.0 72.0 50.0 ms 10.0 ms 0.95 488 KiB"
+
+
+def test_undefined_numbers_are_dashes(done: ResultFolder) -> None:
+    row = next(line for line in shown(done).splitlines() if line.strip().startswith("random"))
+
+    assert "–" in row.split()[-4:]
+
+
+def test_the_picture_is_a_png_of_readable_size(done: ResultFolder, tmp_path: Path) -> None:
+    draw_quality_speed(means(done.records, done.speedup), tmp_path / "picture.png", "made up")
+
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width >= 1000
+
+
+def test_a_picture_without_a_single_point_is_still_drawn(tmp_path: Path) -> None:
+    draw_quality_speed([], tmp_path / "picture.png", "nothing")
+
+    assert (tmp_path / "picture.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (0.0, "0.00 s"), (3.2e-5, "32.0 µs"), (0.1234, "123 ms"), (2.0, "2.00 s")]
+)
+def test_seconds_have_three_digits(value: float | None, text: str) -> None:
+    assert seconds(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (512, "512 B"), (1024, "1.00 KiB"), (3 * 2**30, "3.00 GiB")])
+def test_sizes_have_three_digits(value: float | None, text: str) -> None:
+    assert size(value) == text

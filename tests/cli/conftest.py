@@ -1,0 +1,50 @@
+"""A command line to call, and a checkpoint small enough to call it on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from saccade.cli.app import app
+from saccade.reference.model import Dimensions, build_model, build_processor
+
+TINY = Dimensions(
+    head_width=16,
+    vision_width=32,
+    vision_layers=3,
+    decoder_width=32,
+    decoder_layers=3,
+    decoder_mlp=64,
+    text_layers=1,
+    projection=16,
+)
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call() -> Call:
+    """Runs ``saccade`` with arguments."""
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA checkpoint with random weights, shaped and worded like the reference model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    build_model(TINY).save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.linear_gradient("L").save(path)
+    return path

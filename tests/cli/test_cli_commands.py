@@ -1,0 +1,196 @@
+"""The commands as a user calls them, on a model small enough for that."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from saccade import reference
+from saccade.cli import bench as bench_command
+from saccade.core import registry
+
+
+@pytest.fixture
+def bench(call: Any, tiny: Path, tmp_path: Path) -> Any:
+    """Runs a bench on the tiny model into ``tmp_path / "out"``."""
+    fixed = ["--model", tiny, "--tasks", "shape", "--n", 5, "--batch-size", 2, "--keep", 0.25, "--out", tmp_path / "out"]
+    return lambda *options: call("bench", *fixed, *options)
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "out" / "results.json").read_text())
+
+
+def test_version_is_the_package_s(call: Any) -> None:
+    assert call("--version").stdout.strip() == version("saccade")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["bench", "--help"], ["run", "-h"], ["reference"]])
+def test_help_is_shown(call: Any, arguments: list[str]) -> None:
+    result = call(*arguments)
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
+
+
+def test_methods_are_listed_for_people(call: Any) -> None:
+    text = call("methods").stdout
+
+    assert all(name in text for name in registry.methods())
+    assert "arXiv 2403.06764" in text
+
+
+def test_methods_are_listed_for_programs(call: Any) -> None:
+    entries = {entry["name"]: entry for entry in json.loads(call("methods", "--json").stdout)}
+
+    assert entries["fastv"]["protocol"] == ["Tokens"]
+    assert entries["fastv"]["parameters"]["layer"] == 2
+    assert set(entries) == set(registry.methods())
+
+
+def test_a_bench_writes_its_results_and_shows_them(bench: Any, tmp_path: Path) -> None:
+    result = bench("--methods", "fastv,hiprune")
+
+    assert result.exit_code == 0, result.output
+    assert [(each["method"], each["keep"]) for each in results(tmp_path)] == [
+        ("none", None),
+        ("random", 0.25),
+        ("uniform", 0.25),
+        ("fastv", 0.25),
+        ("hiprune", 0.25),
+    ]
+    assert "prefill" in result.stdout
+    with Image.open(tmp_path / "out" / "quality_speed.png") as picture:
+        picture.verify()
+
+
+def test_tokens_and_evidence_are_what_the_methods_leave(bench: Any, tmp_path: Path) -> None:
+    bench("--methods", "fastv")
+
+    by_method = {each["method"]: each for each in results(tmp_path)}
+    assert {name: each["visual_tokens"] for name, each in by_method.items()} == {
+        "none": 144,
+        "random": 36,
+        "uniform": 36,
+        "fastv": 36,
+    }
+    assert by_method["none"]["evidence_recall"] == 1
+    assert 0 < by_method["uniform"]["evidence_recall"] < 1
+    assert by_method["none"]["kv_bytes"] > 2 * by_method["random"]["kv_bytes"]
+
+
+def test_costs_are_measured(bench: Any, tmp_path: Path) -> None:
+    bench("--methods", "none")
+
+    for each in results(tmp_path):
+        assert each["prefill_seconds"] > 0
+        assert each["decode_seconds"] > 0
+        assert each["efficiency"] > 0
+
+
+def test_answers_are_kept_question_by_question(bench: Any, tmp_path: Path) -> None:
+    bench("--methods", "none")
+
+    kept = json.loads((tmp_path / "out" / "cells" / "shape.none.all.json").read_text())["answers"]
+    asked = reference.questions("shape", 5, seed=0)
+    assert [(each["prompt"], each["answer"]) for each in kept] == [(q.prompt, q.answer) for q in asked]
+
+
+def test_resume_measures_only_what_is_missing(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench("--methods", "none")
+    before = results(tmp_path)
+    measured = []
+
+    def remember(loaded, settings, cell, questions, advance):
+        measured.append(cell.method)
+        return measure(loaded, settings, cell, questions, advance)
+
+    measure = bench_command.measure
+    monkeypatch.setattr(bench_command, "measure", remember)
+    result = bench("--methods", "fastv", "--resume")
+
+    assert result.exit_code == 0, result.output
+    assert measured == ["fastv"]
+    assert results(tmp_path)[:3] == before
+
+
+def test_resume_with_nothing_missing_shows_the_table_again(bench: Any) -> None:
+    first = bench("--methods", "none")
+
+    assert bench("--methods", "none", "--resume").stdout == first.stdout
+
+
+def test_resume_under_another_seed_is_refused(bench: Any) -> None:
+    bench("--methods", "none")
+
+    result = bench("--methods", "none", "--resume", "--seed", 1)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("saccade: seed=1: ")
+
+
+def test_a_cell_that_fails_is_reported_and_the_others_are_shown(bench: Any, tmp_path: Path) -> None:
+    result = bench("--methods", "fastv(layer=99)")
+
+    assert result.exit_code == 1
+    assert "failed: shape · fastv(layer=99) 0.25: fastv: layer=99: must be in 1..2" in result.stderr
+    assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform"]
+    assert "uniform" in result.stdout
+
+
+def test_a_task_that_the_reference_model_did_not_learn_is_marked(
+    call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = shutil.copytree(tiny, tmp_path / "own")
+    floors = {"shape": {"below_floor": True}, "attribute": {"below_floor": False}}
+    (own / "evaluation.json").write_text(json.dumps(floors))
+    monkeypatch.setattr(reference, "path", lambda: own)
+
+    options = ["--tasks", "shape,attribute", "--n", 1, "--methods", "none", "--keep", 0.1, "--out", tmp_path / "out"]
+    result = call("bench", *options)
+
+    assert result.exit_code == 0, result.output
+    assert "shape · below floor · always" in result.stdout
+    assert "attribute · always" in result.stdout
+
+
+def test_run_answers_without_and_with_the_recipe(call: Any, tiny: Path, picture: Path) -> None:
+    result = call("run", "--model", tiny, "--image", picture, "--prompt", "where is it?", "--recipe", "uniform(keep=16)")
+
+    assert result.exit_code == 0, result.output
+    assert "unmodified" in result.stdout
+    assert "uniform(keep=16)" in result.stdout
+    assert "144 → 16" in result.stdout
+
+
+def test_run_takes_a_recipe_from_a_file(call: Any, tiny: Path, picture: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("- uniform: {keep: 16}\n")
+
+    result = call("run", "--model", tiny, "--image", picture, "--prompt", "where is it?", "--recipe", recipe)
+
+    assert "144 → 16" in result.stdout
+
+
+def test_run_without_a_recipe_shows_the_model_as_it_is(call: Any, tiny: Path, picture: Path) -> None:
+    result = call("run", "--model", tiny, "--image", picture, "--prompt", "where is it?")
+
+    assert result.exit_code == 0, result.output
+    assert "144 → 144" in result.stdout
+
+
+def test_a_calibrated_method_runs_by_its_name(call: Any, tiny: Path, picture: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(tiny, tmp_path / "own")
+
+    made = call("calibrate", "shortv", "--model", own, "--n", 1)
+    result = call("run", "--model", own, "--image", picture, "--prompt", "where is it?", "--recipe", "shortv")
+
+    assert made.exit_code == 0, made.output
+    assert Path(made.stdout.strip()).parent.parent == own
+    assert result.exit_code == 0, result.output
