@@ -1,0 +1,52 @@
+"""The embedded reference model: a small LLaVA, the scenes it was trained on, and six tasks with known evidence.
+
+>>> from saccade import reference
+>>> model, processor = reference.load()
+>>> asked = reference.questions("attribute", n=8, seed=0)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .tasks import TASKS, Question, evidence_cells, majority, questions, score
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    from .model import TextTower
+
+__all__ = [
+    "TASKS",
+    "Question",
+    "evidence_cells",
+    "load",
+    "majority",
+    "path",
+    "questions",
+    "score",
+    "text_tower",
+]
+
+
+def path() -> Path:
+    """Folder of the shipped checkpoint, for ``from_pretrained``."""
+    return Path(__file__).parent / "checkpoint"
+
+
+def load(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The shipped model, ready to answer, and its processor."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(path(), dtype=dtype).to(device).eval()
+    return model, AutoProcessor.from_pretrained(path())
+
+
+def text_tower() -> TextTower:
+    """The text encoder whose space the vision tower's CLS token shares, with both projections."""
+    from .model import TextTower
+
+    return TextTower.load(path() / "text_tower")
