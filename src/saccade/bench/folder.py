@@ -1,8 +1,8 @@
 """The folder of one bench: what is finished stays finished.
 
-``settings.json`` says under which settings and on which machine, ``results.json`` holds the records, ``cells/`` what they
-were made from with the answer to each question, ``failures.json`` the cells that failed. Every file is replaced as a whole, so neither a reader nor a run
-that is killed ever meets half a file.
+``settings.json`` says under which settings and on which machine, ``results.json`` holds the records, ``cells/`` what each
+was made from with the answer to every question, ``failures.json`` the cells that failed. Every file is replaced as a
+whole, so neither a reader nor a run that is killed ever meets half a file.
 """
 
 from __future__ import annotations
