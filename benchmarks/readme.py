@@ -29,8 +29,8 @@ def table(records: list[dict[str, Any]]) -> str:
     lines = [
         f"Scores in percent, n = {records[0]['n']} questions a task, ± half the 95 % interval. `keep` is the share of",
         "visual tokens kept (of cached entries for `snapkv`; `shortv` freezes layers and drops nothing). *Evidence* is",
-        "the share of the patches holding the answer that reach the last layer, *speed-up* that of the language model's prefill;",
-        "both are means over tasks. On a model this small the speed-up says little about larger ones.",
+        "the share of the patches holding the answer that reach the last layer, *speed-up* that of the language model's",
+        "prefill; both are means over tasks. On a model this small the speed-up says little about larger ones.",
         "",
         f"| method | keep | {' | '.join(heads)} | evidence | speed-up |",
         "|" + "---|" * (len(tasks) + 4),
