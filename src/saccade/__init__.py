@@ -7,10 +7,22 @@
 """
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from saccade.core.errors import SaccadeError
 from saccade.core.recipe import Recipe
-from saccade.engine import Session, attach
+
+if TYPE_CHECKING:
+    from saccade.engine import Session, attach
 
 __version__ = version("saccade")
 __all__ = ["Recipe", "SaccadeError", "Session", "attach"]
+
+
+def __getattr__(name: str) -> Any:
+    """The engine brings transformers, which takes seconds to import; so it comes when it is first asked for."""
+    if name in ("Session", "attach"):
+        from saccade import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,8 +12,9 @@ from rich.console import Console
 from saccade.bench.cells import plan
 from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.run import run
-from saccade.bench.statistics import beats, wilson
+from saccade.bench.statistics import beats
 from saccade.bench.summary import means, no_better_than_random
+from saccade.core.statistics import wilson
 from saccade.report.bench_table import TaskNote, bench_tables
 from saccade.report.numbers import seconds, size
 from saccade.report.picture import draw_quality_speed

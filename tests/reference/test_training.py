@@ -14,6 +14,7 @@ TINY = Dimensions(
 )
 SETTINGS = Settings(
     steps=3,
+    loosening=Stage(2, ((Window(6, 4, 48, 2, loose=True), 1.0),)),
     dimensions=TINY,
     compiled=False,
     curriculum=(

@@ -11,8 +11,8 @@ from saccade import reference
 from saccade.bench.cells import Cell
 from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.records import Failure, Measurement, Record
-from saccade.bench.statistics import wilson
 from saccade.core.errors import SaccadeError
+from saccade.core.statistics import wilson
 
 Measure = Callable[[Cell, Sequence[reference.Question], Callable[[int], None]], Measurement]
 """Measures a cell on its questions and tells how many more are answered."""

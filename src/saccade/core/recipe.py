@@ -49,7 +49,7 @@ class Recipe:
             tree = ast.parse(text.strip(), mode="eval").body
         except SyntaxError as error:
             raise SaccadeError(
-                f"recipe {text!r}: {error.msg} at character {error.offset or 0}; "
+                f"recipe {text!r}: {error.msg} at character {error.offset or len(text)}; "
                 'write it like "hiprune(keep=64) + fastv(layer=2, keep=0.5)"'
             ) from error
         return cls(tuple(_method(node, text) for node in _terms(tree)))

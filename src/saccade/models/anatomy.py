@@ -111,7 +111,7 @@ class Anatomy:
             rotary_rows=self.rotary_rows,
             mask_free="flash" in self.kernel,
             fingerprint=fingerprint,
-            artifacts=_artifacts(str(getattr(self.model, "name_or_path", "")), fingerprint),
+            artifacts=_artifacts(str(getattr(self.model, "name_or_path", ""))),
         )
 
 
@@ -134,11 +134,9 @@ def anatomy(model: nn.Module) -> Anatomy:
     return families[kind](model)
 
 
-def _artifacts(folder: str, fingerprint: Fingerprint) -> dict[str, Artifact]:
-    """Artifacts that lie in a local checkpoint folder and fit the model."""
-    found = {}
-    for path in sorted(Path(folder, ARTIFACTS).glob("*.json")) if folder and Path(folder).is_dir() else []:
-        artifact = Artifact.load(path)
-        artifact.check(fingerprint)
-        found[artifact.method] = artifact
-    return found
+def _artifacts(folder: str) -> dict[str, Artifact]:
+    """Artifacts that lie in a local checkpoint folder; whoever uses one checks that it fits."""
+    if not folder or not Path(folder).is_dir():
+        return {}
+    found = [Artifact.load(path) for path in sorted(Path(folder, ARTIFACTS).glob("*.json"))]
+    return {artifact.method: artifact for artifact in found}

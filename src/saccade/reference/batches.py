@@ -26,20 +26,24 @@ _NEXT_TURN_RATE = 0.15
 class Window:
     """A square of ``cells`` x ``cells`` patches with up to ``most`` things; ``images`` per batch, ``text`` tokens each.
 
-    Without text the encoder is trained alone.
+    Without text the encoder is trained alone. A ``loose`` window's patches take any ascending places in the decoder, in half
+    of the pictures without a gap, and the text starts right behind: where a thing is must then be read from the patches
+    themselves, as it must be once a method has dropped tokens and renumbered the rest.
     """
 
     cells: int
     images: int
     text: int
     most: int
+    loose: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
     """Tensors of one training step; ``B`` images, ``C`` cells in a window, ``T`` text tokens.
 
-    ``pixels`` uint8 ``[B, side, side, 3]``; ``cells`` ``[B, C]``: index of each patch in the full grid.
+    ``pixels`` uint8 ``[B, side, side, 3]``; ``cells`` ``[B, C]``: index of each patch in the full grid;
+    ``places`` ``[B, C]``: its position in the decoder.
     ``ids``, ``blocks`` (0 for padding), ``targets`` (the next token where it is part of an answer, else ``IGNORE``),
     ``positions`` and ``turns`` (index into ``kinds`` where a target stands, else -1): ``[B, T]``.
     ``kinds`` ``[turns]``: index of each question's kind. ``captions`` ``[B, CAPTION_LENGTH]``.
@@ -49,6 +53,7 @@ class Batch:
 
     pixels: torch.Tensor
     cells: torch.Tensor
+    places: torch.Tensor
     ids: torch.Tensor
     blocks: torch.Tensor
     targets: torch.Tensor
@@ -70,7 +75,7 @@ def draw_batch(seed: int, step: int, window: Window, shares: tuple[float, ...]) 
     """The batch of a step: a function of its arguments alone. ``shares``: how often each kind of question is asked."""
     rng = np.random.default_rng([seed, 3, step])
     text = _PackedText(window.images, window.text)
-    pixels, cells, captions, names, sketches = [], [], [], [], []
+    pixels, cells, places, captions, names, sketches = [], [], [], [], [], []
     for row in range(window.images):
         scene = draw_scene(rng, window.cells * PATCH, window.most)
         origin = (int(rng.integers(GRID - window.cells + 1)), int(rng.integers(GRID - window.cells + 1)))
@@ -79,11 +84,14 @@ def draw_batch(seed: int, step: int, window: Window, shares: tuple[float, ...]) 
         captions.append(_caption(scene, rng))
         names.append(_patch_names(scene))
         sketches.append(_sketch(scene))
-        text.fill(row, scene, origin, rng, shares)
+        places.append(_loose_places(rng, window.cells**2) if window.loose else cells[-1] + 1)
+        behind = int(places[-1][-1]) + 1 if window.loose else GRID**2 + 1
+        text.fill(row, scene, origin, rng, shares, behind)
     shapes, colours, letters = np.stack(names, axis=1)
     arrays = {
         "pixels": np.stack(pixels),
         "cells": np.stack(cells),
+        "places": np.stack(places),
         "captions": np.array(captions),
         "shapes": shapes,
         "colours": colours,
@@ -107,9 +115,18 @@ class _PackedText:
         self.kinds: list[int] = []
 
     def fill(
-        self, row: int, scene: Scene, origin: tuple[int, int], rng: np.random.Generator, shares: tuple[float, ...]
+        self,
+        row: int,
+        scene: Scene,
+        origin: tuple[int, int],
+        rng: np.random.Generator,
+        shares: tuple[float, ...],
+        behind: int,
     ) -> None:
-        """Ask about the scene until the row is full, or until little that is new can be asked."""
+        """Ask about the scene until the row is full, or until little that is new can be asked.
+
+        ``behind``: position of the first token after the picture.
+        """
         start, block, position = 0, 0, 0
         seen: set[object] = set()
         for kind in rng.choice(len(KIND_NAMES), size=60, p=shares):
@@ -123,7 +140,7 @@ class _PackedText:
             if stop > self.ids.shape[1]:
                 break
             if not follows:
-                block, position = block + 1, GRID**2 + 1
+                block, position = block + 1, behind
             self.ids[row, start:stop] = question + answer
             self.blocks[row, start:stop] = block
             self.positions[row, start:stop] = np.arange(position, position + stop - start)
@@ -147,6 +164,12 @@ def _cells(origin: tuple[int, int], side: int) -> np.ndarray:
     """Raster index in the full grid of each cell of a window: ``[side * side]``."""
     rows, columns = np.arange(side) + origin[0], np.arange(side) + origin[1]
     return (rows[:, None] * GRID + columns).ravel()
+
+
+def _loose_places(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Ascending decoder positions of a loose window's patches: ``[count]``."""
+    span = count if rng.random() < 0.5 else int(rng.integers(count, GRID**2 + 1))
+    return np.sort(rng.choice(span, count, replace=False)) + 1
 
 
 def _caption(scene: Scene, rng: np.random.Generator) -> list[int]:

@@ -15,7 +15,7 @@ app = typer.Typer(help="Train and evaluate the embedded reference model.", no_ar
 @app.command()
 def train(
     folder: Annotated[Path, typer.Option(help="Where state, log and export go; a run found there is continued.")],
-    steps: Annotated[int, typer.Option(help="Steps from the very beginning; the last third cools down.")] = 1930,
+    steps: Annotated[int, typer.Option(help="Steps of the curriculum; the last third cools down.")] = 1930,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:

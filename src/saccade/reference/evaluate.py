@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+
+from saccade.core.statistics import wilson
 
 from .tasks import TASKS, Question, majority, question, score
 
@@ -91,18 +92,10 @@ def evaluate(folder: Path, n: int = 2000, device: str = "cpu") -> list[TaskResul
     results = [evaluate_task(model, processor, task, n) for task in tqdm(TASKS)]
     report = {result.task: {k: v for k, v in asdict(result).items() if k != "task"} for result in results}
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
-    training = json.loads((folder / "training.json").read_text())
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    training = json.loads((folder / "training.json").read_text())
     (folder / "README.md").write_text(model_card(results, training, parameters))
     return results
-
-
-def wilson(right: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval for ``right`` successes in ``n`` trials."""
-    share = right / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return centre - half, centre + half
 
 
 def model_card(results: Sequence[TaskResult], training: dict[str, object], parameters: int) -> str:
@@ -151,9 +144,11 @@ Scenes of 96 x 96 pixels from a seeded generator: one to six shapes that do not 
 varied values, 12 to 62 pixels), plain or noisy, light or dark ground, a three-letter sign in 40 % (in all, for *reading*).
 
 ## Training
-{minutes:.0f} minutes on {machine}: {steps:,} steps, {images:,} pictures with about ten questions each, bfloat16 autocast,
-Muon and AdamW. The encoder alone first, then small windows of the patch grid, then all of it. Auxiliary losses: projected
-patches should read as the words for what they show and where, early patches should know which of their pixels are figure,
-and the vision tower's CLS token should match a caption of the scene (`text_tower/`).
-Reproduce with `python -m saccade.reference train --steps {steps} --seed {seed}`.
+{minutes:.0f} minutes on {machine} that had other work to do: {steps:,} steps, {images:,} pictures (with about ten questions
+each, once the decoder trains), bfloat16 autocast, Muon and AdamW. The encoder alone first, then small windows of the patch
+grid, then all of it; last, for 300 steps, mostly windows whose patches take any ascending positions in the decoder, so that
+location travels in the features and survives a method that renumbers tokens. Auxiliary losses: projected patches should read
+as the words for what they show and where, early patches should know which of their pixels are figure, and the vision tower's
+CLS token should match a caption of the scene (`text_tower/`). Auxiliary heads are not part of the checkpoint.
+Reproduce with `saccade reference train --folder runs/reference --seed {seed}`.
 """

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -35,6 +35,7 @@ EYES = Window(cells=6, images=192, text=0, most=3)
 SMALL = Window(cells=6, images=64, text=96, most=3)
 MIDDLE = Window(cells=8, images=48, text=112, most=4)
 FULL = Window(cells=12, images=32, text=128, most=6)
+LOOSE_SMALL, LOOSE_MIDDLE = replace(SMALL, loose=True), replace(MIDDLE, loose=True)
 
 CURRICULUM = (
     Stage(steps=300, mix=((EYES, 1.0),)),
@@ -46,9 +47,16 @@ CURRICULUM = (
 finds the picture in minutes; what it learns there holds in the full grid."""
 
 
+LOOSENING = Stage(steps=300, mix=((LOOSE_SMALL, 0.45), (LOOSE_MIDDLE, 0.15), (FULL, 0.4)))
+"""After the curriculum, with a cool-down of its own: location is to travel in the features too, not in positions alone."""
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Everything a run depends on. ``steps`` counts from the very beginning; the last ``decay`` of them cool down."""
+    """Everything a run depends on.
+
+    ``steps`` of the curriculum, the last ``decay`` of them cooling down; then the ``loosening`` from ``loosening_rate`` on.
+    """
 
     steps: int = 1930
     seed: int = 0
@@ -58,22 +66,32 @@ class Settings:
     reading_out: float = 0.2
     matching: float = 0.1
     curriculum: tuple[Stage, ...] = CURRICULUM
+    loosening: Stage = LOOSENING
+    loosening_rate: float = 1e-3
     dimensions: Dimensions = field(default_factory=Dimensions)
     device: str = "cpu"
     compiled: bool = True
 
+    @property
+    def all_steps(self) -> int:
+        """Curriculum and loosening."""
+        return self.steps + self.loosening.steps
+
     def window(self, step: int) -> Window:
         """The window of a step: a function of seed and step."""
         first = 0
-        for stage in self.curriculum:
-            if step < first + stage.steps:
+        for stage in self.curriculum if step < self.steps else (self.loosening,):
+            if step < first + stage.steps or step >= self.steps:
                 break
             first += stage.steps
         windows, shares = zip(*stage.mix, strict=True)
         return windows[np.random.default_rng([self.seed, 4, step]).choice(len(windows), p=np.array(shares) / sum(shares))]
 
     def rate_at(self, step: int) -> float:
-        """Learning rate: linear warm-up, constant, linear cool-down. Only the cool-down depends on ``steps``."""
+        """Learning rate: linear warm-up, constant, linear cool-down (which alone depends on ``steps``); then once more."""
+        if step >= self.steps:
+            left = (self.all_steps - step) / self.loosening.steps
+            return self.loosening_rate * min(1.0, (step - self.steps + 1) / 20, max(0.01, left / 0.6))
         cooling = (self.steps - step) / max(1.0, self.decay * self.steps)
         return self.rate * min(1.0, (step + 1) / self.warmup, max(0.01, cooling))
 
@@ -148,10 +166,11 @@ class Trainer:
         return tuple(float(weight) for weight in weights / weights.sum())
 
     def run(self, folder: Path, stopping: Callable[[], bool] = lambda: False, checkpoint_minutes: float = 4.0) -> None:
-        """Train up to ``settings.steps``, or until ``stopping()``, logging to and checkpointing in ``folder``."""
+        """Train up to ``settings.all_steps``, or until ``stopping()``, logging to and checkpointing in ``folder``."""
         stream = BatchStream(self.settings, self.step, self.orders, self.shares)
         saved = time.monotonic()
-        bar = tqdm(range(self.step, self.settings.steps), initial=self.step, total=self.settings.steps, mininterval=10)
+        total = self.settings.all_steps
+        bar = tqdm(range(self.step, total), initial=self.step, total=total, mininterval=10)
         try:
             for _ in bar:
                 metrics = self.advance(stream.take(self.shares))

@@ -61,7 +61,7 @@ def answer_logits(model: LlavaForConditionalGeneration, batch: Batch, visual: to
     user = torch.full((rows, 1), TOKEN_IDS[USER], device=batch.ids.device)
     embeds = decoder.embed_tokens(torch.cat([user, batch.ids], 1))
     hidden = torch.cat([embeds[:, :1], visual.to(embeds.dtype), embeds[:, 1:]], 1)
-    positions = torch.cat([torch.zeros_like(user), batch.cells + 1, batch.positions], 1)
+    positions = torch.cat([torch.zeros_like(user), batch.places, batch.positions], 1)
     rotary = decoder.rotary_emb(hidden, position_ids=positions)
     # Additive, as the unfused attention that is fastest on CPUs wants it.
     mask = torch.zeros((), dtype=visual.dtype).masked_fill(~packed_mask(batch.blocks, cells + 1), -1e4)

@@ -154,6 +154,8 @@ class ShortV(Routing, Offline):
         return self.frozen if isinstance(self.frozen, int) else round(self.frozen * traits.decoder_layers)
 
     def _order(self, traits: Traits) -> tuple[int, ...] | None:
-        if "shortv" in traits.artifacts:
-            return tuple(traits.artifacts["shortv"].numbers["order"])
+        artifact = traits.artifacts.get("shortv")
+        if artifact is not None:
+            artifact.check(traits.fingerprint)
+            return tuple(artifact.numbers["order"])
         return PRESETS.get(traits.fingerprint)

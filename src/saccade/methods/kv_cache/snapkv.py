@@ -61,13 +61,12 @@ class SnapKV(Cache):
     needs = ("decoder attention rows (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
-    keep: float = 0.5
+    keep: int | float = 0.5
     window: int = 64
     kernel: int = 5
 
     def __post_init__(self) -> None:
         self._budget()
-        self.require(isinstance(self.keep, float), "keep", "must be a ratio in (0, 1], as a decimal number")
         self.require_number("window", 1, whole=True)
         odd = isinstance(self.kernel, int) and self.kernel > 0 and self.kernel % 2 == 1
         self.require(odd and not isinstance(self.kernel, bool), "kernel", "must be an odd integer")
