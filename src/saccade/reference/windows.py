@@ -64,7 +64,7 @@ def answer_logits(model: LlavaForConditionalGeneration, batch: Batch, visual: to
     positions = torch.cat([torch.zeros_like(user), batch.places, batch.positions], 1)
     rotary = decoder.rotary_emb(hidden, position_ids=positions)
     # Additive, as the unfused attention that is fastest on CPUs wants it.
-    mask = torch.zeros((), dtype=visual.dtype).masked_fill(~packed_mask(batch.blocks, cells + 1), -1e4)
+    mask = visual.new_zeros(()).masked_fill(~packed_mask(batch.blocks, cells + 1), -1e4)
     for layer in decoder.layers:
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
     text = hidden[:, cells + 1 :]
