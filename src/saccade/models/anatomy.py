@@ -134,6 +134,16 @@ def anatomy(model: nn.Module) -> Anatomy:
     return families[kind](model)
 
 
+def square_grids(side: int) -> Callable[[tuple[Any, ...], Mapping[str, Any]], list[Grid]]:
+    """`Anatomy.grids` of a family that makes ``side * side`` tokens of every image."""
+
+    def grids(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Grid]:
+        pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
+        return [(side, side)] * pixels.shape[0]
+
+    return grids
+
+
 def _artifacts(folder: str) -> dict[str, Artifact]:
     """Artifacts that lie in a local checkpoint folder; whoever uses one checks that it fits."""
     if not folder or not Path(folder).is_dir():

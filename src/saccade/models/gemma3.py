@@ -7,23 +7,14 @@ before the language model sees them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
-from saccade.models.anatomy import Anatomy, Grid
+from saccade.models.anatomy import Anatomy, square_grids
 
 
 def anatomy(model: Any) -> Anatomy:
     """Anatomy of a ``Gemma3ForConditionalGeneration``."""
     config, inner = model.config, model.model
-    side = math.isqrt(config.mm_tokens_per_image)
-
-    def grids(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Grid]:
-        pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        return [(side, side)] * pixels.shape[0]
-
     return Anatomy(
         family="gemma3",
         model=model,
@@ -32,7 +23,7 @@ def anatomy(model: Any) -> Anatomy:
         language_model=inner.language_model,
         layers=inner.language_model.layers,
         image_tokens=(config.image_token_id,),
-        grids=grids,
+        grids=square_grids(math.isqrt(config.mm_tokens_per_image)),
         typed_rotary=True,
         config=config.text_config,
     )

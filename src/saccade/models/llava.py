@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from saccade.core.errors import SaccadeError
-from saccade.models.anatomy import Anatomy, Encoder, Grid
+from saccade.models.anatomy import Anatomy, Encoder, square_grids
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -22,7 +21,7 @@ def anatomy(model: Any) -> Anatomy:
         language_model=inner.language_model,
         layers=inner.language_model.layers,
         image_tokens=(config.image_token_id,),
-        grids=_grids_of(config.vision_config),
+        grids=square_grids(config.vision_config.image_size // config.vision_config.patch_size),
         encoder=_encoder(config, inner),
         config=config.text_config,
     )
@@ -46,13 +45,3 @@ def _encoder(config: Any, inner: Any) -> Encoder:
         has_cls=config.vision_feature_select_strategy == "default",
         projector=inner.multi_modal_projector,
     )
-
-
-def _grids_of(vision: Any) -> Any:
-    side = vision.image_size // vision.patch_size
-
-    def grids(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Grid]:
-        pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        return [(side, side)] * pixels.shape[0]
-
-    return grids
