@@ -140,15 +140,12 @@ def test_no_attention_map_is_ever_formed(method: Method, body: Body) -> None:
     assert max(shape.numel() for shape in seen.shapes) <= 4 * rows * 145
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", list(BODIES))
-def test_every_attention_kernel_gives_the_same_answer(name: str, attention: str) -> None:
+def test_every_attention_kernel_gives_the_same_answer(name: str) -> None:
     body = BODIES[name]
     inputs = body.inputs(RAGGED)
     outputs = []
-    for kernel in ("sdpa", attention):
-        with saccade.attach(body.model(attention=kernel), "fastv(keep=6) + snapkv(keep=0.6, window=4)"):
-            pass
+    for kernel in ("sdpa", "eager"):
         model = body.model(attention=kernel)
         with saccade.attach(model, "fastv(keep=6) + snapkv(keep=0.6, window=4)"):
             outputs.append(logits(generate(model, inputs, 6)))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saccade.core.layout import Edit, Layout, Role
+from saccade.core.layout import Edit, Layout
 from saccade.core.method import Cache, Plan, Routing, Tokens
 from saccade.core.reduction import Reduction
 from saccade.core.signal import Attention, Features, Rows, Signal, Site
@@ -29,6 +29,9 @@ class Program:
         routing: the method that routes each decoder layer.
         cache: the owner of the cache.
         reads: the signals of each method, in its own order.
+        cache_signals: signals that the owner of the cache alone reads.
+        decoder_signals, encoder_signals: what to record in each layer.
+        features: whether to keep what the projector is fed.
     """
 
     def __init__(self, methods: tuple[Any, ...], anatomy: Anatomy) -> None:
@@ -49,6 +52,8 @@ class Program:
             if isinstance(method, Cache):
                 self.cache = method
 
+        read_by_others = {s for method, signals in self.reads.items() if method is not self.cache for s in signals}
+        self.cache_signals = set(self.reads.get(self.cache, ())) - read_by_others
         self.decoder_signals: dict[int, list[Signal]] = {}
         self.encoder_signals: dict[int, list[Signal]] = {}
         self.features = False
@@ -108,7 +113,7 @@ class Run:
             self.layouts.append(self.layout)
         cache = self.caches[layer]
         old = cache.ledger
-        cache.ledger = self._once(self._extend, old)
+        new = cache.ledger = self._once(self._extend, old)
         plan = self._plan(layer)
         if plan is None and not self.edited and old.complete and old.shift is None:
             return x, kwargs
@@ -121,7 +126,7 @@ class Run:
         if plan is not None:
             x, kwargs = self._freeze(layer, x, plan, rope, base, old, kwargs)
         else:
-            kwargs["attention_mask"] = self._mask(base, old, x)
+            kwargs["attention_mask"] = self._mask(base, old, new, x)
         return x, kwargs
 
     def leave(self, layer: int, x: Tensor) -> Tensor:
@@ -200,12 +205,12 @@ class Run:
         if not self.edited:
             return old.extended(self.rows)
         shift = old.shift if self._shift is None else self._shift if old.shift is None else old.shift + self._shift
-        tokens = self._tokens(self.layout)
-        return old.appended(tokens, self.past + self.rows, not self.layout.dense, shift)
+        return old.appended(self._tokens, self.past + self.rows, not self.layout.dense, shift)
 
-    def _tokens(self, layout: Layout) -> Tensor:
+    @property
+    def _tokens(self) -> Tensor:
         """``[B, n]`` token number of each row, -1 = padding made by an edit."""
-        return torch.where(layout.origin >= 0, layout.origin + self.past, -1)
+        return torch.where(self.layout.origin >= 0, self.layout.origin + self.past, -1)
 
     def _rope(self, layer: int, x: Tensor, given: tuple[Tensor, Tensor], old: Ledger) -> tuple[Tensor, Tensor]:
         if self._renumbered or old.shift is not None:
@@ -229,9 +234,8 @@ class Run:
         )
         return cos, sin
 
-    def _mask(self, base: Tensor | None, old: Ledger, x: Tensor) -> Tensor | None:
+    def _mask(self, base: Tensor | None, old: Ledger, new: Ledger, x: Tensor) -> Tensor | None:
         """None where plain causal attention is right, so that the fastest kernel stays in use."""
-        new = self._once(self._extend, old)
         in_order = base is None and not new.holes
         if in_order and (x.shape[1] == 1 or self.past == 0 or "flash" in self.anatomy.kernel):
             return None
@@ -239,7 +243,7 @@ class Run:
 
     def _pick(self, base: Tensor | None, new: Ledger, x: Tensor) -> Tensor:
         keys = new.tokens(x.shape[0], x.device)
-        return self._by_head(masks.pick(base, self._tokens(self.layout), keys, self.past, self.anatomy.kernel, x))
+        return self._by_head(masks.pick(base, self._tokens, keys, self.past, self.anatomy.kernel, x))
 
     def _by_head(self, mask: Tensor) -> Tensor:
         """A mask by key-value head, repeated for the query heads that share it."""
@@ -270,7 +274,7 @@ class Run:
         key, value = self.anatomy.keys_values(layer, route.frozen.take(x), frozen)  # type: ignore[arg-type]
         self.caches[layer].update(key, value)
 
-        tokens = self._tokens(self.layout)
+        tokens = self._tokens
         numbers = [reduction.take(tokens).masked_fill(~reduction.valid, -1) for reduction in (route.frozen, route.active)]
         past = old.tokens(batch, x.device)
         keys = torch.cat([past, *(n[:, None].expand(-1, past.shape[1], -1) for n in numbers)], dim=-1)
@@ -305,10 +309,9 @@ class Run:
         with self.clock.lap("method"):
             seen = {signal: self.seen[signal] for signal in reads if signal in self.seen}
             self.scores.append(method.score(layer, cache.keys, cache.values, seen, self.layout))
-        others = {s for m, signals in self.program.reads.items() if m is not method for s in signals}
-        for signal in set(seen) - others:  # a whole model's attention rows would add up
-            if not _is_encoder(signal) and signal.site.layer == layer:  # type: ignore[union-attr]
-                del self.seen[signal]
+        # A whole model's attention rows would add up; this layer's are read now, unless by another method too.
+        for signal in self.program.cache_signals.intersection(self.program.decoder_signals.get(layer, ())):
+            del self.seen[signal]
 
     def _once(self, make: Callable[..., Any], subject: Any, key: Any = None, then: tuple[Any, ...] = ()) -> Any:
         """Layers that share a ledger, a table or a mask share what is made of it."""
@@ -328,15 +331,11 @@ class _Route:
 
     def __init__(self, x: Tensor, layout: Layout, plan: Plan) -> None:
         self._x = x
-        frozen = plan.frozen & layout.valid
-        # Padding rows count as active: they cost nothing where samples are of equal length.
-        padding = layout.role == Role.PAD
-        counts = None
-        if plan.active is not None and layout.dense:
-            counts = plan.active
+        # Padding rows are neither: they pass through and write no entry that is ever read.
+        counts = plan.active if layout.dense else None
         rest = None if counts is None else tuple(layout.shape[1] - n for n in counts)
-        self.active = Reduction.keeping(~frozen & ~padding, counts)
-        self.frozen = Reduction.keeping(frozen, rest)
+        self.active = Reduction.keeping(~plan.frozen & layout.valid, counts)
+        self.frozen = Reduction.keeping(plan.frozen & layout.valid, rest)
         order = torch.cat([self.frozen.anchor, self.active.anchor], dim=1)
         rows = layout.shape[1]
         # Row -> its column in `order`; padding columns write to a spare row, padding rows read column 0.
