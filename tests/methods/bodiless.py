@@ -36,10 +36,28 @@ def traits(
 
 
 def images(
-    rows: int, columns: int, number: Sequence[int] = (0,), seen: Mapping[Signal, Any] | None = None, seed: int = 0
+    rows: int,
+    columns: int,
+    number: Sequence[int] = (0,),
+    seen: Mapping[Signal, Any] | None = None,
+    seed: int = 0,
+    **changed: Any,
 ) -> ItemBatch:
-    """Images of one grid, the ``number``-th of their prompts."""
-    return ItemBatch(rows, columns, tuple(number), seen or {}, seed, CPU)
+    """Whole images of one grid, the ``number``-th of their prompts, without embeddings unless given."""
+    count = len(number)
+    known: dict[str, Any] = dict(
+        rows=rows,
+        columns=columns,
+        ordinal=torch.arange(rows * columns).expand(count, -1),
+        number=tuple(number),
+        seen=seen or {},
+        x=torch.zeros(count, rows * columns, 1),
+        question=torch.zeros(count, 1, 1),
+        companion=(),
+        seed=seed,
+        device=CPU,
+    )
+    return ItemBatch(**(known | changed))
 
 
 def layout(*prompts: str) -> Layout:

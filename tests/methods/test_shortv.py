@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from saccade.core.artifact import Artifact, Fingerprint
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import VISUAL
+from saccade.core.state import State
 from saccade.engine.masks import pick
 from saccade.methods import ShortV
 from saccade.methods.in_llm.shortv import layer_contribution
@@ -66,15 +67,16 @@ def test_text_rows_see_in_a_frozen_layer_what_they_see_in_a_plain_one() -> None:
 
 def test_visual_rows_are_frozen_and_text_stays_active() -> None:
     prompts = layout("tt111tt", "..t11tt")
-    plan = ShortV(layers=(0,)).plan(0, prompts)
+    plan = ShortV(layers=(0,)).plan(0, torch.empty(2, 7, 1), prompts, {}, State())
 
     assert plan is not None
-    assert torch.equal(plan.frozen, prompts.rows(*VISUAL))
-    assert plan.active == (4, 3)
+    assert plan.frozen
+    assert torch.equal(~plan.active & prompts.valid, prompts.rows(*VISUAL))
+    assert plan.counts == (4, 3)
 
 
 def test_a_prompt_of_text_runs_plainly() -> None:
-    assert ShortV(layers=(0,)).plan(0, layout("ttttt")) is None
+    assert ShortV(layers=(0,)).plan(0, torch.empty(1, 5, 1), layout("ttttt"), {}, State()) is None
 
 
 @pytest.mark.parametrize(

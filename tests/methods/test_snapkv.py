@@ -49,7 +49,7 @@ def test_four_of_eight_are_the_best_two_and_the_window() -> None:
     (kept,) = method.plan([score(method, example(), prompt, kv_heads=1)], [prompt])
 
     assert kept is not None
-    assert kept.tolist() == [[[0, 1, 6, 7]]]
+    assert kept.entries.tolist() == [[[0, 1, 6, 7]]]
 
 
 def test_window_rows_score_one_above_the_largest() -> None:
@@ -108,7 +108,7 @@ def test_a_padded_prompt_keeps_what_it_keeps_alone(padding: int, left: bool, ker
     (kept,) = method.plan([score(method, padded, prompt, kv_heads=2)], [prompt])
     assert expected is not None
     assert kept is not None
-    assert torch.equal(kept, expected + before)
+    assert torch.equal(kept.entries, expected.entries + before)
 
 
 def test_the_budget_is_floored_as_in_kvpress() -> None:
@@ -116,7 +116,7 @@ def test_the_budget_is_floored_as_in_kvpress() -> None:
     (kept,) = method.plan([torch.rand(1, 2, 9)], [prompt])
 
     assert kept is not None
-    assert kept.shape == (1, 2, 4)
+    assert kept.entries.shape == (1, 2, 4)
 
 
 def test_the_whole_budget_leaves_the_cache_alone() -> None:
@@ -151,4 +151,5 @@ def test_a_window_larger_than_the_budget_keeps_its_last_rows() -> None:
     seen = {Rows(Site("decoder", 0), 8): Attention(logits, logits.logsumexp(-1))}
     score = method.score(0, torch.zeros(1, 2, 12, 4), torch.zeros(1, 2, 12, 4), seen, prompt)
     (kept,) = method.plan([score], [prompt])
-    assert kept.tolist() == [[[9, 10, 11]] * 2]
+    assert kept is not None
+    assert kept.entries.tolist() == [[[9, 10, 11]] * 2]

@@ -233,7 +233,7 @@ def test_a_second_session_on_one_model_is_refused() -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("random + uniform", "random \\+ uniform: each chooses among each image's tokens"),
+        ("random + hiprune", "random \\+ hiprune: hiprune needs whole grids"),
         ("snapkv + snapkv(keep=0.3)", "snapkv \\+ snapkv: each owns the cache"),
         ("shortv(layers=(1,)) + shortv(layers=(1, 2))", "both route decoder layer 1"),
         ("fastv(layer=4)", "fastv: layer=4: must be in 1..3"),

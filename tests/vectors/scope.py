@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.method import ItemBatch
 from saccade.core.reduction import Reduction
 from saccade.core.signal import Attention, Features, Rows, Site
 from saccade.methods import Scope
 from saccade.methods.before_llm.scope import greedy_cover
+from tests.methods.bodiless import images as images_of
 from tests.vectors import Case
 
 COMBINE = {"multi": "multiply", "add": "add"}
@@ -34,7 +34,7 @@ def check_tokens_kept(case: Case) -> None:
     images, count = features.shape[:2]
     method = Scope(alpha=case["alpha"], combine=COMBINE[case["combine"]])
     seen = {Features(): features, Rows(Site("encoder"), "cls"): _attention(case)}
-    batch = ItemBatch(1, count, (0,) * images, seen, seed=0, device=features.device)
+    batch = images_of(1, count, (0,) * images, seen)
     kept = method.select(batch, _budget(case))
 
     assert kept.tolist() == case["keep"].tolist()

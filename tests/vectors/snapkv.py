@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from saccade.core.layout import Layout
 from saccade.core.signal import Attention, Rows, Site
-from saccade.engine.probe import last_rows
+from saccade.engine.probe import chosen_rows, last_rows
 from saccade.methods import SnapKV
 from saccade.methods.kv_cache.snapkv import best_entries, window_scores
 from tests.vectors import Case
@@ -33,7 +33,7 @@ def check_entries_kept(case: Case) -> None:
     (kept,) = _method(case).plan([_score(case)], [layout])
     everything = torch.arange(layout.shape[1]).expand_as(case["in_key"][..., 0])
 
-    assert (everything if kept is None else kept).tolist() == case["out_snapkv_kept"].tolist()
+    assert (everything if kept is None else kept.entries).tolist() == case["out_snapkv_kept"].tolist()
 
 
 def check_scores_from_the_full_map(case: Case) -> None:
@@ -65,7 +65,8 @@ def _observed(case: Case) -> Attention:
     cos, sin = case["in_cos"][:, None], case["in_sin"][:, None]
     first, second = query.chunk(2, dim=-1)
     rotated = query * cos + torch.cat([-second, first], dim=-1) * sin
-    return last_rows(rotated, case["in_key"], query.shape[-1] ** -0.5, None, case["cfg_window_size"], None)
+    window = last_rows(case["cfg_window_size"], rows, None, batch, query.device)
+    return chosen_rows(rotated, case["in_key"], query.shape[-1] ** -0.5, None, window)
 
 
 def _score(case: Case) -> Tensor:

@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
 from saccade.core.errors import SaccadeError
 
 
@@ -26,7 +30,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Numbers by name, made by ``method`` on the model with ``fingerprint``."""
+    """Numbers and tensors by name, made by ``method`` on the model with ``fingerprint``."""
 
     method: str
     fingerprint: Fingerprint
@@ -35,19 +39,34 @@ class Artifact:
     @classmethod
     def load(cls, path: str | Path) -> Artifact:
         """Read an artifact written by `save`."""
+        path = Path(path)
         try:
-            content = json.loads(Path(path).read_text())
-            return cls(content["method"], Fingerprint(**content["fingerprint"]), content["numbers"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = json.loads(path.read_text())
+            numbers = dict(content["numbers"])
+            if content.get("tensors"):
+                numbers |= load_file(path.with_suffix(".safetensors"))
+            return cls(content["method"], Fingerprint(**content["fingerprint"]), numbers)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise SaccadeError(f"artifact {str(path)!r}: cannot be read ({error})") from error
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, whole or not at all."""
+        """Write as JSON, with tensors in a ``.safetensors`` file beside it, each whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self), indent=1) + "\n"
+        tensors = {name: value.contiguous() for name, value in self.numbers.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            beside = path.with_suffix(".safetensors")
+            part = beside.with_name(beside.name + ".part")
+            save_file(tensors, part)
+            part.replace(beside)
+        content = {
+            "method": self.method,
+            "fingerprint": asdict(self.fingerprint),
+            "numbers": {name: value for name, value in self.numbers.items() if name not in tensors},
+            "tensors": sorted(tensors),
+        }
         part = path.with_name(path.name + ".part")
-        part.write_text(text)
+        part.write_text(json.dumps(content, indent=1) + "\n")
         part.replace(path)
 
     def check(self, fingerprint: Fingerprint) -> None:

@@ -20,6 +20,10 @@ class Role(IntEnum):
     TEXT = 1
     IMAGE = 2
     VIDEO = 3
+    NEWLINE = 4
+    """A learned row that ends a line of visual tokens (LLaVA-NeXT): placeholder in the prompt, but no visual token."""
+    CLS = 5
+    """Summary rows of an encoder, before the first patch; at vision sites only."""
 
 
 VISUAL = (Role.IMAGE, Role.VIDEO)
@@ -27,14 +31,20 @@ VISUAL = (Role.IMAGE, Role.VIDEO)
 
 @dataclass(frozen=True)
 class Item:
-    """One image or video of a sample, as the language model sees it: ``rows * columns`` tokens in raster order.
+    """One grid of visual tokens of a sample, as the language model sees it: ``rows * columns`` tokens in raster order.
 
-    ``source`` is its number in the encoder's batch.
+    A picture, or one view of it where a family shows an overview and details; the frames of a video lie one below the other.
+
+    Attributes:
+        rows, columns: the grid.
+        source: number of the grid among all that the encoder was shown.
+        frames: frames of a video, one for an image.
     """
 
     rows: int
     columns: int
     source: int
+    frames: int = 1
 
     @property
     def count(self) -> int:
@@ -42,22 +52,34 @@ class Item:
         return self.rows * self.columns
 
 
+Positions = Literal["auto", "anchor", "contiguous", "rank"]
+
+
 @dataclass(frozen=True)
 class Edit:
     """A `Reduction` and what a linear map cannot say.
 
     Attributes:
-        reduction: maps the site's rows to the rows that go on.
+        reduction: maps the site's rows to the rows that go on. Text rows stay, in their order.
         positions: rotary positions of the rows that go on: ``"anchor"`` keeps the anchors' own, ``"contiguous"`` renumbers
-            them without gaps (later text follows), a tensor ``[R, B, k]`` sets them.
+            them without gaps (later text follows), ``"rank"`` does so for each axis of each item, as if the grid had been
+            smaller, ``"auto"`` is contiguous where positions are one row and anchor under M-RoPE. A tensor ``[R, B, k]``
+            sets them; R may be a multiple K of the model's own rows, the K-th part of each axis' frequencies then turns
+            by the K-th row of that axis (see `saccade.methods.before_llm.ppe`).
+        text_after: with ``"anchor"``, text behind an item keeps its positions, or follows the largest one kept.
         values: ``[B, k, D]`` replaces what the reduction makes of the hidden states (a result that is not linear).
+        key_bias: ``[B, k]`` added to the attention logits of the rows as keys, from here on; at encoder sites only.
+        all_layers: whether the rows that go are cut from the caches of earlier layers, too; at decoder sites only.
         live: rows that go on in each sample, padding not counted, where the method knows them (saves a host sync).
         visual: the same for visual rows.
     """
 
     reduction: Reduction
-    positions: Literal["anchor", "contiguous"] | Tensor = "anchor"
+    positions: Positions | Tensor = "anchor"
+    text_after: Literal["keep", "follow"] = "keep"
     values: Tensor | None = None
+    key_bias: Tensor | None = None
+    all_layers: bool = False
     live: tuple[int, ...] | None = None
     visual: tuple[int, ...] | None = None
 
@@ -67,7 +89,8 @@ class Layout:
     """One row for each live position, ``[B, N]``, immutable; every `Edit` makes a new one.
 
     Attributes:
-        origin: index in the forward's own full sequence; -1 = padding made by a ragged edit.
+        origin: index in the forward's own full sequence, ascending; -1 = padding made by a ragged edit. Where an edit
+            changes the order of rows, the anchors' places are dealt out in order: attention is causal in row order.
         role: a `Role` for each row.
         item: number of the image within its sample, -1 where none.
         ordinal: index among the item's original tokens in raster order, -1 where none.
@@ -89,34 +112,44 @@ class Layout:
     visual: tuple[int, ...]
 
     @classmethod
-    def build(cls, visual: Tensor, valid: Tensor, positions: Tensor, items: Sequence[Sequence[Item]]) -> Layout:
+    def build(
+        cls,
+        visual: Tensor,
+        valid: Tensor,
+        positions: Tensor,
+        items: Sequence[Sequence[Item]],
+        *,
+        placement: tuple[Tensor, Tensor] | None = None,
+        newline: Tensor | None = None,
+        video: Tensor | None = None,
+    ) -> Layout:
         """The layout of an unedited sequence.
 
         Args:
-            visual: ``[B, N]`` bool on the host (CPU): placeholder rows. The k-th one of a sample is the k-th visual token.
-            valid: ``[B, N]`` bool on the host (CPU): rows that are not padding.
+            visual: ``[B, N]`` bool on the host (CPU), as all masks here: rows that are visual tokens.
+            valid: ``[B, N]`` bool: rows that are not padding.
             positions: ``[R, B, N]`` on the device that the layout is to live on.
-            items: images of each sample in order; their counts add up to the sample's placeholders.
+            items: grids of each sample in order; their counts add up to the sample's visual rows.
+            placement: item and ordinal of each row, ``[B, N]`` each; None: the k-th visual row of a sample is token k.
+            newline: ``[B, N]`` bool: line ends between visual tokens.
+            video: ``[B, N]`` bool: visual rows of videos.
         """
         device = positions.device
-        nth = visual.long().cumsum(1) - 1
-        item, ordinal = torch.full_like(nth, -1), torch.full_like(nth, -1)
-        for sample, images in enumerate(items):
-            counts = torch.tensor([image.count for image in images], dtype=torch.long)
-            if len(counts):
-                where = visual[sample]
-                item[sample, where] = torch.arange(len(counts)).repeat_interleave(counts)
-                ordinal[sample, where] = nth[sample, where] - (counts.cumsum(0) - counts)[item[sample, where]]
-        role = torch.where(visual, int(Role.IMAGE), int(Role.TEXT)).masked_fill(~valid, int(Role.PAD))
-        origin = torch.arange(visual.shape[1]).expand_as(nth)
+        item, ordinal = placement if placement is not None else _in_order(visual, items)
+        role = torch.where(visual, int(Role.IMAGE), int(Role.TEXT))
+        if video is not None:
+            role = role.masked_fill(video, int(Role.VIDEO))
+        if newline is not None:
+            role = role.masked_fill(newline, int(Role.NEWLINE))
+        role = role.masked_fill(~valid, int(Role.PAD))
         return cls(
-            origin=origin.to(device),
+            origin=torch.arange(visual.shape[1], device=device).expand_as(visual),
             role=role.to(device),
             item=item.to(device),
             ordinal=ordinal.to(device),
             positions=positions,
             size=valid.float().to(device),
-            items=tuple(tuple(images) for images in items),
+            items=tuple(tuple(grids) for grids in items),
             live=tuple(valid.sum(1).tolist()),
             visual=tuple(visual.sum(1).tolist()),
         )
@@ -163,7 +196,7 @@ class Layout:
         role = follow(self.role, int(Role.PAD))
         edited = replace(
             self,
-            origin=follow(self.origin, -1),
+            origin=follow(self.origin, -1).sort(dim=1).values,
             role=role,
             item=follow(self.item, -1),
             ordinal=follow(self.ordinal, -1),
@@ -178,6 +211,22 @@ class Layout:
             edited = replace(edited, visual=tuple(edited.rows(*VISUAL).sum(1).tolist()))
         return edited
 
+    @property
+    def alive(self) -> list[list[int]]:
+        """Visual rows alive of each item of each sample."""
+        if all(seen == sum(item.count for item in items) for seen, items in zip(self.visual, self.items)):
+            return [[item.count for item in items] for items in self.items]
+        return [[len(ordinal) for ordinal in sample] for sample in self.ordinals()]
+
+    def where(self, items: Sequence[tuple[int, int]]) -> Tensor:
+        """``[I, n]`` rows of some items, given as (sample, number), that have n visual rows each, in their order."""
+        device = self.item.device
+        sample, number = torch.tensor(items, device=device).unbind(1)
+        mine = self.item[sample] == number[:, None]
+        count = self.alive[items[0][0]][items[0][1]]
+        # A stable sort of the mask leaves the item's rows, in order, at the end.
+        return mine.to(torch.uint8).argsort(dim=1, stable=True)[:, self.shape[1] - count :]
+
     def ordinals(self) -> list[list[Tensor]]:
         """Original raster indices of the visual rows alive, for each sample and each of its items (on the host)."""
         item, ordinal = self.item.cpu(), self.ordinal.cpu()
@@ -186,13 +235,89 @@ class Layout:
             for sample, images in enumerate(self.items)
         ]
 
+    @property
+    def question(self) -> Tensor:
+        """``[B, N]`` bool: text rows behind the last visual row of the sample (all text rows where there is none)."""
+        visual_later = self.rows(*VISUAL, Role.NEWLINE).flip(1).cumsum(1).flip(1) > 0
+        return (self.role == Role.TEXT) & ~visual_later
+
     def _positions(self, edit: Edit, valid: Tensor) -> Tensor:
         if isinstance(edit.positions, Tensor):
             return edit.positions
+        policy = edit.positions
+        if policy == "auto":
+            policy = "contiguous" if self.positions.shape[0] == 1 else "anchor"
         kept = torch.stack([edit.reduction.take(row) for row in self.positions])
-        if edit.positions == "anchor":
+        if policy == "anchor" and edit.text_after == "keep":
             return kept
-        before = self.valid
-        first = self.positions.masked_fill(~before, torch.iinfo(self.positions.dtype).max).amin(dim=2, keepdim=True)
-        rank = (valid.long().cumsum(1) - 1).clamp(min=0)
-        return (first + rank).masked_fill(~valid, 0)
+        if policy == "contiguous":
+            rank = (valid.long().cumsum(1) - 1).clamp(min=0)
+            return (self._first + rank).masked_fill(~valid, 0)
+        return self._regridded(edit, kept, valid, dense=policy == "rank")
+
+    @property
+    def _first(self) -> Tensor:
+        """``[R, B, 1]`` the smallest position of each row."""
+        largest = torch.iinfo(self.positions.dtype).max
+        return self.positions.masked_fill(~self.valid, largest).amin(dim=2, keepdim=True)
+
+    def _regridded(self, edit: Edit, kept: Tensor, valid: Tensor, dense: bool) -> Tensor:
+        """Positions ``[R, B, k]`` where text follows the largest kept position of each item.
+
+        Within an item positions keep their distances, or are ranked for each axis (``dense``).
+        """
+        item = edit.reduction.take(self.item).masked_fill(~valid, -1)
+        items = max(map(len, self.items), default=0)
+        of_item = torch.stack([item == number for number in range(items)])[:, None] if items else item.new_zeros(0).bool()
+        if not items:
+            return kept
+        places = torch.where(of_item, kept, torch.iinfo(kept.dtype).max)  # [J, R, B, k]
+        if dense:
+            ordered, order = places.sort(dim=-1)
+            rises = torch.zeros_like(ordered).scatter(
+                -1, order, (ordered.diff(prepend=ordered[..., :1]) != 0).long().cumsum(-1)
+            )
+        else:
+            start = torch.stack([self._item_start(number) for number in range(items)])  # [J, R, B, 1]
+            rises = places - start
+        extent = torch.where(of_item, rises + 1, 0).amax(dim=(1, 3))  # [J, B]
+        text = valid & (item < 0)
+        before = (text.long().cumsum(1) - text.long())[None]  # text rows before each row
+        first = torch.where(of_item, self._rank_of_first(item, items, before), 0)
+        offset = extent.cumsum(0) - extent  # [J, B] positions that earlier items take
+        inside = torch.where(of_item, rises + first + offset[:, None, :, None], 0).sum(0)
+        passed = torch.where(self._passed(item, items), extent[:, :, None], 0).sum(0)  # [B, k]
+        outside = (before + passed).expand_as(kept)
+        return (self._first + torch.where(item >= 0, inside, outside)).masked_fill(~valid, 0)
+
+    def _item_start(self, number: int) -> Tensor:
+        """``[R, B, 1]`` smallest position of an item before the edit."""
+        largest = torch.iinfo(self.positions.dtype).max
+        return self.positions.masked_fill(self.item != number, largest).amin(dim=2, keepdim=True)
+
+    def _rank_of_first(self, item: Tensor, items: int, before: Tensor) -> Tensor:
+        """``[J, 1, B, 1]`` text rows before each item."""
+        counts = [
+            torch.where(item == number, before[0], before.new_full((), torch.iinfo(before.dtype).max))
+            for number in range(items)
+        ]
+        return torch.stack(counts).amin(dim=2)[:, None, :, None]
+
+    def _passed(self, item: Tensor, items: int) -> Tensor:
+        """``[J, B, k]`` whether a row comes behind the last row of an item."""
+        there = torch.stack([item == number for number in range(items)])
+        later = there.flip(2).cumsum(2).flip(2) > 0
+        return ~later & there.any(2, keepdim=True)
+
+
+def _in_order(visual: Tensor, items: Sequence[Sequence[Item]]) -> tuple[Tensor, Tensor]:
+    """Item and ordinal ``[B, N]`` of visual rows that come item by item, in raster order."""
+    nth = visual.long().cumsum(1) - 1
+    item, ordinal = torch.full_like(nth, -1), torch.full_like(nth, -1)
+    for sample, grids in enumerate(items):
+        counts = torch.tensor([grid.count for grid in grids], dtype=torch.long)
+        if len(counts):
+            where = visual[sample]
+            item[sample, where] = torch.arange(len(counts)).repeat_interleave(counts)
+            ordinal[sample, where] = nth[sample, where] - (counts.cumsum(0) - counts)[item[sample, where]]
+    return item, ordinal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -15,8 +15,9 @@ from saccade.core.artifact import Artifact, Fingerprint
 from saccade.core.budget import Budget
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
+from saccade.core.layout import Positions as Positions
 from saccade.core.reduction import Reduction
-from saccade.core.signal import Seen, Signal, Site
+from saccade.core.signal import ByItem, Question, Seen, Signal, Site
 from saccade.core.state import State
 
 
@@ -34,6 +35,13 @@ class Traits:
         mask_free: whether the attention kernel takes no 4-D mask (FlashAttention).
         fingerprint: what artifacts are bound to.
         artifacts: calibrated numbers at hand, by method name.
+        vision_sites: kinds of vision sites where rows may be dropped or merged; ``"middle"`` stands for the place between
+            attention and MLP of encoder blocks.
+        rotary_axes: frequencies of each axis of the rotary embedding: one number, or three under M-RoPE.
+        recurrent: decoder layers with a recurrent state instead of attention.
+        sliding: decoder layers with sliding attention.
+        cell: pixels ``(channels, rows, columns)`` that make one token, where the patches site is open.
+        companion: whether a text tower was given.
     """
 
     family: str
@@ -45,6 +53,30 @@ class Traits:
     mask_free: bool
     fingerprint: Fingerprint
     artifacts: Mapping[str, Artifact]
+    vision_sites: frozenset[str] = frozenset()
+    rotary_axes: tuple[int, ...] = ()
+    recurrent: tuple[int, ...] = ()
+    sliding: tuple[int, ...] = ()
+    cell: tuple[int, int, int] | None = None
+    companion: bool = False
+
+    def refuse_sites(self, *kinds: str) -> str | None:
+        """Why rows cannot be dropped at vision sites of these kinds; None if they can."""
+        for kind in kinds:
+            if kind not in self.vision_sites:
+                there = ", ".join(sorted(self.vision_sites)) or "none"
+                return f"needs the site {kind!r}, which {self.family} does not offer (its vision sites: {there})"
+        return None
+
+
+class Companion(Protocol):
+    """A text tower beside the model, for methods that compare the question with the picture."""
+
+    def question(self, ids: Sequence[Tensor]) -> list[Tensor]:
+        """Embeddings ``[M, d]`` of each sample's question, given its token ids ``[n]`` in the model's own vocabulary."""
+
+    def align(self, features: Tensor) -> Tensor:
+        """Encoder features ``[I, n, D]`` in the same space: ``[I, n, d]``."""
 
 
 @dataclass(frozen=True)
@@ -107,46 +139,53 @@ class ItemBatch:
     """Images of one grid, batched: what `ItemTokens.select` sees.
 
     Attributes:
-        rows, columns: the grid; ``rows * columns`` tokens each.
+        rows, columns: the original grid.
+        ordinal: ``[I, n]`` raster index of each token still alive; all of them, in order, unless something came before.
         number: place of each image within its sample.
-        seen: the method's encoder signals, ``[I, ...]``.
+        seen: the method's encoder signals, ``[I, n, ...]`` by token (attention rows: ``[I, H, Q, n]``).
+        x: ``[I, n, D]`` the tokens as the language model would get them.
+        question: the sample's question rows of each image: ``[I, q, D]`` embeddings, zero where there are fewer.
+        companion: the companion's question embeddings of each image ``[M, d]``, if asked for.
         seed: the session's seed.
         device: where the answer is wanted.
     """
 
     rows: int
     columns: int
+    ordinal: Tensor
     number: tuple[int, ...]
     seen: Mapping[Signal, Any]
+    x: Tensor
+    question: Tensor
+    companion: tuple[Tensor, ...]
     seed: int
     device: torch.device
 
     @property
     def count(self) -> int:
-        """Tokens of each image."""
-        return self.rows * self.columns
-
-
-Positions = Literal["auto", "anchor", "contiguous"]
+        """Tokens of each image that are still alive."""
+        return self.ordinal.shape[1]
 
 
 class ItemTokens(Tokens):
     """Chooses among the tokens of each image on its own, before the language model.
 
-    Subclasses are dataclasses with the fields ``keep`` and ``positions`` and implement `select`. Positions are
-    ``"contiguous"`` (as if the prompt had been short), ``"anchor"`` (the original ones) or ``"auto"``: contiguous where
-    positions are one row, original under M-RoPE, which is what published code does.
+    Subclasses are dataclasses with the fields ``keep`` and ``positions`` and implement `select`. Budgets are shares of the
+    original count. Positions are ``"contiguous"`` (as if the prompt had been short), ``"anchor"`` (the original ones),
+    ``"rank"`` (as if the grid had been smaller) or ``"auto"``: contiguous where positions are one row, original under
+    M-RoPE, which is what published code does.
     """
 
     keep: int | float
     positions: Positions
     identity_at = {"keep": 1.0}  # noqa: RUF012
+    needs_grid: ClassVar[bool] = False
+    """Whether it works only on a whole grid, so that nothing may be dropped or merged before it."""
 
     def __post_init__(self) -> None:
         self.budget()
-        self.require(
-            self.positions in ("auto", "anchor", "contiguous"), "positions", "must be 'auto', 'anchor' or 'contiguous'"
-        )
+        known = ("auto", "anchor", "contiguous", "rank")
+        self.require(self.positions in known, "positions", "must be 'auto', 'anchor', 'contiguous' or 'rank'")
 
     def budget(self) -> Budget:
         """Tokens to keep of each image."""
@@ -154,7 +193,7 @@ class ItemTokens(Tokens):
 
     @abstractmethod
     def select(self, images: ItemBatch, k: int) -> Tensor:
-        """Raster indices ``[I, k]`` of the tokens to keep, ascending, without duplicates."""
+        """Indices ``[I, k]`` into the tokens alive that are to stay, ascending, without duplicates."""
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Before the language model."""
@@ -163,63 +202,58 @@ class ItemTokens(Tokens):
     def check(self, traits: Traits) -> str | None:
         """Contiguous positions have no meaning under M-RoPE."""
         if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor' or 'auto'"
+            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
         return None
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Group the images by grid, select in each group, keep all other rows."""
+        alive = layout.alive
         images = [(sample, number) for sample, items in enumerate(layout.items) for number in range(len(items))]
-        kept_of = {entry: self.budget().of(layout.items[entry[0]][entry[1]].count) for entry in images}
-        if all(kept == layout.items[sample][number].count for (sample, number), kept in kept_of.items()):
+        kept_of = {(b, j): min(self.budget().of(layout.items[b][j].count), alive[b][j]) for b, j in images if alive[b][j]}
+        if all(kept == alive[b][j] for (b, j), kept in kept_of.items()):
             return None
 
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, (sample, number) in enumerate(images):
-            item = layout.items[sample][number]
-            groups.setdefault((item.rows, item.columns), []).append(index)
-        table = torch.zeros(len(images), max(rows * columns for rows, columns in groups), dtype=torch.bool, device=x.device)
-        for (rows, columns), members in groups.items():
-            entries = [images[index] for index in members]
-            source = torch.tensor([layout.items[b][j].source for b, j in entries], device=x.device)
+        groups: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+        for b, j in kept_of:
+            item = layout.items[b][j]
+            groups.setdefault((item.rows, item.columns, alive[b][j]), []).append((b, j))
+        keep = layout.valid & (layout.ordinal < 0)
+        for (rows, columns, _), entries in groups.items():
+            sample = torch.tensor([b for b, _ in entries], device=x.device)
+            where = layout.where(entries)
             batch = ItemBatch(
                 rows=rows,
                 columns=columns,
+                ordinal=layout.ordinal[sample[:, None], where],
                 number=tuple(j for _, j in entries),
-                seen={signal: value[source] for signal, value in seen.items()},
+                seen={signal: value.of(entries) for signal, value in seen.items() if isinstance(value, ByItem)},
+                x=x[sample[:, None], where],
+                question=(x * layout.question[..., None])[sample],
+                companion=tuple(v[b] for s, v in seen.items() if isinstance(s, Question) for b, _ in entries),
                 seed=state.get("session", "seed", 0),
                 device=x.device,
             )
-            table[torch.tensor(members, device=x.device)[:, None], self.select(batch, kept_of[entries[0]])] = True
+            chosen = where.gather(1, self.select(batch, kept_of[entries[0]]))
+            keep[sample[:, None], chosen] = True
 
-        offset = torch.tensor([sum(map(len, layout.items[:b])) for b in range(len(layout.items))], device=x.device)
-        visual = layout.ordinal >= 0
-        alive = table[(offset[:, None] + layout.item).clamp(min=0), layout.ordinal.clamp(min=0)]
-        keep = layout.valid & (alive | ~visual)
-        visual_kept = tuple(
-            sum(kept_of[sample, number] for number in range(len(items))) for sample, items in enumerate(layout.items)
-        )
-        live = tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, visual_kept))
-        auto = "contiguous" if layout.positions.shape[0] == 1 else "anchor"
-        positions = auto if self.positions == "auto" else self.positions
-        return Edit(
-            Reduction.keeping(keep, live),
-            positions=positions,  # type: ignore[arg-type]
-            live=live,
-            visual=visual_kept,
-        )
+        visual = tuple(sum(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
+        live = tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, visual))
+        return Edit(Reduction.keeping(keep, live), positions=self.positions, live=live, visual=visual)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows that pass through a layer unchanged, while other rows still read their keys and values.
+    """Rows that pass through a layer unchanged; no row is removed.
 
     Attributes:
-        frozen: ``[B, N]`` bool.
-        active: how many rows stay active in each sample, where known (saves a host sync).
+        active: ``[B, N]`` bool: rows that run through the layer.
+        frozen: whether the other rows still have keys and values in this layer (True), or none at all (False).
+        counts: active rows of each sample, where known (saves a host sync).
     """
 
-    frozen: Tensor
-    active: tuple[int, ...] | None = None
+    active: Tensor
+    frozen: bool = False
+    counts: tuple[int, ...] | None = None
 
 
 class Routing(Method):
@@ -230,23 +264,72 @@ class Routing(Method):
         """Decoder layers in which it acts."""
 
     @abstractmethod
-    def plan(self, layer: int, layout: Layout) -> Plan | None:
-        """Which rows are frozen in decoder layer ``layer``; None for a plain layer."""
+    def plan(self, layer: int, x: Tensor, layout: Layout, seen: Seen, state: State) -> Plan | None:
+        """Which rows of ``x`` ``[B, N, D]`` run through decoder layer ``layer``; None for a plain layer."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Cached entries that live on in a layer.
+
+    Attributes:
+        entries: ``[B, Hkv or 1, k]`` ascending; where there are fewer, padded with -1.
+        ragged: whether heads keep different numbers: they are then stored by head, without the padding.
+        counts: entries of each sample, where they are not those of its rows; the same for all heads.
+    """
+
+    entries: Tensor
+    ragged: bool = False
+    counts: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a layer's cache holds, the current rows included.
+
+    Attributes:
+        tokens: ``[B, 1 or Hkv, n]`` number of each entry's token in the conversation, -1 = padding.
+        visual: ``[B, 1 or Hkv, n]`` bool.
+        counts: visual entries of each sample, on the host.
+    """
+
+    tokens: Tensor
+    visual: Tensor
+    counts: tuple[int, ...]
 
 
 class Cache(Method):
-    """Decides, once a prompt has been read, which cached keys and values live on. One owner for each recipe."""
+    """Decides which cached keys and values live on, or are read. One owner for each recipe.
 
-    @abstractmethod
+    A subclass overrides what it needs: `score` and `plan` (once a prompt has been read), `view` (each turn), `step` (each
+    step of decoding).
+    """
+
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
-        """Scores ``[B, Hkv, n]`` of the layer's cached entries (``keys``, ``values`` ``[B, Hkv, n, d]``), or None."""
+        """Scores of the layer's cached entries, in any shape (``keys``, ``values`` ``[B, Hkv, n, d]``), or None."""
+        return None
 
-    @abstractmethod
-    def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Tensor | None]:
-        """Once all layers are scored: entries ``[B, Hkv, k]`` that stay in each layer, ascending, or None for all.
+    def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> Sequence[Kept | None]:
+        """Once all layers are scored: what stays in each layer, or None for all of it."""
+        return [None] * len(scores)
 
-        Samples of different length may be padded with -1.
+    def view(self, layer: int, entries: Entries, seen: Seen, layout: Layout) -> Tensor | None:
+        """At the end of each turn's prompt: entries ``[B, 1, k]``, ascending, that decoding reads until the next turn.
+
+        The whole cache stays (None: and is read). ``layout`` is that of the turn's rows.
         """
+        return None
+
+    def step(self, layer: int, prompt: int, held: int, tokens: int) -> int | None:
+        """Before a step of decoding adds an entry: index of the one entry to evict, or None.
+
+        Args:
+            layer: decoder layer.
+            prompt: entries that were left of the prompt.
+            held: entries now there.
+            tokens: tokens seen so far, this step's included.
+        """
+        return None
 
 
 class ModelCall(Protocol):
@@ -257,13 +340,19 @@ class ModelCall(Protocol):
     def logits(self, recipe: Any) -> Tensor:
         """Last prompt token's logits ``[S, V]`` of every sample, the model running under ``recipe``."""
 
+    def read(self, *signals: Signal) -> Iterator[tuple[Layout, Seen]]:
+        """Layout and signals of each batch of samples; nothing is dropped."""
+
+    def weight(self, layer: int, name: Literal["query", "key"]) -> Tensor:
+        """Weight ``[out, D]`` of a projection of decoder ``layer``."""
+
 
 class Offline(Method):
     """Has numbers that are calibrated on a model before it can run."""
 
     @abstractmethod
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
-        """The numbers of its `Artifact`."""
+        """The numbers of its `Artifact`; tensors among them are stored as such."""
 
 
 def protocols(method: type[Method] | Method) -> tuple[str, ...]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -13,26 +13,42 @@ from saccade.core.reduction import Reduction
 
 @dataclass(frozen=True)
 class Site:
-    """A place in the model: ``encoder[i]`` (a block of the vision encoder), ``sequence`` (before the language model),
-    ``decoder[i]`` (a layer of the language model).
+    """A place in the model, in the order in which a request meets them.
+
+    ``patches`` (before the vision encoder), ``encoder[i]`` (a block of the encoder; ``part`` is before, in the *middle*
+    between attention and MLP, or after it), ``pre_projector``, ``projected`` (behind it), ``sequence`` (before the language
+    model), ``decoder[i]`` (before a layer of the language model).
     """
 
-    kind: Literal["encoder", "sequence", "decoder"]
+    kind: Literal["patches", "encoder", "pre_projector", "projected", "sequence", "decoder"]
     layer: int = 0
+    part: Literal["before", "middle", "after"] = "before"
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "sequence" else f"{self.kind}[{self.layer}]"
+        if self.kind not in ("encoder", "decoder"):
+            return self.kind
+        return f"{self.kind}[{self.layer}]" + ("" if self.part == "before" else f".{self.part}")
+
+    @property
+    def in_vision(self) -> bool:
+        """Whether rows there are those of images (tiles), not of prompts."""
+        return self.kind not in ("sequence", "decoder")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Attention rows at a site: of the encoder's CLS query, or of the last ``queries`` rows of each prompt.
+    """Attention rows at a site, delivered as `Attention`.
 
-    Delivered as `Attention`.
+    Attributes:
+        site: where.
+        queries: ``"cls"`` (encoder sites), the last ``queries`` rows of each prompt, or ``"question"``: the text rows
+            behind the last visual row of this turn (see `saccade.core.layout.Layout.question`), padded on the left.
+        keys: over the keys of the current rows, or of the whole ``"cache"``, earlier turns included.
     """
 
     site: Site
-    queries: Literal["cls"] | int = 1
+    queries: Literal["cls", "question"] | int = 1
+    keys: Literal["rows", "cache"] = "rows"
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,68 @@ class Features:
     """What the projector is fed: encoder features of each image ``[I, n, D]``, CLS dropped."""
 
 
-Signal = Rows | Columns | Features
+@dataclass(frozen=True)
+class Aligned:
+    """Encoder features in the space of the companion's text tower: ``[I, n, d]``. Needs a companion."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """The companion's embeddings of each prompt's question: a list of ``[M, d]``, by sample. Needs a companion."""
+
+
+@dataclass(frozen=True)
+class QueryKey:
+    """Queries ``[B, H, n, d]`` and keys ``[B, Hkv, n, d]`` that enter a site's attention.
+
+    At encoder sites of all rows, CLS included; at decoder sites rotated, of the current rows.
+    """
+
+    site: Site
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """Keys (rotated) and values ``[B, Hkv, n, d]`` that a decoder layer made of the current rows."""
+
+    site: Site
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Hidden states ``[B, n, D]`` that entered a decoder layer."""
+
+    site: Site
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Input (after its norm) and output (before the residual) of both halves of a decoder layer.
+
+    Delivered as ``((x, y) of the attention, (x, y) of the MLP)``, each ``[B, n, D]``.
+    """
+
+    site: Site
+
+
+@dataclass(frozen=True)
+class Function:
+    """A part of the model as a function, called by the method itself under its own chunking.
+
+    * ``query_key``: ``f(x [B, n, D], layout, rope=True)`` -> queries ``[B, H, n, d]`` and keys ``[B, Hkv, n, d]`` that
+      decoder ``layer`` makes of its input rows (its norm, projections and, if asked, rotation).
+    * ``norm``: ``f(x)``, the input norm of decoder ``layer``, or the final norm if ``layer`` is None.
+    * ``head``: ``f(x [..., D])`` -> logits ``[..., V]``, without the final norm.
+    * ``embedding``: ``f(ids)`` -> ``[..., D]``.
+    * ``projector``: ``f(features)``, the projector.
+    * ``rotate``, ``unrotate``: ``f(x [B, H, n, d], positions [R, B, n])``.
+    """
+
+    name: Literal["query_key", "norm", "head", "embedding", "projector", "rotate", "unrotate"]
+    layer: int | None = None
+
+
+Signal = Rows | Columns | Features | Aligned | Question | QueryKey | KeyValue | Hidden | Halves | Function
 
 
 @dataclass(frozen=True)
@@ -59,8 +136,8 @@ class Attention:
     """Rows of attention before the softmax, so that any card's softmax can be formed.
 
     Attributes:
-        logits: ``[B, H, Q, K]`` float32, scaled, masked keys at -inf. K counts the keys of the current rows.
-        lse: ``[B, H, Q]`` log-sum-exp over *all* keys, also those of earlier turns.
+        logits: ``[B, H, Q, K]`` float32, scaled, masked keys and padding queries at -inf.
+        lse: ``[B, H, Q]`` log-sum-exp over *all* keys, also those of earlier turns (0 for padding queries).
     """
 
     logits: Tensor
@@ -81,5 +158,17 @@ class Attention:
         return Attention(kept.permute(0, 2, 3, 1), self.lse)
 
 
+@runtime_checkable
+class ByItem(Protocol):
+    """An encoder signal as it is delivered at the sequence site, where rows are those of prompts."""
+
+    def of(self, items: Sequence[tuple[int, int]]) -> Any:
+        """The signal of some items, given as (sample, number), that have n tokens alive each: ``[I, n, ...]``.
+
+        Attention rows come as `Attention` with K = n.
+        """
+
+
 Seen = Mapping[Signal, Any]
-"""What was recorded, by the signal that asked for it."""
+"""What was recorded, by the signal that asked for it. `Hidden`, `Halves`, `QueryKey` and `KeyValue` of a layer are there
+until the next layer's edits are made; everything else stays to the end of the forward."""

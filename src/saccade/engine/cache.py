@@ -7,6 +7,7 @@ still *there*. A `SaccadeLayer` answers both, so that a second turn, or a contin
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from saccade.core.errors import SaccadeError
+from saccade.ops.ragged import Blocks
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Ledger:
         tail: entries in the tail.
         holes: whether the prefix has padding.
         shift: ``[B]`` by how much later tokens move down in rotary position, None = not at all.
+        blocked: how many of the prefix' columns are kept in blocks by head instead of in the dense tensors.
+        visual: ``[B, L]`` bool: which of the first L tokens of the conversation are visual, None = none.
     """
 
     prefix: Tensor | None = None
@@ -36,6 +40,8 @@ class Ledger:
     tail: int = 0
     holes: bool = False
     shift: Tensor | None = None
+    blocked: int = 0
+    visual: Tensor | None = None
 
     @property
     def seen(self) -> int:
@@ -57,7 +63,15 @@ class Ledger:
         tail = torch.arange(self.start, self.seen, device=device)
         if self.prefix is None:
             return tail.expand(batch, 1, -1)
-        return torch.cat([self.prefix, tail.expand(*self.prefix.shape[:2], -1)], dim=-1)
+        return torch.cat([self.prefix.to(device), tail.expand(*self.prefix.shape[:2], -1)], dim=-1)
+
+    def is_visual(self, tokens: Tensor) -> Tensor:
+        """Which of ``tokens`` ``[B, h, n]`` are visual."""
+        if self.visual is None or not self.visual.shape[1]:
+            return torch.zeros_like(tokens, dtype=torch.bool)
+        visual = self.visual.to(tokens.device)[:, None].expand(-1, tokens.shape[1], -1)
+        known = (tokens >= 0) & (tokens < visual.shape[2])
+        return known & visual.gather(2, tokens.clamp(0, visual.shape[2] - 1))
 
     def extended(self, count: int) -> Ledger:
         """With the next ``count`` tokens."""
@@ -67,13 +81,16 @@ class Ledger:
         """With the entries ``tokens`` ``[B, n]`` (-1 = padding) out of those up to number ``seen``."""
         old = self.tokens(tokens.shape[0], tokens.device)
         new = tokens[:, None].expand(-1, old.shape[1], -1)
-        return Ledger(torch.cat([old, new], dim=-1), seen, 0, self.holes or holes, shift)
+        prefix = torch.cat([old, new], dim=-1)
+        return replace(self, prefix=prefix, start=seen, tail=0, holes=self.holes or holes, shift=shift)
 
     def kept(self, entries: Tensor, holes: bool) -> Ledger:
-        """With the entries ``[B, Hkv, k]`` only (-1 = padding, if there are ``holes``)."""
-        tokens = self.tokens(entries.shape[0], entries.device).expand(-1, entries.shape[1], -1)
-        prefix = tokens.gather(2, entries.clamp(min=0)).masked_fill(entries < 0, -1)
-        return Ledger(prefix, self.seen, 0, holes, self.shift)
+        """With the entries ``[B, Hkv or 1, k]`` only (-1 = padding, if there are ``holes``)."""
+        tokens = self.tokens(entries.shape[0], entries.device)
+        heads = max(tokens.shape[1], entries.shape[1])
+        entries = entries.expand(-1, heads, -1)
+        prefix = tokens.expand(-1, heads, -1).gather(2, entries.clamp(min=0)).masked_fill(entries < 0, -1)
+        return replace(self, prefix=prefix, start=self.seen, tail=0, holes=holes)
 
     def last(self, count: int) -> Ledger:
         """With the last ``count`` entries only."""
@@ -93,7 +110,8 @@ class Ledger:
         """With the batch entries ``index``."""
         prefix = None if self.prefix is None else self.prefix.index_select(0, index.to(self.prefix.device))
         shift = None if self.shift is None else self.shift.index_select(0, index.to(self.shift.device))
-        return replace(self, prefix=prefix, shift=shift)
+        visual = None if self.visual is None else self.visual.index_select(0, index.to(self.visual.device))
+        return replace(self, prefix=prefix, shift=shift, visual=visual)
 
 
 EMPTY = Ledger()
@@ -105,10 +123,25 @@ class Owner(Protocol):
     attached: bool
 
 
+@dataclass
+class _Full:
+    """The whole cache, set aside while decoding reads a view of it."""
+
+    keys: Tensor
+    values: Tensor
+    ledger: Ledger
+
+
 class SaccadeLayer(DynamicLayer):
     """A dynamic cache layer whose entries need not be consecutive tokens.
 
     Without an attached session it works while nothing was removed, and refuses otherwise instead of mis-masking.
+
+    Attributes:
+        ledger: which tokens the entries are that attention reads.
+        blocks: entries by head, where heads keep different numbers; ``keys`` and ``values`` are then those that came later.
+        prompt, counts, padding: entries left of the prompt, entries there now, padding in the prompt: of each sample, where
+            a method evicts step by step.
     """
 
     def __init__(self, sliding_window: int | None = None) -> None:
@@ -116,6 +149,11 @@ class SaccadeLayer(DynamicLayer):
         self.ledger = EMPTY
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
+        self.blocks: Blocks | None = None
+        self.prompt: tuple[int, ...] | None = None
+        self.counts: tuple[int, ...] | None = None
+        self.padding: tuple[int, ...] = ()
+        self._full: _Full | None = None
         self._owner: Any = lambda: None
 
     @classmethod
@@ -132,6 +170,14 @@ class SaccadeLayer(DynamicLayer):
     def own(self, owner: Owner) -> None:
         """Let ``owner``, which must keep `ledger` up to date, drive this layer."""
         self._owner = weakref.ref(owner)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, a view's own copies included."""
+        if not isinstance(getattr(self, "keys", None), Tensor):
+            return 0
+        full = 0 if self._full is None else self._full.keys.nbytes + self._full.values.nbytes
+        return int(self.keys.nbytes + self.values.nbytes + full) + (0 if self.blocks is None else self.blocks.nbytes)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append; the owner accounts for the entries, without one they are the next tokens."""
@@ -150,10 +196,45 @@ class SaccadeLayer(DynamicLayer):
             self.ledger = self.ledger.last(self.sliding_window - 1)
 
     def keep(self, entries: Tensor, holes: bool) -> None:
-        """Evict all but ``entries`` ``[B, Hkv, k]`` (-1 = padding, if there are ``holes``)."""
-        index = entries.clamp(min=0)[..., None].expand(-1, self.keys.shape[1], -1, self.keys.shape[-1])
-        self.keys, self.values = self.keys.gather(2, index), self.values.gather(2, index)
+        """Evict all but ``entries`` ``[B, Hkv or 1, k]`` (-1 = padding, if there are ``holes``)."""
+        self.keys, self.values = _gather(self.keys, entries), _gather(self.values, entries)
         self.ledger = self.ledger.kept(entries, holes)
+
+    def keep_ragged(self, entries: Tensor) -> None:
+        """Evict all but ``entries`` ``[B, Hkv, k]`` (-1 = none) and store each head's own number of them."""
+        self.blocks = Blocks.of(self.keys, self.values, entries)
+        self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
+        self.ledger = replace(self.ledger.kept(entries, False), blocked=entries.shape[2])
+
+    def evict(self, slots: Sequence[int | None]) -> None:
+        """Evict one entry, counted from each sample's first, of the samples where there is one to evict."""
+        assert self.counts is not None
+        held, width = self.counts, self.keys.shape[2]
+        after = tuple(count - (slot is not None) for count, slot in zip(held, slots))
+        longest = max(after)
+        index = [
+            [-1] * (longest - left)
+            + [entry for entry in range(width - count, width) if slot is None or entry != width - count + slot]
+            for count, left, slot in zip(held, after, slots)
+        ]
+        entries = torch.tensor(index, device=self.keys.device)
+        self.keep(entries[:, None], holes=len(set(after)) > 1 or self.ledger.holes)
+        self.counts = after
+
+    def look(self, entries: Tensor, holes: bool) -> None:
+        """Let attention read ``entries`` ``[B, 1, k]`` and what comes later only; the rest stays, set aside."""
+        self._full = _Full(self.keys, self.values, self.ledger)
+        self.keep(entries, holes)
+
+    def look_up(self) -> None:
+        """Let attention read everything again."""
+        if self._full is None:
+            return
+        full, new = self._full, self.ledger.tail
+        self._full = None
+        self.keys = torch.cat([full.keys, self.keys[:, :, self.keys.shape[2] - new :]], dim=2)
+        self.values = torch.cat([full.values, self.values[:, :, self.values.shape[2] - new :]], dim=2)
+        self.ledger = full.ledger.extended(new)
 
     def get_seq_length(self) -> int:
         """Tokens seen."""
@@ -169,7 +250,7 @@ class SaccadeLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.ledger = EMPTY
+        self.ledger, self.blocks, self.counts, self.prompt, self._full = EMPTY, None, None, None, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take tokens back: a negative number of them, or (older transformers) the length to cut to."""
@@ -181,19 +262,31 @@ class SaccadeLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""
         super().reorder_cache(beam_idx)
-        self.ledger = self.ledger.batched(beam_idx)
+        self._batched(beam_idx)  # among the beams of one sample, so its counts stay
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some samples."""
         super().batch_select_indices(indices)
-        self.ledger = self.ledger.batched(indices)
+        self._batched(indices, indices.tolist() if self.counts is not None else ())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sample."""
+        batch = torch.arange(self.keys.shape[0], device=self.keys.device).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
-        if self.ledger.prefix is not None:
-            batch = torch.arange(self.ledger.prefix.shape[0]).repeat_interleave(repeats)
-            self.ledger = self.ledger.batched(batch)
+        self._batched(batch, batch.tolist() if self.counts is not None else ())
+
+    def _batched(self, index: Tensor, samples: Sequence[int] = ()) -> None:
+        """What lies beside keys and values follows; the host's counts follow ``samples``."""
+        self.ledger = self.ledger.batched(index)
+        if self.blocks is not None:
+            self.blocks = self.blocks.batched(index)
+        if self._full is not None:
+            keys, values = (x.index_select(0, index.to(x.device)) for x in (self._full.keys, self._full.values))
+            self._full = _Full(keys, values, self._full.ledger.batched(index))
+        if self.counts is not None and self.prompt is not None and samples:
+            self.counts, self.prompt, self.padding = (
+                tuple(of[sample] for sample in samples) for of in (self.counts, self.prompt, self.padding)
+            )
 
     @property
     def _owned(self) -> bool:
@@ -206,6 +299,12 @@ class SaccadeLayer(DynamicLayer):
                 "past_key_values: this cache was compressed under a Saccade session that has ended; "
                 "attach a recipe before going on with it, or start with a new cache"
             )
+
+
+def _gather(stored: Tensor, entries: Tensor) -> Tensor:
+    """Entries ``[B, Hkv or 1, k]`` of ``[B, Hkv, n, d]``."""
+    index = entries.clamp(min=0)[..., None].expand(-1, stored.shape[1], -1, stored.shape[-1])
+    return stored.gather(2, index)
 
 
 def adopt(cache: Cache, count: int, owner: Owner) -> list[SaccadeLayer]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from saccade.core.errors import SaccadeError
-from saccade.core.layout import Item
-from saccade.models.anatomy import Anatomy, Grid
+from saccade.core.layout import Item, Layout
+from saccade.engine.vision import Look
+from saccade.models.anatomy import Anatomy
 
 
 @dataclass(frozen=True)
@@ -19,34 +20,72 @@ class Intake:
     """What a call of the multimodal model says about its rows, on the host.
 
     Attributes:
-        visual: ``[B, q]`` placeholder rows.
+        visual, newline, video: ``[B, q]`` rows that are visual tokens, line ends between them, of a video.
         valid: ``[B, q]`` rows that are not padding.
-        items: images of each sample.
+        item, ordinal: ``[B, q]`` grid of each visual row and its place there, -1 elsewhere.
+        items: grids of each sample, in the order of the prompt.
+        ids: ``[B, q]`` token ids as given.
     """
 
     visual: Tensor
+    newline: Tensor
+    video: Tensor
     valid: Tensor
+    item: Tensor
+    ordinal: Tensor
     items: tuple[tuple[Item, ...], ...]
+    ids: Tensor | None = None
 
     @classmethod
     def plain(cls, batch: int, rows: int) -> Intake:
         """Text only, nothing padded."""
-        return cls(torch.zeros(batch, rows, dtype=torch.bool), torch.ones(batch, rows, dtype=torch.bool), ((),) * batch)
+        no, nowhere = torch.zeros(batch, rows, dtype=torch.bool), torch.full((batch, rows), -1)
+        return cls(no, no, no, ~no, nowhere, nowhere, ((),) * batch)
 
     @classmethod
-    def read(cls, anatomy: Anatomy, kwargs: Mapping[str, Any], grids: Sequence[Grid]) -> Intake:
-        """From the keyword arguments of the multimodal model and the grids that the vision tower saw last."""
+    def read(cls, anatomy: Anatomy, kwargs: Mapping[str, Any], looks: Sequence[Look]) -> Intake:
+        """From the keyword arguments of the multimodal model and what was encoded for this prompt."""
         ids = kwargs.get("input_ids")
         if ids is None:
             raise SaccadeError("inputs_embeds: a prompt under a recipe needs input_ids (they say which rows are visual)")
         batch, rows = ids.shape
         if rows == 1:
             return cls.plain(batch, rows)
-        visual = torch.isin(ids.cpu(), torch.tensor(anatomy.image_tokens))
+        host = ids.cpu()
         mask = kwargs.get("attention_mask")
         padded = isinstance(mask, Tensor) and mask.ndim == 2
-        valid = mask[:, -rows:].bool().cpu() if padded else torch.ones_like(visual)
-        return cls(visual, valid, _items(visual.sum(1).tolist(), grids))
+        valid = mask[:, -rows:].bool().cpu() if padded else torch.ones_like(host, dtype=torch.bool)
+        tokens = {"image": anatomy.image_tokens, "video": anatomy.video_tokens}
+        shown = {kind: torch.isin(host, torch.tensor(known, dtype=host.dtype)) for kind, known in tokens.items()}
+        item, ordinal = torch.full((batch, rows), -1), torch.full((batch, rows), -1)
+        found: list[list[tuple[int, Item, Tensor, Tensor]]] = [[] for _ in range(batch)]
+        offset = 0
+        for kind, where in shown.items():
+            mine = [look for look in looks if look.kind == kind]
+            for sample, dealt in enumerate(_deal(where.sum(1).tolist(), mine, offset)):
+                found[sample] += _place(where[sample].nonzero()[:, 0], dealt)
+            offset += sum(len(look.views) for look in mine)
+        items = []
+        for sample, grids in enumerate(found):
+            grids.sort(key=lambda grid: grid[0])
+            for number, (_, _, places, cells) in enumerate(grids):
+                item[sample, places], ordinal[sample, places] = number, cells
+            items.append(tuple(grid[1] for grid in grids))
+        visual = ordinal >= 0
+        newline = (shown["image"] | shown["video"]) & ~visual
+        return cls(visual, newline, shown["video"] & visual, valid, item, ordinal, tuple(items), host)
+
+    def layout(self, positions: Tensor) -> Layout:
+        """The layout of the unedited sequence, on the device of ``positions``."""
+        return Layout.build(
+            self.visual,
+            self.valid,
+            positions,
+            self.items,
+            placement=(self.item, self.ordinal),
+            newline=self.newline,
+            video=self.video,
+        )
 
     @property
     def tail(self) -> Tensor | None:
@@ -55,29 +94,60 @@ class Intake:
             return None
         return (self.valid * torch.arange(1, self.valid.shape[1] + 1)).amax(1)
 
+    @property
+    def question(self) -> Tensor:
+        """``[B, q]`` text rows behind the last visual row of each sample."""
+        later = (self.visual | self.newline).flip(1).cumsum(1).flip(1) > 0
+        return self.valid & ~self.visual & ~self.newline & ~later
 
-def _items(counts: Sequence[int], grids: Sequence[Grid]) -> tuple[tuple[Item, ...], ...]:
-    """Deal the encoded images out to the samples; ``generate`` may have repeated each sample (beams, several answers)."""
-    total, encoded = sum(counts), sum(rows * columns for rows, columns in grids)
+
+_Dealt = list[tuple[Item, Tensor]]
+"""Grids of one sample with, for each, the places of its tokens among the sample's placeholders (by raster index)."""
+
+
+def _deal(counts: Sequence[int], looks: Sequence[Look], offset: int) -> list[_Dealt]:
+    """Pictures to samples, and each sample's placeholders; ``generate`` may have repeated samples (beams, several answers).
+
+    ``offset`` counts the grids of other kinds before.
+    """
+    pictures, sources = [], []
+    for look in looks:
+        for picture in look.pictures:
+            pictures.append(picture)
+            sources.append(offset)
+            offset += len(picture.views)
+    sizes = [len(picture.placement) for picture in pictures]
+    total, encoded = sum(counts), sum(sizes)
     if total == 0:
-        return ((),) * len(counts)
+        return [[] for _ in counts]
     if encoded == 0:  # features that were encoded outside of this session: the grid is not known
-        return tuple((Item(1, count, 0),) if count else () for count in counts)
+        return [[(Item(1, count, 0), torch.arange(count))] if count else [] for count in counts]
     repeats = total // encoded
     if total % encoded or len(counts) % repeats:
         raise _mismatch(total, encoded)
-    items: list[tuple[Item, ...]] = []
-    source = 0
+    dealt: list[_Dealt] = []
+    number = 0
     for count in counts[::repeats]:
-        mine = []
-        while count > 0 and source < len(grids):
-            mine.append(Item(*grids[source], source))
-            count -= mine[-1].count
-            source += 1
-        if count:
+        mine: _Dealt = []
+        start = 0
+        while start < count and number < len(pictures):
+            placement = pictures[number].placement
+            for view, grid in enumerate(pictures[number].views):
+                there = placement[:, 0] == view
+                places = torch.empty(grid.rows * grid.columns, dtype=torch.long)
+                places[placement[there, 1]] = start + there.nonzero()[:, 0]
+                mine.append((Item(grid.rows, grid.columns, sources[number] + view, grid.frames), places))
+            start += sizes[number]
+            number += 1
+        if start != count:
             raise _mismatch(total, encoded)
-        items += [tuple(mine)] * repeats
-    return tuple(items)
+        dealt += [mine] * repeats
+    return dealt
+
+
+def _place(rows: Tensor, dealt: _Dealt) -> list[tuple[int, Item, Tensor, Tensor]]:
+    """First row, grid, rows and raster indices of each grid, given the rows of a sample's placeholders."""
+    return [(int(rows[places].min()), item, rows[places], torch.arange(item.count)) for item, places in dealt]
 
 
 def _mismatch(total: int, encoded: int) -> SaccadeError:

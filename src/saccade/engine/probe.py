@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,17 +21,24 @@ from saccade.ops.attention import columns, row_logits
 Listener = Callable[[Tensor, Tensor, float, Tensor | None], None]
 """Called with query ``[B, H, q, d]``, key ``[B, Hkv, K, d]`` (both rotated), scale and mask of one attention call."""
 
+StandIn = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor | None]
+"""Called with query, key, value, mask and scale; the output ``[B, H, q, d]`` if it takes the fused kernel's place."""
+
 _LISTENERS: weakref.WeakKeyDictionary[nn.Module, Listener] = weakref.WeakKeyDictionary()
+_STAND_INS: weakref.WeakKeyDictionary[nn.Module, StandIn] = weakref.WeakKeyDictionary()
 _WRAPPED: dict[str, int] = {}
 
 
 class Probe:
-    """Listens to attention modules until closed."""
+    """Listens to attention modules, and stands in for the fused kernel where a cache is stored by head, until closed."""
 
-    def __init__(self, listeners: dict[nn.Module, Listener]) -> None:
-        self._modules = list(listeners)
-        self._kernels = {module.config._attn_implementation for module in listeners}
+    def __init__(
+        self, listeners: Mapping[nn.Module, Listener], stand_ins: Mapping[nn.Module, StandIn] | None = None
+    ) -> None:
+        self._modules = [*listeners, *(stand_ins or {})]
+        self._kernels = {module.config._attn_implementation for module in self._modules}
         _LISTENERS.update(listeners)
+        _STAND_INS.update(stand_ins or {})
         for kernel in self._kernels:
             if not _WRAPPED.get(kernel):
                 ALL_ATTENTION_FUNCTIONS[kernel] = _wrap(kernel)
@@ -41,6 +48,7 @@ class Probe:
         """Stop listening and restore the attention functions."""
         for module in self._modules:
             _LISTENERS.pop(module, None)
+            _STAND_INS.pop(module, None)
         for kernel in self._kernels:
             _WRAPPED[kernel] -= 1
             if not _WRAPPED[kernel]:
@@ -48,26 +56,31 @@ class Probe:
         self._modules, self._kernels = [], set()
 
 
-def last_rows(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, count: int, end: Tensor | None) -> Attention:
-    """Attention of the last ``count`` query rows of each sample, over all ``K`` keys.
+def chosen_rows(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, rows: Tensor) -> Attention:
+    """Attention of the query rows ``rows`` ``[B, Q]`` (-1 = padding), over all ``K`` keys."""
+    there = (rows >= 0)[:, None, :, None]
+    index = rows.clamp(min=0)
+    chosen = query.gather(2, index[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+    allowed = visible(mask, index, query.shape[2], key.shape[2]) & there
+    logits = row_logits(chosen, key, scale).masked_fill(~allowed, float("-inf"))
+    return Attention(logits, logits.logsumexp(-1).masked_fill(~there[..., 0], 0.0))
+
+
+def last_rows(count: int, total: int, end: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    """``[B, min(count, total)]`` the last ``count`` rows of each sample.
 
     ``end`` ``[B]`` is one past each sample's last row, None where all end at the last row.
     """
-    total = query.shape[2]
-    count = min(count, total)
+    back = torch.arange(-min(count, total), 0, device=device)
     if end is None:
-        rows = torch.arange(total - count, total, device=query.device).expand(query.shape[0], -1)
-        chosen = query[:, :, total - count :]
-    else:
-        rows = (end[:, None] + torch.arange(-count, 0, device=query.device)).clamp(min=0)
-        chosen = query.gather(2, rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
-    logits = row_logits(chosen, key, scale)
-    logits = logits.masked_fill(~visible(mask, rows, total, key.shape[2]), float("-inf"))
-    return Attention(logits, logits.logsumexp(-1))
+        return (back + total).expand(batch, -1)
+    return (end[:, None] + back).clamp(min=0)
 
 
-def received(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+def received(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool = True) -> Tensor:
     """Attention received by each key under the layer's mask: ``[B, K]``."""
+    if mask is None and not causal:
+        return columns(query, key, scale)
     rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
     allowed = visible(mask, rows, query.shape[2], key.shape[2])
     return columns(query, key, scale, allowed[:, 0])
@@ -87,10 +100,15 @@ def _wrap(kernel: str) -> Callable[..., Any]:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        listener = _LISTENERS.get(module)
-        if listener is not None:
+        listener, stand_in = _LISTENERS.get(module), _STAND_INS.get(module)
+        if listener is not None or stand_in is not None:
             scale = kwargs.get("scaling")
-            listener(query, key, query.shape[-1] ** -0.5 if scale is None else scale, attention_mask)
+            scale = query.shape[-1] ** -0.5 if scale is None else scale
+            if listener is not None:
+                listener(query, key, scale, attention_mask)
+            output = stand_in(query, key, value, attention_mask, scale) if stand_in is not None else None
+            if output is not None:
+                return output.transpose(1, 2).contiguous(), None
         return _original(kernel, module)(module, query, key, value, attention_mask, *args, **kwargs)
 
     return attention

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -10,14 +11,29 @@ import torch
 from torch import Tensor
 
 from saccade.core.layout import Edit, Layout
-from saccade.core.method import Cache, Plan, Routing, Tokens
+from saccade.core.method import Cache, Companion, Entries, Kept, Plan, Routing, Tokens
 from saccade.core.reduction import Reduction
-from saccade.core.signal import Attention, Features, Rows, Signal, Site
+from saccade.core.signal import (
+    Aligned,
+    Attention,
+    Features,
+    Function,
+    Halves,
+    Hidden,
+    KeyValue,
+    QueryKey,
+    Question,
+    Rows,
+    Signal,
+    Site,
+)
 from saccade.core.state import State
 from saccade.engine import masks, probe
 from saccade.engine.cache import Ledger, SaccadeLayer
 from saccade.engine.clock import Clock
+from saccade.engine.functions import function
 from saccade.engine.intake import Intake
+from saccade.engine.vision import Look
 from saccade.models.anatomy import Anatomy
 
 
@@ -25,19 +41,25 @@ class Program:
     """A checked recipe, sorted by the places where it acts.
 
     Attributes:
+        vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
         routing: the method that routes each decoder layer.
         cache: the owner of the cache.
         reads: the signals of each method, in its own order.
         cache_signals: signals that the owner of the cache alone reads.
-        decoder_signals, encoder_signals: what to record in each layer.
-        features: whether to keep what the projector is fed.
+        encoder_signals, decoder_signals: what to record in each layer's attention.
+        features: what to keep of what the projector is fed.
+        signals_by_item: signals of pictures.
+        halves, hidden, key_value: decoder layers of which these are read.
+        asks_companion: whether the question's embedding is read.
+        retain: whether the signals of all layers are to be there at the end (calibration).
     """
 
-    def __init__(self, methods: tuple[Any, ...], anatomy: Anatomy) -> None:
-        traits = anatomy.traits()
+    def __init__(self, methods: tuple[Any, ...], anatomy: Anatomy, companion: bool = False) -> None:
+        traits = anatomy.traits(companion)
         self.methods = methods
         self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
+        self.vision: dict[tuple[str, int, str], list[Tokens]] = {}
         self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
         self.routing: dict[int, Routing] = {}
         self.cache: Cache | None = None
@@ -47,6 +69,9 @@ class Program:
                 for site in (s for s in method.sites(traits) if s.kind == kind):
                     self.tokens.setdefault(site.layer, []).append((site, method))
         for method in methods:
+            if isinstance(method, Tokens):
+                for site in (s for s in method.sites(traits) if s.in_vision):
+                    self.vision.setdefault((site.kind, site.layer, site.part), []).append(method)
             if isinstance(method, Routing):
                 self.routing.update(dict.fromkeys(method.routed(traits), method))
             if isinstance(method, Cache):
@@ -56,17 +81,54 @@ class Program:
         self.cache_signals = set(self.reads.get(self.cache, ())) - read_by_others
         self.decoder_signals: dict[int, list[Signal]] = {}
         self.encoder_signals: dict[int, list[Signal]] = {}
-        self.features = False
-        for signal in dict.fromkeys(signal for signals in self.reads.values() for signal in signals):
-            if isinstance(signal, Features):
-                self.features = True
-            else:
-                of_kind = self.encoder_signals if signal.site.kind == "encoder" else self.decoder_signals
-                of_kind.setdefault(signal.site.layer, []).append(signal)
+        self.features: list[Signal] = []
+        self.signals_by_item: set[Signal] = set()
+        self.hidden: set[int] = set()
+        self.halves: set[int] = set()
+        self.key_value: set[int] = set()
+        self.asks_companion = False
+        self.retain = False
+        every = dict.fromkeys(signal for signals in self.reads.values() for signal in signals)
+        self.functions = {signal: function(anatomy, signal) for signal in every if isinstance(signal, Function)}
+        for signal in every:
+            self._sort(signal)
+
+    def _sort(self, signal: Signal) -> None:
+        if isinstance(signal, Features | Aligned):
+            self.features.append(signal)
+            self.signals_by_item.add(signal)
+        elif isinstance(signal, Question):
+            self.asks_companion = True
+        elif isinstance(signal, Hidden | Halves | KeyValue):
+            kinds: dict[type, set[int]] = {Hidden: self.hidden, Halves: self.halves, KeyValue: self.key_value}
+            kinds[type(signal)].add(signal.site.layer)
+        elif not isinstance(signal, Function):
+            encoder = signal.site.kind == "encoder"
+            (self.encoder_signals if encoder else self.decoder_signals).setdefault(signal.site.layer, []).append(signal)
+            if encoder:
+                self.signals_by_item.add(signal)
+
+
+class _ByItem:
+    """An encoder signal at the sites of the language model (a `saccade.core.signal.ByItem`)."""
+
+    def __init__(self, run: Run, signal: Signal) -> None:
+        self._run, self._signal = run, signal
+
+    def of(self, items: Sequence[tuple[int, int]]) -> Any:
+        layout = self._run.layout
+        where = layout.where(items)
+        sample = torch.tensor([b for b, _ in items], device=where.device)
+        ordinal = layout.ordinal[sample[:, None], where]
+        sources = [layout.items[b][number].source for b, number in items]
+        return self._run.gather(self._signal, sources, ordinal)
 
 
 class Run:
-    """One forward, from the call of the language model to its return."""
+    """One forward, from the call of the language model to its return.
+
+    ``turn`` says whether these rows are (part of) a prompt, and not tokens that are generated or tried out.
+    """
 
     def __init__(
         self,
@@ -75,71 +137,98 @@ class Run:
         caches: list[SaccadeLayer],
         intake: Intake,
         positions: Tensor,
-        encoder_signals: Mapping[Signal, Any],
+        looks: Sequence[Look],
         state: State,
         clock: Clock,
+        *,
+        turn: bool,
+        companion: Companion | None = None,
     ) -> None:
         self.program, self.anatomy, self.caches = program, anatomy, caches
         self.state, self.clock = state, clock
+        self.turn = turn
         self.past = caches[0].get_seq_length()
         self.rows = positions.shape[2]
         self.reads_images = any(map(len, intake.items))
         self.scoring_cache = program.cache is not None and self.past == 0 and self.rows > 1
         self.layouts: list[Layout] = []
-        self.seen: dict[Signal, Any] = dict(encoder_signals) if self.reads_images else {}
+        self.cached: list[Layout] = []
+        self.ran: list[tuple[tuple[int, ...], Any]] = []
+        self.seen: dict[Signal, Any] = dict(program.functions)
         self.scores: list[Tensor | None] = []
         self.kept: list[Tensor | None] = []
         self.edited = False
         end = intake.tail
         self._end = None if end is None else end.to(positions.device)
-        self._intake, self._positions = intake, positions
+        self._intake, self._positions, self._looks = intake, positions, looks
         self._shift: Tensor | None = None
-        self._renumbered = False
         self._version = 0
         self._route: _Route | None = None
         self._memo: dict[tuple[Any, ...], Any] = {}
+        if self.reads_images:
+            self.seen |= {signal: _ByItem(self, signal) for signal in program.signals_by_item}
+            if program.asks_companion and companion is not None and intake.ids is not None:
+                self.seen[Question()] = companion.question([ids[q] for ids, q in zip(intake.ids, intake.question)])
+        if turn:
+            for cache in caches:
+                cache.look_up()
 
     @cached_property
     def layout(self) -> Layout:
         """What is alive now; made when first needed, so that a decode step of an uncompressed cache makes none."""
-        return Layout.build(self._intake.visual, self._intake.valid, self._positions, self._intake.items)
+        return self._intake.layout(self._positions)
+
+    def gather(self, signal: Signal, sources: Sequence[int], ordinal: Tensor) -> Any:
+        """An encoder signal of the tokens ``ordinal`` ``[I, n]`` of grids of one shape, by their numbers in the prompt."""
+        start = 0
+        for look in sorted(self._looks, key=lambda look: look.kind):  # as the intake counts them: images first
+            if sources[0] < start + len(look.views):
+                return look.gather(signal, [source - start for source in sources], ordinal)
+            start += len(look.views)
+        raise LookupError(f"grid {sources[0]} was encoded elsewhere")
 
     def enter(self, layer: int, x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What decoder ``layer`` is to be called with instead."""
         if self.reads_images:
+            if layer == 0:
+                x = self._arrive(x)
             for site, method in self.program.tokens.get(layer, ()):
-                x = self._edit(site, method, x)
+                x = self._edit(layer, site, method, x)
         if self.rows > 1:
+            self._forget(layer - 1)
             self.layouts.append(self.layout)
+            if layer in self.program.hidden:
+                self.seen[Hidden(Site("decoder", layer))] = x
         cache = self.caches[layer]
+        if self.rows == 1 and self.program.cache is not None and cache.counts is not None:
+            self._step(layer, cache)
+        plan = self._plan(layer, x)
         old = cache.ledger
-        new = cache.ledger = self._once(self._extend, old)
-        plan = self._plan(layer)
-        if plan is None and not self.edited and old.complete and old.shift is None:
-            return x, kwargs
-
-        kwargs = dict(kwargs)
-        # Gaps in position ids would be taken for packed sequences by FlashAttention; the rotary tables are made already.
-        kwargs["position_ids"] = None
-        rope = kwargs["position_embeddings"] = self._rope(layer, x, kwargs["position_embeddings"], old)
-        base = kwargs.get("attention_mask")
         if plan is not None:
-            x, kwargs = self._freeze(layer, x, plan, rope, base, old, kwargs)
-        else:
-            kwargs["attention_mask"] = self._mask(base, old, new, x)
+            return self._part(layer, x, plan, old, kwargs)
+        self.ran.append((self.layout.live, self.layout.live) if self.rows > 1 else ((), ()))
+        new = cache.ledger = self._once(self._extend, old)
+        if not self.edited and old.complete and old.shift is None:
+            return x, kwargs
+        kwargs = self._unpositioned(kwargs)
+        kwargs["position_embeddings"] = self._rope(layer, x, kwargs["position_embeddings"], old)
+        kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), old, new, x)
         return x, kwargs
 
     def leave(self, layer: int, x: Tensor) -> Tensor:
         """What decoder ``layer`` is to return instead of ``x``."""
-        if self._route is not None:
-            x = self._thaw(layer, x)
+        route, cache = self._route, self.caches[layer]
+        if route is not None:
+            x = self._join(cache, x)
         levels = self.state.get("prefill", "deepstack")
         if levels is not None and layer < levels.shape[2]:
             x = x + levels[:, :, layer].to(x.device, x.dtype)
-        cache = self.caches[layer]
-        if self.scoring_cache:
-            self._score(layer, cache)
+        if self.rows > 1:
+            if layer in self.program.key_value and self.reads_images:
+                self.seen[KeyValue(Site("decoder", layer))] = self._made(cache, route)
+            self._own_cache(layer, cache, route)
         cache.settle()
+        self._route = None
         return x
 
     def finish(self, x: Tensor) -> Tensor:
@@ -148,10 +237,10 @@ class Run:
             self.layouts.append(self.layout)
         if self.scoring_cache and self.program.cache is not None:
             with self.clock.lap("method"):
-                self.kept = self.program.cache.plan(self.scores, self.layouts[:-1])
-            for cache, entries, layout in zip(self.caches, self.kept, self.layouts):
-                if entries is not None:
-                    cache.keep(entries, holes=len(set(layout.live)) > 1)
+                plans = self.program.cache.plan(self.scores, self.cached)
+            self.kept = [None if kept is None else kept.entries for kept in plans]
+            for layer, kept in enumerate(plans):
+                self._compress(layer, kept)
         if not self.edited:
             return x
         out = x.new_zeros(x.shape[0], self.rows + 1, x.shape[2])
@@ -161,89 +250,202 @@ class Run:
 
     def observe(self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
         """Record what ``layer``'s attention shows."""
-        if not (self.reads_images or self.scoring_cache):
+        if not (self.reads_images or self.scoring_cache or self.turn):
             return
         with self.clock.lap("decoder signals"):
             for signal in self.program.decoder_signals[layer]:
                 self.seen[signal] = self._observe(signal, query, key, scale, mask)
 
+    def observe_half(self, layer: int, number: int, x: Tensor) -> None:
+        """Record input or output of a half of ``layer`` (numbered as `saccade.core.signal.Halves` lists them)."""
+        if not self.reads_images:
+            return
+        site = Halves(Site("decoder", layer))
+        x = x if self._route is None else self._route.restore.apply(x)
+        self.seen[site] = (*self.seen.get(site, ()), x) if number else (x,)
+        if number == 3:
+            a, b, c, d = self.seen[site]
+            self.seen[site] = ((a, b), (c, d))
+
     def _observe(self, signal: Signal, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Any:
+        current = slice(key.shape[2] - self._written, None)
+        route = self._route
+        if isinstance(signal, QueryKey):
+            return _reordered((query, key[:, :, current]), None if route is None else route.restore)
         if isinstance(signal, Rows):
-            assert isinstance(signal.queries, int)
-            rows = probe.last_rows(
-                query, key, scale, mask, signal.queries, None if self.edited or self._route else self._end
-            )
-            current = Attention(rows.logits[..., key.shape[2] - self._written :], rows.lse)
-            return current if self._route is None else current.after(self._route.restore)
-        received = probe.received(query, key, scale, mask)[:, key.shape[2] - self._written :]
-        return received if self._route is None else self._route.restore.apply(received)
+            rows = probe.chosen_rows(query, key, scale, mask, self._queries(signal, query))
+            if signal.keys == "cache":
+                return rows
+            shown = Attention(rows.logits[..., current], rows.lse)
+            return shown if route is None else shown.after(route.restore)
+        received = probe.received(query, key, scale, mask)[:, current]
+        return received if route is None else route.restore.apply(received)
+
+    def _queries(self, signal: Rows, query: Tensor) -> Tensor:
+        """``[B, Q]`` the rows that a signal asks for."""
+        if isinstance(signal.queries, int):
+            end = None if self.edited or self._route else self._end
+            return probe.last_rows(signal.queries, query.shape[2], end, query.shape[0], query.device)
+        question = self.layout.question
+        if self._route is not None:
+            question = self._route.active.take(question) & self._route.active.valid
+        return Reduction.keeping(question, self._question_counts).anchor
+
+    @cached_property
+    def _question_counts(self) -> tuple[int, ...]:
+        return tuple(self._intake.question.sum(1).tolist())
 
     @property
     def _written(self) -> int:
         """Entries that the current layer adds to its cache."""
         return self.layout.shape[1] if self._route is None else self._route.restore.inputs
 
-    def _edit(self, site: Site, method: Tokens, x: Tensor) -> Tensor:
+    def _forget(self, layer: int) -> None:
+        """Let go of a layer's large signals once the next layer's edits are made."""
+        site = Site("decoder", layer)
+        for signal in (Hidden(site), Halves(site), KeyValue(site), QueryKey(site)):
+            if signal in self.seen and not self.program.retain:
+                del self.seen[signal]
+
+    # Edits.
+
+    def _arrive(self, x: Tensor) -> Tensor:
+        """Drop the slots that were emptied before the language model, and put the rows into their new order."""
+        edited = [look for look in self._looks if look.edited]
+        if not edited:
+            return x
+        layout = self.layout
+        ranks, counts = _survivors(sorted(self._looks, key=lambda look: look.kind), layout)
+        widest = max(len(rank) for rank in ranks)
+        table = torch.stack([torch.nn.functional.pad(rank, (0, widest - len(rank)), value=-1) for rank in ranks]).to(
+            x.device
+        )
+        owner = torch.tensor(
+            [[grid.source for grid in grids] + [0] * (max(map(len, layout.items)) - len(grids)) for grids in layout.items],
+            device=x.device,
+        )
+        source = owner.gather(1, layout.item.clamp(min=0))
+        visual = layout.ordinal >= 0
+        rank = torch.where(visual, table[source, layout.ordinal.clamp(min=0)], -1)
+        keep = layout.valid & (~visual | (rank >= 0))
+        shown = tuple(sum(counts[grid.source] for grid in grids) for grids in layout.items)
+        live = tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, shown))
+        kept = Reduction.keeping(keep, live)
+        item = kept.take(layout.item).masked_fill(~kept.valid, -1)
+        anchor = kept.anchor.gather(1, _ranked(item, kept.take(rank)))
+        look = edited[-1]
+        edit = Edit(
+            Reduction.gather(anchor, kept.inputs),
+            positions=look.positions,
+            text_after=look.text_after,
+            live=live,
+            visual=shown,
+        )
+        return self._apply(0, edit, x)
+
+    def _edit(self, layer: int, site: Site, method: Tokens, x: Tensor) -> Tensor:
         reads = self.program.reads[method]
         with self.clock.lap("method"):
-            edit = method.edit(site, x, self.layout, {signal: self.seen[signal] for signal in reads}, self.state)
-        if edit is None:
-            return x
+            seen = {signal: self.seen[signal] for signal in reads if signal in self.seen}
+            edit = method.edit(site, x, self.layout, seen, self.state)
+        return x if edit is None else self._apply(layer, edit, x)
+
+    def _apply(self, layer: int, edit: Edit, x: Tensor) -> Tensor:
         after = self.layout.after(edit)
-        if edit.positions == "contiguous":
+        if not (isinstance(edit.positions, str) and edit.positions == "anchor" and edit.text_after == "keep"):
             # Every sample ends in a valid row, so the last column says by how much later text moves down.
-            down = edit.reduction.take(self.layout.positions[0])[:, -1] - after.positions[0][:, -1]
+            down = edit.reduction.take(self.layout.positions[-1])[:, -1] - after.positions[-1][:, -1]
             self._shift = down if self._shift is None else self._shift + down
-        self._renumbered |= not (isinstance(edit.positions, str) and edit.positions == "anchor")
         self.layout, self.edited = after, True
         self._version += 1
         self.state.compact(edit.reduction)
-        self.seen = {signal: _follow(value, signal, edit) for signal, value in self.seen.items()}
+        self.seen = {signal: _follow(value, edit.reduction) for signal, value in self.seen.items()}
+        if edit.all_layers:
+            for earlier in range(layer):
+                self._cut(earlier)
         return edit.values if edit.values is not None else edit.reduction.apply(x)
 
+    def _cut(self, layer: int) -> None:
+        """Cut the rows that are gone from a finished layer's cache."""
+        cache, rows = self.caches[layer], self.cached[layer].origin
+        if cache.sliding_window is not None:
+            return
+        entries = self._once(self._entries_left, rows, key=cache.keys.shape[2], then=(cache.keys.shape[2],))
+        holes = not self.layout.dense or cache.ledger.holes
+        ledger = self._once(lambda old: old.kept(entries[:, None], holes), cache.ledger, key="cut")
+        cache.keep(entries[:, None], holes)
+        cache.ledger = ledger
+        self.cached[layer] = self.layout
+
+    def _entries_left(self, rows: Tensor, held: int) -> Tensor:
+        """``[B, k]`` entries of a layer with rows ``rows`` ``[B, n]`` (origins, ascending) that the layout still has."""
+        wanted = self.layout.origin
+        index = torch.searchsorted(rows.contiguous(), wanted.contiguous()).clamp(max=rows.shape[1] - 1)
+        there = (rows.gather(1, index) == wanted) & (wanted >= 0)
+        past = held - rows.shape[1]
+        earlier = torch.arange(past, device=rows.device).expand(rows.shape[0], -1)
+        return torch.cat([earlier, torch.where(there, index + past, -1)], dim=1)
+
+    # Positions, masks and ledgers.
+
     def _extend(self, old: Ledger) -> Ledger:
+        old = replace(old, visual=self._visual(old))
         if not self.edited:
             return old.extended(self.rows)
-        shift = old.shift if self._shift is None else self._shift if old.shift is None else old.shift + self._shift
-        return old.appended(self._tokens, self.past + self.rows, not self.layout.dense, shift)
+        return old.appended(self._tokens, self.past + self.rows, not self.layout.dense, self._moved(old))
+
+    def _moved(self, old: Ledger) -> Tensor | None:
+        return old.shift if self._shift is None else self._shift if old.shift is None else old.shift + self._shift
+
+    def _visual(self, old: Ledger) -> Tensor | None:
+        """Which tokens of the conversation are visual."""
+        if not self.reads_images:
+            return old.visual
+        now = self._intake.visual.to(self._positions.device)
+        before = now.new_zeros(now.shape[0], self.past)
+        if old.visual is not None:
+            before[:, : old.visual.shape[1]] = old.visual
+        return torch.cat([before, now], dim=1)
 
     @property
     def _tokens(self) -> Tensor:
         """``[B, n]`` token number of each row, -1 = padding made by an edit."""
         return torch.where(self.layout.origin >= 0, self.layout.origin + self.past, -1)
 
-    def _rope(self, layer: int, x: Tensor, given: tuple[Tensor, Tensor], old: Ledger) -> tuple[Tensor, Tensor]:
-        if self._renumbered or old.shift is not None:
-            kind = self.anatomy.config.layer_types[layer] if self.anatomy.typed_rotary else None
-            return self._once(self._recompute, old.shift, key=kind, then=(layer, x))
-        if not self.edited:
-            return given
-        return self._once(self._gather, given)
+    @staticmethod
+    def _unpositioned(kwargs: dict[str, Any]) -> dict[str, Any]:
+        # Gaps in position ids would be taken for packed sequences by FlashAttention; the rotary tables are made already.
+        return dict(kwargs, position_ids=None)
 
-    def _recompute(self, shift: Tensor | None, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        positions = self.layout.positions
+    def _rope(self, layer: int, x: Tensor, given: tuple[Tensor, Tensor], old: Ledger) -> tuple[Tensor, Tensor]:
+        if not self.edited and old.shift is None:
+            return given
+        kind = self.anatomy.config.layer_types[layer] if self.anatomy.typed_rotary else None
+        return self._once(self._tables, old.shift, key=(kind, x.device), then=(layer, x))
+
+    def _tables(self, shift: Tensor | None, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        positions = self.layout.positions.to(x.device)
         if shift is not None:
-            positions = (positions - shift[:, None]).clamp(min=0)
+            positions = (positions - shift.to(x.device)[:, None]).clamp(min=0)
         return self.anatomy.rotary(layer, x, positions)
 
-    def _gather(self, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        index = self.layout.origin.clamp(min=0)[..., None]
-        cos, sin = (
-            table.expand(*table.shape[:-3], index.shape[0], *table.shape[-2:]).take_along_dim(index, dim=-2)
-            for table in given
-        )
-        return cos, sin
-
-    def _mask(self, base: Tensor | None, old: Ledger, new: Ledger, x: Tensor) -> Tensor | None:
+    def _mask(
+        self, base: Tensor | None, old: Ledger, new: Ledger, x: Tensor, queries: Tensor | None = None
+    ) -> Tensor | None:
         """None where plain causal attention is right, so that the fastest kernel stays in use."""
         in_order = base is None and not new.holes
         if in_order and (x.shape[1] == 1 or self.past == 0 or "flash" in self.anatomy.kernel):
             return None
-        return self._once(self._pick, base, key=id(old), then=(new, x))
+        if queries is not None:
+            return self._pick(base, new, x, queries)
+        return self._once(self._pick, base, key=(id(old), x.device), then=(new, x, self._tokens))
 
-    def _pick(self, base: Tensor | None, new: Ledger, x: Tensor) -> Tensor:
+    def _pick(self, base: Tensor | None, new: Ledger, x: Tensor, queries: Tensor) -> Tensor:
         keys = new.tokens(x.shape[0], x.device)
-        return self._by_head(masks.pick(base, self._tokens, keys, self.past, self.anatomy.kernel, x))
+        if new.blocked:  # what lies in blocks is seen by every query, and read elsewhere
+            keys = keys[:, :1, new.blocked :]
+        base = None if base is None else base.to(x.device)
+        return self._by_head(masks.pick(base, queries.to(x.device), keys, self.past, self.anatomy.kernel, x))
 
     def _by_head(self, mask: Tensor) -> Tensor:
         """A mask by key-value head, repeated for the query heads that share it."""
@@ -252,70 +454,135 @@ class Run:
             return mask
         return mask.repeat_interleave(heads // mask.shape[1], dim=1)
 
-    def _plan(self, layer: int) -> Plan | None:
+    # Routing.
+
+    def _plan(self, layer: int, x: Tensor) -> Plan | None:
         method = self.program.routing.get(layer)
-        return method.plan(layer, self.layout) if method is not None and self.reads_images else None
-
-    def _freeze(
-        self,
-        layer: int,
-        x: Tensor,
-        plan: Plan,
-        rope: tuple[Tensor, Tensor],
-        base: Tensor | None,
-        old: Ledger,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """Write the frozen rows' keys and values to the cache, and let the layer see the active rows only."""
-        route = self._route = _Route(x, self.layout, plan)
-        batch = x.shape[0]
-        tables = [table.expand(batch, -1, -1) for table in rope]
-        frozen = tuple(route.frozen.take(table) for table in tables)
-        key, value = self.anatomy.keys_values(layer, route.frozen.take(x), frozen)  # type: ignore[arg-type]
-        self.caches[layer].update(key, value)
-
-        tokens = self._tokens
-        numbers = [reduction.take(tokens).masked_fill(~reduction.valid, -1) for reduction in (route.frozen, route.active)]
-        past = old.tokens(batch, x.device)
-        keys = torch.cat([past, *(n[:, None].expand(-1, past.shape[1], -1) for n in numbers)], dim=-1)
-        active = route.active.take(x)
-        kwargs["position_embeddings"] = tuple(route.active.take(table) for table in tables)
-        kwargs["attention_mask"] = self._by_head(masks.pick(base, numbers[1], keys, self.past, self.anatomy.kernel, x))
-        return active, kwargs
-
-    def _thaw(self, layer: int, x: Tensor) -> Tensor:
-        """Put the active rows back among the frozen ones, and the cache into the order of the sequence."""
-        route, self._route = self._route, None
-        assert route is not None
-        cache = self.caches[layer]
-        index = route.restore.anchor
-        past = cache.keys.shape[2] - route.restore.inputs
-
-        def in_order(stored: Tensor) -> Tensor:
-            rows = (index + past)[:, None, :, None].expand(-1, stored.shape[1], -1, stored.shape[3])
-            new = stored.gather(2, rows)
-            return torch.cat([stored[:, :, :past], new], dim=2) if past else new
-
-        cache.keys, cache.values = in_order(cache.keys), in_order(cache.values)
-        return route.merge(x)
-
-    def _score(self, layer: int, cache: SaccadeLayer) -> None:
-        method = self.program.cache
-        assert method is not None
-        if cache.sliding_window is not None:  # holds the last tokens only, whatever they score
-            self.scores.append(None)
-            return
+        if method is None or not self.reads_images:
+            return None
         reads = self.program.reads[method]
         with self.clock.lap("method"):
             seen = {signal: self.seen[signal] for signal in reads if signal in self.seen}
-            self.scores.append(method.score(layer, cache.keys, cache.values, seen, self.layout))
+            return method.plan(layer, x, self.layout, seen, self.state)
+
+    def _part(self, layer: int, x: Tensor, plan: Plan, old: Ledger, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Let the layer see the active rows only; frozen ones have their keys and values in the cache before it runs."""
+        kwargs = self._unpositioned(kwargs)
+        rope = self._rope(layer, x, kwargs["position_embeddings"], old)
+        route = self._route = _Route(x, self.layout, plan)
+        self.ran.append((self.layout.live if plan.frozen else route.counts, route.counts))
+        cache, tokens = self.caches[layer], self._tokens
+        tables = [table.expand(x.shape[0], -1, -1) for table in rope]
+        mine = route.active.take(tokens).masked_fill(~route.active.valid, -1)
+        kwargs["position_embeddings"] = tuple(route.active.take(table) for table in tables)
+        base = kwargs.get("attention_mask")
+        active = route.active.take(x)
+        if not plan.frozen:
+            holes = route.counts is None or len(set(route.counts)) > 1
+            marked = replace(old, visual=self._visual(old))
+            new = cache.ledger = marked.appended(mine, self.past + self.rows, holes, self._moved(old))
+            kwargs["attention_mask"] = self._mask(base, old, new, active, mine)
+            return active, kwargs
+
+        cache.ledger = self._once(self._extend, old)
+        others = tuple(route.frozen.take(table) for table in tables)
+        cache.update(*self.anatomy.keys_values(layer, route.frozen.take(x), others))  # type: ignore[arg-type]
+        rest = route.frozen.take(tokens).masked_fill(~route.frozen.valid, -1)
+        past = old.tokens(x.shape[0], x.device)
+        keys = torch.cat([past, *(n[:, None].expand(-1, past.shape[1], -1) for n in (rest, mine))], dim=-1)
+        mask = masks.pick(None if base is None else base.to(x.device), mine, keys, self.past, self.anatomy.kernel, x)
+        kwargs["attention_mask"] = self._by_head(mask)
+        return active, kwargs
+
+    def _join(self, cache: SaccadeLayer, x: Tensor) -> Tensor:
+        """Put the active rows back among the others, and frozen rows' entries into the order of the sequence."""
+        route = self._route
+        assert route is not None
+        if route.plan.frozen:
+            index = route.restore.anchor
+            past = cache.keys.shape[2] - route.restore.inputs
+
+            def in_order(stored: Tensor) -> Tensor:
+                rows = (index + past)[:, None, :, None].expand(-1, stored.shape[1], -1, stored.shape[3])
+                new = stored.gather(2, rows)
+                return torch.cat([stored[:, :, :past], new], dim=2) if past else new
+
+            cache.keys, cache.values = in_order(cache.keys), in_order(cache.values)
+        return route.merge(x)
+
+    # The cache.
+
+    def _made(self, cache: SaccadeLayer, route: _Route | None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the current rows, zero for rows that have none."""
+        if route is None or route.plan.frozen:
+            count = self.layout.shape[1]
+            return cache.keys[:, :, -count:], cache.values[:, :, -count:]
+        count = route.restore.inputs
+        return _reordered((cache.keys[:, :, -count:], cache.values[:, :, -count:]), route.restore)
+
+    def _own_cache(self, layer: int, cache: SaccadeLayer, route: _Route | None) -> None:
+        """Score a layer for the owner of the cache, or let it choose what decoding reads."""
+        method = self.program.cache
+        skipping = route is not None and not route.plan.frozen
+        layout = self.layout.after(Edit(route.active, live=route.counts)) if skipping and route else self.layout
+        self.cached.append(layout)
+        if method is None:
+            return
+        sliding = cache.sliding_window is not None  # holds the last tokens only, whatever they score
+        with self.clock.lap("method"):
+            reads = self.program.reads[method]
+            seen = {signal: self.seen[signal] for signal in reads if signal in self.seen}
+            if skipping and route:
+                seen = {signal: _follow(value, route.active) for signal, value in seen.items()}
+            if self.scoring_cache:
+                scored = None if sliding else method.score(layer, cache.keys, cache.values, seen, layout)
+                self.scores.append(scored)
+            if self.turn and not sliding and type(method).view is not Cache.view:
+                self._look(method, layer, cache, seen, layout)
         # A whole model's attention rows would add up; this layer's are read now, unless by another method too.
         for signal in self.program.cache_signals.intersection(self.program.decoder_signals.get(layer, ())):
-            del self.seen[signal]
+            self.seen.pop(signal, None)
+
+    def _look(self, method: Cache, layer: int, cache: SaccadeLayer, seen: Mapping[Signal, Any], layout: Layout) -> None:
+        tokens = cache.ledger.tokens(layout.shape[0], cache.keys.device)
+        visual = cache.ledger.is_visual(tokens)
+        # How many there are is the same for layers that hold the same tokens: asked of the device once for them all.
+        counts = self._once(lambda ledger: tuple(visual[:, 0].sum(1).tolist()), cache.ledger, key="visual")
+        chosen = method.view(layer, Entries(tokens, visual, counts), seen, layout)
+        if chosen is not None:
+            cache.look(chosen, holes=cache.ledger.holes or len(set(counts)) > 1)
+
+    def _compress(self, layer: int, kept: Kept | None) -> None:
+        cache, layout = self.caches[layer], self.cached[layer]
+        method = self.program.cache
+        live = layout.live
+        if kept is not None and kept.ragged:
+            cache.keep_ragged(kept.entries)
+        elif kept is not None:
+            counts = kept.counts or live
+            cache.keep(kept.entries, holes=len(set(counts)) > 1)
+            live = counts
+        if type(method).step is not Cache.step and cache.sliding_window is None and cache.blocks is None:
+            cache.prompt = cache.counts = live
+            cache.padding = tuple(self.rows - int(n) for n in self._intake.valid.sum(1))
+
+    def _step(self, layer: int, cache: SaccadeLayer) -> None:
+        method = self.program.cache
+        assert method is not None
+        assert cache.counts is not None
+        assert cache.prompt is not None
+        seen = self.past + 1
+        slots = [
+            method.step(layer, prompt, held, seen - padding)
+            for prompt, held, padding in zip(cache.prompt, cache.counts, cache.padding)
+        ]
+        if any(slot is not None for slot in slots):
+            cache.evict(slots)
+        cache.counts = tuple(count + 1 for count in cache.counts)
 
     def _once(self, make: Callable[..., Any], subject: Any, key: Any = None, then: tuple[Any, ...] = ()) -> Any:
         """Layers that share a ledger, a table or a mask share what is made of it."""
-        entry = (make.__name__, id(subject), key, self._version)
+        entry = (getattr(make, "__qualname__", ""), id(subject), key, self._version)
         if entry not in self._memo:
             # Keeping the subject keeps its id from being given to another object.
             self._memo[entry] = (subject, make(subject, *then))
@@ -323,41 +590,74 @@ class Run:
 
 
 class _Route:
-    """Rows of one layer, parted into active and frozen ones.
+    """Rows of one layer, parted into active ones and others.
 
     Attributes:
-        restore: from cache order (frozen, then active) back to the order of the sequence.
+        plan: what said so.
+        active, frozen: the rows of each part.
+        counts: active rows of each sample.
+        restore: from the order of the cache (frozen, then active; or active only) back to the order of the sequence.
     """
 
     def __init__(self, x: Tensor, layout: Layout, plan: Plan) -> None:
         self._x = x
+        self.plan = plan
         # Padding rows are neither: they pass through and write no entry that is ever read.
-        counts = plan.active if layout.dense else None
-        rest = None if counts is None else tuple(layout.shape[1] - n for n in counts)
-        self.active = Reduction.keeping(~plan.frozen & layout.valid, counts)
-        self.frozen = Reduction.keeping(plan.frozen & layout.valid, rest)
-        order = torch.cat([self.frozen.anchor, self.active.anchor], dim=1)
+        live = plan.active & layout.valid
+        self.counts = plan.counts or tuple(live.sum(1).tolist())
+        rest = tuple(n - active for n, active in zip(layout.live, self.counts))
+        self.active = Reduction.keeping(live, self.counts)
+        self.frozen = Reduction.keeping(~plan.active & layout.valid, rest)
+        order = torch.cat([self.frozen.anchor, self.active.anchor], dim=1) if plan.frozen else self.active.anchor
         rows = layout.shape[1]
-        # Row -> its column in `order`; padding columns write to a spare row, padding rows read column 0.
-        where = order.new_zeros(order.shape[0], rows + 1)
+        # Row -> its column in `order`; padding columns write to a spare row. Padding rows of frozen parts read column 0.
+        where = order.new_full((order.shape[0], rows + 1), 0 if plan.frozen else -1)
         column = torch.arange(order.shape[1], device=x.device).expand_as(order)
         where.scatter_(1, order.masked_fill(order < 0, rows), column)
         self.restore = Reduction.gather(where[:, :rows], order.shape[1])
 
     def merge(self, x: Tensor) -> Tensor:
-        """``x`` ``[B, active, D]`` among the frozen rows."""
+        """``x`` ``[B, active, D]`` among the other rows."""
         rows = self._x.shape[1]
         out = torch.cat([self._x, self._x[:, :1]], dim=1)
         index = self.active.anchor.masked_fill(~self.active.valid, rows)
         return out.scatter_(1, index[..., None].expand_as(x), x)[:, :rows]
 
 
-def _is_encoder(signal: Signal) -> bool:
-    return isinstance(signal, Features) or signal.site.kind == "encoder"
+def _follow(value: Any, reduction: Reduction) -> Any:
+    """A recorded signal after an edit of the sequence; functions, and signals of pictures, stay."""
+    if isinstance(value, Attention):
+        return value.after(reduction) if value.logits.shape[-1] == reduction.inputs else value
+    if isinstance(value, Tensor):
+        return reduction.apply(value)
+    if isinstance(value, tuple) and isinstance(value[0], tuple):
+        return tuple(tuple(reduction.apply(part) for part in half) for half in value)
+    return _reordered(value, reduction) if isinstance(value, tuple) else value
 
 
-def _follow(value: Any, signal: Signal, edit: Edit) -> Any:
-    """A recorded signal after an edit of the sequence; encoder signals are by image and stay."""
-    if _is_encoder(signal):
-        return value
-    return value.after(edit.reduction) if isinstance(value, Attention) else edit.reduction.apply(value)
+def _reordered(pair: tuple[Tensor, Tensor], reduction: Reduction | None) -> tuple[Tensor, Tensor]:
+    """Two tensors ``[B, H, n, d]``, by the anchors of an edit of their rows."""
+    if reduction is None:
+        return pair
+    first, second = (reduction.apply(part.transpose(1, 2)).transpose(1, 2) for part in pair)
+    return first, second
+
+
+def _survivors(looks: Sequence[Look], layout: Layout) -> tuple[list[Tensor], list[int]]:
+    """Rank of each token and number of survivors of every grid, in the order in which the intake numbers them."""
+    ranks, counts = [], []
+    for look in looks:
+        for left, view in zip(look.survivors, look.views):
+            ranks.append(torch.arange(view.rows * view.columns) if left.rank is None else left.rank)
+            counts.append(left.count)
+    return ranks, counts
+
+
+def _ranked(item: Tensor, rank: Tensor) -> Tensor:
+    """``[B, n]`` which row goes where, so that each item's rows stand in the order of their ``rank``; text rows stay."""
+    place = torch.arange(item.shape[1], device=item.device)
+    span = item.shape[1] + 1
+    fixed = span * span + place  # behind every item: there are fewer items than rows
+    places = torch.where(item >= 0, item * span, fixed).argsort(dim=1, stable=True)
+    rows = torch.where(item >= 0, item * span + rank, fixed).argsort(dim=1, stable=True)
+    return torch.empty_like(rows).scatter(1, places, rows)

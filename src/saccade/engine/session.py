@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -13,30 +15,32 @@ from transformers.cache_utils import DynamicCache
 
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Layout
-from saccade.core.method import Cache, ItemTokens, Method, Routing
+from saccade.core.method import Cache, Companion, ItemTokens, Method, Routing, Tokens
 from saccade.core.recipe import Recipe
 from saccade.core.report import Report, Trace
-from saccade.core.signal import Attention, Columns, Features, Signal
 from saccade.core.state import State
-from saccade.engine import probe
-from saccade.engine.cache import adopt
+from saccade.engine import blocks, probe
+from saccade.engine.cache import SaccadeLayer, adopt
 from saccade.engine.clock import Clock
 from saccade.engine.flops import prefill_flops
 from saccade.engine.intake import Intake
 from saccade.engine.run import Program, Run
-from saccade.models.anatomy import Anatomy, Grid, anatomy
+from saccade.engine.vision import Kind, Look
+from saccade.models.anatomy import Anatomy, anatomy
+from saccade.ops import ragged
 
 _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
 KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
-def attach(model: nn.Module, recipe: Recipe | Method | str, *, seed: int = 0) -> Session:
+def attach(model: nn.Module, recipe: Recipe | Method | str, *, seed: int = 0, companion: Companion | None = None) -> Session:
     """Run ``recipe`` inside ``model`` until the session is detached (or its ``with`` block ends).
 
     Args:
-        model: a vision-language model loaded through transformers (LLaVA-1.5, Gemma 3, Qwen3-VL).
+        model: a vision-language model loaded through transformers.
         recipe: a `Recipe`, a method, or text such as ``"hiprune(keep=64) + snapkv(keep=0.5)"``; ``"none"`` only measures.
         seed: seed of methods that draw.
+        companion: a text tower for methods that compare the question with the picture (`saccade.ClipCompanion`).
 
     Raises:
         SaccadeError: if the model is not supported, has a session already, or cannot host the recipe. Nothing is left
@@ -46,23 +50,23 @@ def attach(model: nn.Module, recipe: Recipe | Method | str, *, seed: int = 0) ->
     recipe = Recipe.of(recipe)
     if model in _SESSIONS:
         raise SaccadeError(f"model: already runs under {_SESSIONS[model].recipe}; detach that session first")
-    check(recipe, parts)
-    return Session(parts, recipe, seed)
+    check(recipe, parts, companion is not None)
+    return Session(parts, recipe, seed, companion)
 
 
-def check(recipe: Recipe, parts: Anatomy) -> None:
+def check(recipe: Recipe, parts: Anatomy, companion: bool = False) -> None:
     """Refuse, by name and with the remedy, what ``recipe`` and the model cannot do together."""
-    traits = parts.traits()
+    traits = parts.traits(companion)
     if recipe.methods and parts.kernel not in KERNELS:
         raise SaccadeError(f"attention {parts.kernel!r}: not supported; load the model with attn_implementation='sdpa'")
     for method in recipe.methods:
         reason = method.check(traits)
         if reason:
             raise SaccadeError(f"{method.name}: {reason}")
-    for kind, what in ((ItemTokens, "chooses among each image's tokens"), (Cache, "owns the cache")):
-        several = [m.name for m in recipe.methods if isinstance(m, kind)]
-        if len(several) > 1:
-            raise SaccadeError(f"{several[0]} + {several[1]}: each {what}; use one of them")
+    owners = [method.name for method in recipe.methods if isinstance(method, Cache)]
+    if len(owners) > 1:
+        raise SaccadeError(f"{owners[0]} + {owners[1]}: each owns the cache; use one of them")
+    _check_grids(recipe, parts)
     routed: dict[int, str] = {}
     for method in recipe.methods:
         if not isinstance(method, Routing):
@@ -70,12 +74,27 @@ def check(recipe: Recipe, parts: Anatomy) -> None:
         for layer in method.routed(traits):
             if layer in routed:
                 raise SaccadeError(f"{routed[layer]} + {method.name}: both route decoder layer {layer}; use one of them")
-            if _is_sliding(parts, layer):
+            if layer in traits.sliding or layer in traits.recurrent:
+                kind = "sliding attention" if layer in traits.sliding else "a recurrent state"
                 raise SaccadeError(
-                    f"{method.name}: decoder layer {layer} has sliding attention, whose cache cannot hold "
-                    "frozen rows; choose full-attention layers"
+                    f"{method.name}: decoder layer {layer} has {kind}, which rows cannot leave and come back to; "
+                    "choose full-attention layers"
                 )
             routed[layer] = method.name
+
+
+def _check_grids(recipe: Recipe, parts: Anatomy) -> None:
+    """Some choosers need whole grids: nothing may be dropped or merged before them."""
+    traits = parts.traits()
+    acts_on_pictures = [m for m in recipe.methods if isinstance(m, Tokens) and any(s.in_vision for s in m.sites(traits))]
+    choosers = [method for method in recipe.methods if isinstance(method, ItemTokens)]
+    for place, method in enumerate(choosers):
+        before = [other for other in (*acts_on_pictures, *choosers[:place]) if other is not method]
+        if method.needs_grid and before:
+            raise SaccadeError(
+                f"{before[0].name} + {method.name}: {method.name} needs whole grids, and {before[0].name} drops tokens "
+                "before it; put it first, or use one of them"
+            )
 
 
 class Session:
@@ -87,20 +106,25 @@ class Session:
         attached: whether it is still at work.
     """
 
-    def __init__(self, parts: Anatomy, recipe: Recipe, seed: int) -> None:
+    def __init__(self, parts: Anatomy, recipe: Recipe, seed: int, companion: Companion | None = None) -> None:
         self.recipe = recipe
         self.anatomy = parts
         self.trace = Trace()
         self.attached = True
-        self._program = Program(recipe.methods, parts)
+        self._program = Program(recipe.methods, parts, companion is not None)
+        self._companion = companion
         self._clock = Clock(next(parts.model.parameters()).device)
         self._state = State()
         self._state.put("session", "seed", seed)
+        self._seed = seed
         self._incoming: Mapping[str, Any] | None = None
-        self._grids: list[Grid] = []
-        self._encoded: dict[Signal, Any] = {}
+        self._looks: list[Look] = []
+        self._look: Look | None = None
+        self._looks_read = False
         self._run: Run | None = None
+        self._generating: bool | None = None
         self._prefill: list[Layout] = []
+        self._ran: list[tuple[Any, Any]] = []
         self._kv_bytes: tuple[int, ...] = ()
         self._drop_cache = False
         self._undo: list[Callable[[], None]] = []
@@ -123,8 +147,8 @@ class Session:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
-        self._run = self._incoming = None
-        self._encoded.clear()
+        self._run = self._incoming = self._look = None
+        self._looks = []
         _SESSIONS.pop(self.anatomy.model, None)
 
     @property
@@ -142,16 +166,16 @@ class Session:
             tuple(n - v + sum(item.count for item in items) for n, v, items in zip(lay.live, lay.visual, lay.items))
             for lay in entering
         ]
-        active = [
-            tuple(n - v for n, v in zip(lay.live, lay.visual)) if layer in self._program.routing else lay.live
-            for layer, lay in enumerate(entering)
+        live = [rows for rows, _ in self._ran]
+        active = [running for _, running in self._ran]
+        visual = [
+            tuple(v - (n - rows) for v, n, rows in zip(lay.visual, lay.live, there)) for lay, there in zip(entering, live)
         ]
-        live = [layout.live for layout in entering]
         return Report(
             recipe=str(self.recipe),
             samples=samples,
             original_visual_tokens=sum(full) / samples if samples else 0.0,
-            visual_tokens=tuple(mean(layout.visual) for layout in entering),
+            visual_tokens=tuple(map(mean, visual)),
             rows=tuple(map(mean, live)),
             active=tuple(map(mean, active)),
             kv_bytes=self._kv_bytes,
@@ -167,12 +191,16 @@ class Session:
         )
 
     def _install(self) -> None:
-        parts, hook = self.anatomy, self._hook
+        parts, hook, program = self.anatomy, self._hook, self._program
+        for kind in ("image", "video"):
+            self._wrap_features(kind)
+        if parts.encoder is not None and self.recipe.methods:
+            self._install_vision()
         hook(parts.vision, self._before_vision, pre=True)
-        hook(parts.vision, lambda *_: self._clock.stop("vision"))
+        hook(parts.vision, self._after_vision)
         if parts.encoder is not None:
             hook(parts.encoder.projector, self._before_projector, pre=True)
-            hook(parts.encoder.projector, lambda *_: self._clock.stop("projector"))
+            hook(parts.encoder.projector, self._after_projector)
         hook(parts.multimodal, self._before_multimodal, pre=True)
         hook(parts.language_model, self._before_language_model, pre=True)
         hook(parts.language_model, self._after_language_model)
@@ -181,8 +209,56 @@ class Session:
         for layer, module in enumerate(parts.layers):
             hook(module, self._before_layer(layer), pre=True)
             hook(module, self._after_layer(layer))
+        for layer in program.halves:
+            for number, part in enumerate(parts.halves(layer)):
+                hook(part, self._observe_half(layer, number))
         self._listen()
-        self._refuse_other_ways_of_generating()
+        self._watch_generation()
+
+    def _install_vision(self) -> None:
+        """Hooks in the encoder's blocks, where rows are to go there."""
+        encoder, program = self.anatomy.encoder, self._program
+        assert encoder is not None
+        inside = {layer for kind, layer, _ in program.vision if kind == "encoder"}
+        if not inside and ("patches", 0, "before") not in program.vision:
+            return
+        for layer, block in enumerate(encoder.blocks):
+            if ("encoder", layer, "middle") in program.vision and encoder.halves is not None:
+                self._undo.append(blocks.install(block, encoder.halves(block), self._middle(layer)))
+            if not encoder.packed:
+                self._hook(block, self._before_block(layer), pre=True)
+                self._hook(block, self._after_block(layer))
+
+    def _wrap_features(self, kind: Kind) -> None:
+        """Look at the call that encodes images (videos), which no hook reaches."""
+        owner: Any = self.anatomy.multimodal
+        name = f"get_{kind}_features"
+        original = getattr(owner, name, None)
+        if original is None:
+            return
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def features(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            if self._looks_read:
+                self._looks, self._looks_read = [], False
+            if not self._looks:
+                self._clock.reset("vision", "projector", "encoder signals")
+            arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
+            look = Look(self._program, self.anatomy, kind, arguments, self._clock, self._companion, self._seed)
+            self._look = look
+            try:
+                output = original(*args, **kwargs)
+                look.finish(output)
+            finally:
+                self._look = None
+            self._looks.append(look)
+            return output
+
+        owner.__dict__[name] = features
+        self._undo.append(lambda: owner.__dict__.pop(name, None) and None)
 
     def _hook(self, module: nn.Module, function: Callable[..., Any], pre: bool = False) -> None:
         if pre:
@@ -199,13 +275,14 @@ class Session:
                 listeners[parts.encoder.attention[layer]] = self._observe_encoder(layer)
         for layer in program.decoder_signals:
             listeners[parts.attention(layer)] = self._observe_decoder(layer)
-        if listeners:
-            self._undo.append(probe.Probe(listeners).close)
+        attending = [layer for layer in range(len(parts.layers)) if layer not in parts.traits().recurrent]
+        stand_ins = {parts.attention(layer): self._attend(layer) for layer in attending}
+        self._undo.append(probe.Probe(listeners, stand_ins).close)
 
-    def _refuse_other_ways_of_generating(self) -> None:
-        """Continuous batching has caches of its own; chunks of a prompt are too little for methods inside the model."""
+    def _watch_generation(self) -> None:
+        """Know where a turn begins; refuse ways of generating that cut prompts up or have their own cache."""
         model: Any = self.anatomy.model
-        inside = [m.name for m in self.recipe.methods if not isinstance(m, ItemTokens)]
+        inside = [m.name for m in self.recipe.methods if not isinstance(m, ItemTokens) or isinstance(m, Cache)]
 
         def batching(*args: Any, **kwargs: Any) -> Any:
             raise SaccadeError(f"continuous batching: not possible under {self.recipe}; use generate() with a batch")
@@ -218,39 +295,71 @@ class Session:
                 )
             return type(model)._prefill(model, input_ids, generation_config, *args, **kwargs)
 
-        for name, function in {"init_continuous_batching": batching, "_prefill": prefill}.items():
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            self._generating = True  # until the prompt was read
+            try:
+                return type(model).generate(model, *args, **kwargs)
+            finally:
+                self._generating = None
+
+        replaced = {
+            "init_continuous_batching": batching,
+            "_prefill": prefill,
+            "generate": functools.wraps(model.generate)(generate),
+        }
+        for name, function in replaced.items():
             if hasattr(model, name):
                 model.__dict__[name] = function
                 self._undo.append(lambda name=name: model.__dict__.pop(name))  # type: ignore[misc]
 
     # Hooks, in the order in which a request meets them.
 
-    def _before_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._clock.reset("vision", "projector", "encoder signals")
-        self._grids = self.anatomy.grids(args, kwargs)
-        self._encoded.clear()
+    def _before_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._clock.start("vision")
+        return None if self._look is None else self._look.before_vision(args, kwargs)
+
+    def _after_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._look is not None:
+            self._look.after_vision(output)
+        self._clock.stop("vision")
+
+    def _before_block(self, layer: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return None if self._look is None else self._look.enter_block(layer, args, kwargs)
+
+        return hook
+
+    def _middle(self, layer: int) -> blocks.Middle:
+        return lambda x: x if self._look is None else self._look.middle(layer, x)
+
+    def _after_block(self, layer: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if self._look is None:
+                return None
+            if isinstance(output, tuple):
+                return (self._look.leave_block(layer, output[0]), *output[1:])
+            return self._look.leave_block(layer, output)
+
+        return hook
 
     def _observe_encoder(self, layer: int) -> probe.Listener:
-        encoder = self.anatomy.encoder
-        assert encoder is not None
-        skip = int(encoder.has_cls)
-
         def listener(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
-            with self._clock.lap("encoder signals"):
-                for signal in self._program.encoder_signals[layer]:
-                    if isinstance(signal, Columns):
-                        self._encoded[signal] = probe.columns(query, key, scale)[:, skip:]
-                    else:
-                        logits = probe.row_logits(query[:, :, :1], key, scale)
-                        self._encoded[signal] = Attention(logits[..., skip:], logits.logsumexp(-1))
+            if self._look is not None:
+                self._look.observe(layer, query, key, scale, mask)
 
         return listener
 
-    def _before_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._program.features:
-            self._encoded[Features()] = args[0]
+    def _before_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._clock.start("projector")
+        if self._look is None or not self.recipe.methods:
+            return None
+        return (self._look.before_projector(args[0]), *args[1:]), kwargs
+
+    def _after_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self._look is not None and self.recipe.methods:
+            output = self._look.after_projector(output)
+        self._clock.stop("projector")
+        return output
 
     def _before_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if args:
@@ -279,8 +388,12 @@ class Session:
         intake = (
             Intake.plain(*embeds.shape[:2])
             if incoming is None or embeds.shape[1] == 1
-            else Intake.read(self.anatomy, incoming, self._grids)
+            else Intake.read(self.anatomy, incoming, self._looks)
         )
+        self._looks_read = True
+        turn = embeds.shape[1] > 1 and self._generating is not False
+        if self._generating:
+            self._generating = False
         positions = self._positions(kwargs.get("position_ids"), embeds, past)
         if caches is None:
             self._record_unmodified(intake, positions, past)
@@ -288,7 +401,18 @@ class Session:
         with self._clock.lap("engine"):
             self._state.begin("prefill" if past else "request")
             self._take_deepstack(kwargs)
-            self._run = Run(self._program, self.anatomy, caches, intake, positions, self._encoded, self._state, self._clock)
+            self._run = Run(
+                self._program,
+                self.anatomy,
+                caches,
+                intake,
+                positions,
+                self._looks if any(map(len, intake.items)) else (),
+                self._state,
+                self._clock,
+                turn=turn,
+                companion=self._companion,
+            )
         return args, kwargs
 
     def _before_layer(self, layer: int) -> Callable[..., Any]:
@@ -312,6 +436,27 @@ class Session:
 
         return listener
 
+    def _observe_half(self, layer: int, number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self._run is not None and self._run.rows > 1:
+                self._run.observe_half(layer, number, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    def _attend(self, layer: int) -> probe.StandIn:
+        """Attention over entries that are stored by head."""
+
+        def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor | None:
+            cache = self._cache.layers[layer] if self._run is not None else None
+            if not isinstance(cache, SaccadeLayer) or cache.blocks is None:
+                return None
+            rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
+            plain = mask is None and query.shape[2] == 1
+            allowed = None if plain else probe.visible(mask, rows, query.shape[2], key.shape[2])
+            return ragged.attend(query, cache.blocks, key, value, allowed, scale)
+
+        return attention
+
     def _after_layer(self, layer: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             run = self._run
@@ -330,7 +475,7 @@ class Session:
             with self._clock.lap("engine"):
                 output["last_hidden_state"] = run.finish(output["last_hidden_state"])
             if run.reads_images or run.past == 0:
-                self._record(run.layouts, run.past, run.kept)
+                self._record(run.layouts, run.past, run.kept, run.ran)
         self._kv_bytes = tuple(_bytes(layer) for layer in self._cache.layers)
         del self._cache
         if self._drop_cache:
@@ -339,18 +484,18 @@ class Session:
         self._clock.stop("prefill")
         return output
 
-    def _record(self, layouts: list[Layout], past: int, kept: list[Tensor | None]) -> None:
+    def _record(self, layouts: list[Layout], past: int, kept: list[Tensor | None], ran: list[tuple[Any, Any]]) -> None:
         if past == 0:
             self.trace.log, self.trace.kept = [], kept
         if layouts and any(layouts[0].items):
             self.trace.log.append(layouts)
         if layouts:
-            self._prefill = layouts
+            self._prefill, self._ran = layouts, ran
 
     def _record_unmodified(self, intake: Intake, positions: Tensor, past: int) -> None:
         if positions.shape[2] > 1:
-            layout = Layout.build(intake.visual, intake.valid, positions, intake.items)
-            self._record([layout] * (len(self.anatomy.layers) + 1), past, [])
+            layout, layers = intake.layout(positions), len(self.anatomy.layers)
+            self._record([layout] * (layers + 1), past, [], [(layout.live, layout.live)] * layers)
 
     def _positions(self, given: Tensor | None, embeds: Tensor, past: int) -> Tensor:
         """``[R, B, N]``, as the language model would make them itself."""
@@ -371,11 +516,8 @@ class Session:
 
 
 def _bytes(layer: Any) -> int:
+    if isinstance(layer, SaccadeLayer):
+        return layer.nbytes
     if not isinstance(getattr(layer, "keys", None), Tensor):
         return 0
     return int(layer.keys.nbytes + layer.values.nbytes)
-
-
-def _is_sliding(parts: Anatomy, layer: int) -> bool:
-    types = getattr(parts.config, "layer_types", None)
-    return types is not None and "sliding" in types[layer]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from saccade.core.errors import SaccadeError
-from saccade.models.anatomy import Anatomy, Encoder, square_grids
+from saccade.models.anatomy import Anatomy, Encoder, Halves, Patches, square_pictures
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -21,8 +22,8 @@ def anatomy(model: Any) -> Anatomy:
         language_model=inner.language_model,
         layers=inner.language_model.layers,
         image_tokens=(config.image_token_id,),
-        grids=square_grids(config.vision_config.image_size // config.vision_config.patch_size),
-        encoder=_encoder(config, inner),
+        pictures=square_pictures(config.vision_config.image_size // config.vision_config.patch_size),
+        encoder=encoder(config, inner, frozenset({"patches", "encoder", "middle", "pre_projector"})),
         config=config.text_config,
     )
 
@@ -32,16 +33,42 @@ def blocks(tower: Any) -> nn.ModuleList:
     return getattr(tower, "vision_model", tower).encoder.layers
 
 
-def _encoder(config: Any, inner: Any) -> Encoder:
-    layers = blocks(inner.vision_tower)
-    feature_layer = config.vision_feature_layer
+def feature_block(feature_layer: Any, blocks: int) -> int:
+    """Number of the block whose output ``vision_feature_layer`` means."""
     if not isinstance(feature_layer, int):
-        raise SaccadeError(f"vision_feature_layer={feature_layer}: LLaVA with several feature layers is not supported")
+        raise SaccadeError(f"vision_feature_layer={feature_layer}: several feature layers are not supported")
     # hidden_states[0] is the embedding, so hidden_states[i] is the output of block i - 1.
-    block = feature_layer - 1 if feature_layer >= 0 else len(layers) + feature_layer
+    return feature_layer - 1 if feature_layer >= 0 else blocks + feature_layer
+
+
+def halves(block: Any) -> Halves:
+    """The parts of a CLIP or SigLIP block."""
+    return Halves(block.layer_norm1, block.self_attn, block.layer_norm2, block.mlp)
+
+
+def square_patches(vision: Any) -> Patches:
+    """Square pictures cut into cells; the engine drops rows behind the patch embedding, which costs next to nothing."""
+    size = vision.patch_size
+
+    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
+        images, channels, height, width = pixels.shape
+        cells = pixels.reshape(images, channels, height // size, size, width // size, size)
+        return cells.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, size, size)
+
+    return Patches(cell=(vision.num_channels, size, size), read=read)
+
+
+def encoder(config: Any, inner: Any, sites: frozenset[str]) -> Encoder:
+    """The parts of a CLIP or SigLIP tower in front of a projector."""
+    layers = blocks(inner.vision_tower)
     return Encoder(
+        blocks=layers,
         attention=[layer.self_attn for layer in layers],
-        feature_layer=block,
-        has_cls=config.vision_feature_select_strategy == "default",
+        feature_layer=feature_block(config.vision_feature_layer, len(layers)),
+        prefix=int(config.vision_feature_select_strategy == "default"),
         projector=inner.multi_modal_projector,
+        sites=sites,
+        halves=halves,
+        patches=square_patches(config.vision_config) if "patches" in sites else None,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from saccade.models.anatomy import Anatomy, Grid
+from saccade.models.anatomy import Anatomy, Picture, View
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -18,10 +18,10 @@ def anatomy(model: Any) -> Anatomy:
     config, inner = model.config, model.model
     merge = config.vision_config.spatial_merge_size
 
-    def grids(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Grid]:
-        thw: Tensor = kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+    def pictures(bound: Mapping[str, Any]) -> list[Picture]:
+        thw: Tensor = bound["image_grid_thw"] if bound.get("image_grid_thw") is not None else bound["video_grid_thw"]
         # Frames of a video lie one below the other in a single grid.
-        return [(t * h // merge, w // merge) for t, h, w in thw.tolist()]
+        return [Picture((View(t * h // merge, w // merge, t),)) for t, h, w in thw.tolist()]
 
     return Anatomy(
         family="qwen3_vl",
@@ -30,8 +30,9 @@ def anatomy(model: Any) -> Anatomy:
         vision=inner.visual,
         language_model=inner.language_model,
         layers=inner.language_model.layers,
-        image_tokens=(config.image_token_id, config.video_token_id),
-        grids=grids,
+        image_tokens=(config.image_token_id,),
+        video_tokens=(config.video_token_id,),
+        pictures=pictures,
         rotary_rows=3,
         config=config.text_config,
     )

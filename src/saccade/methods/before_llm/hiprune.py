@@ -71,7 +71,8 @@ class HiPrune(ItemTokens):
     title = "HiPrune"
     group = "before_llm"
     paper = "arXiv 2508.00553"
-    needs = ("encoder attention columns (2 layers)",)
+    needs = ("encoder attention columns (2 layers)", "whole grids")
+    needs_grid = True
 
     keep: int | float = 64
     alpha: float = 0.1

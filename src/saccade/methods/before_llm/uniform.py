@@ -39,6 +39,7 @@ class Uniform(ItemTokens):
     title = "Uniform (stratified) selection"
     group = "before_llm"
     paper = "baseline"
+    needs_grid = True
 
     keep: int | float = 0.25
     positions: Positions = "auto"

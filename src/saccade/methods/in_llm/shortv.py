@@ -21,6 +21,8 @@ from saccade.core.layout import VISUAL, Layout
 from saccade.core.method import ModelCall, Offline, Plan, Routing, Traits
 from saccade.core.recipe import Recipe
 from saccade.core.registry import register
+from saccade.core.signal import Seen
+from saccade.core.state import State
 
 # Least contributing layer first, as published.
 PRESETS = {
@@ -132,11 +134,12 @@ class ShortV(Routing, Offline):
             return tuple(sorted(set(self.layers)))
         return tuple(sorted((self._order(traits) or ())[: self._count(traits)]))
 
-    def plan(self, layer: int, layout: Layout) -> Plan | None:
+    def plan(self, layer: int, x: Tensor, layout: Layout, seen: Seen, state: State) -> Plan | None:
         """All visual rows are frozen; a text-only prompt runs plainly."""
         if not any(layout.visual):
             return None
-        return Plan(layout.rows(*VISUAL), tuple(n - v for n, v in zip(layout.live, layout.visual)))
+        counts = tuple(n - v for n, v in zip(layout.live, layout.visual))
+        return Plan(layout.valid & ~layout.rows(*VISUAL), frozen=True, counts=counts)
 
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
         """Freeze one layer at a time and see how far the last prompt token's distribution moves."""

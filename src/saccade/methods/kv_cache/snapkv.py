@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saccade.core.budget import Budget
 from saccade.core.layout import Layout
-from saccade.core.method import Cache, Traits
+from saccade.core.method import Cache, Kept, Traits
 from saccade.core.registry import register
 from saccade.core.signal import Attention, Rows, Seen, Signal, Site
 from saccade.ops.select import top_k
@@ -86,13 +86,13 @@ class SnapKV(Cache):
         window = layout.valid & (after <= torch.tensor(staying, device=after.device)[:, None])
         return window_scores(attention.probabilities(), window, keys.shape[1], self.kernel)
 
-    def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Tensor | None]:
+    def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:
         """The same share of every layer."""
-        kept: list[Tensor | None] = []
+        kept: list[Kept | None] = []
         for score, layout in zip(scores, layouts):
             counts = [self._budget().of(live) for live in layout.live]
             everything = score is None or tuple(counts) == layout.live
-            kept.append(None if everything else best_entries(score, layout.valid, counts))  # type: ignore[arg-type]
+            kept.append(None if everything else Kept(best_entries(score, layout.valid, counts)))  # type: ignore[arg-type]
         return kept
 
     def _budget(self) -> Budget:

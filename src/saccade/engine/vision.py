@@ -1,0 +1,518 @@
+"""One encoding of pictures under a recipe.
+
+Rows may be dropped or merged anywhere in the encoder. What is short is put back to full length before the model's own code
+counts it (packing, splitting, ``generate``'s beams); the sequence site then drops the slots that stayed empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from saccade.core.errors import SaccadeError
+from saccade.core.layout import Edit, Item, Layout, Role
+from saccade.core.method import Companion, Tokens
+from saccade.core.reduction import Reduction
+from saccade.core.signal import Attention, Columns, Features, Function, QueryKey, Signal, Site
+from saccade.core.state import State
+from saccade.engine import probe
+from saccade.engine.clock import Clock
+from saccade.engine.functions import function
+from saccade.models.anatomy import Anatomy, Encoder, View
+
+if TYPE_CHECKING:
+    from saccade.engine.run import Program
+
+Kind = Literal["image", "video"]
+
+
+@dataclass
+class Survivors:
+    """The tokens of one view that are alive when the encoder is done.
+
+    Attributes:
+        rank: ``[count]`` place of each token among those alive, -1 = gone; None where all live, in raster order.
+        count: how many live.
+    """
+
+    rank: Tensor | None
+    count: int
+
+
+class Look:
+    """One call of ``get_image_features`` or ``get_video_features``.
+
+    Attributes:
+        kind: which of the two.
+        pictures: what it makes, placeholder by placeholder.
+        views: their grids, one after the other.
+        survivors: what is left of each view.
+        positions: what the last edit said about rotary positions.
+        edited: whether anything was dropped or merged.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        anatomy: Anatomy,
+        kind: Kind,
+        bound: Mapping[str, Any],
+        clock: Clock,
+        companion: Companion | None,
+        seed: int,
+    ) -> None:
+        self.program, self.anatomy, self.kind, self.clock = program, anatomy, kind, clock
+        self.pictures = anatomy.pictures(bound)
+        self.views: list[View] = [view for picture in self.pictures for view in picture.views]
+        self.survivors = [Survivors(None, view.rows * view.columns) for view in self.views]
+        self.positions: Any = "anchor"
+        self.text_after: Any = "keep"
+        self.edited = False
+        self._bound, self._companion = bound, companion
+        self._state = State()
+        self._state.put("session", "seed", seed)
+        self._seen: dict[Signal, Any] = {}
+        self._by_view: dict[Signal, dict[int, Any]] = {}
+        self._layout: Layout | None = None
+        self._bias: Tensor | None = None
+        self._rows = 0
+        self._kept_cells: Tensor | None = None
+        self._pending: Edit | None = None
+
+    # Hooks, in the order in which pictures meet them.
+
+    def before_vision(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Site *patches*."""
+        methods = self.program.vision.get(("patches", 0, "before"), ())
+        encoder = self.anatomy.encoder
+        if not methods or encoder is None or encoder.patches is None:
+            return args, kwargs
+        grids = [(view.rows, view.columns) for view in self.views]
+        longest = max(rows * columns for rows, columns in grids)
+        cells = encoder.patches.read(args, kwargs).flatten(1)
+        counts = torch.tensor([rows * columns for rows, columns in grids])
+        first = counts.cumsum(0) - counts
+        place = torch.arange(longest).expand(len(grids), -1)
+        there = place < counts[:, None]
+        index = (first[:, None] + place).masked_fill(~there, 0).to(cells.device)
+        layout = _layout(grids, there.to(cells.device), prefix=0)
+        x = cells[index] * there.to(cells.device)[..., None]
+        for method in methods:
+            edit = self._ask(method, Site("patches"), x, layout, {})
+            if edit is None:
+                continue
+            x, layout = edit.reduction.apply(x), layout.after(edit)
+            self._note(edit)
+            self._pending = Edit(edit.reduction) if self._pending is None else Edit(edit.reduction @ self._pending.reduction)
+        if self._pending is None or encoder.patches.keep is None:
+            return args, kwargs
+        alive = torch.zeros(len(grids), longest + 1, dtype=torch.bool, device=cells.device)
+        alive.scatter_(1, torch.where(layout.valid, layout.ordinal, longest), True)
+        self._kept_cells = alive[:, :longest][there.to(cells.device)].nonzero()[:, 0]
+        self._pending = None
+        for number, (view, mine) in enumerate(zip(self.views, alive[:, :longest])):
+            mine = mine[: view.rows * view.columns]
+            self.survivors[number] = Survivors(torch.where(mine, mine.long().cumsum(0) - 1, -1), layout.visual[number])
+        return encoder.patches.keep(args, kwargs, self._kept_cells)
+
+    def after_vision(self, output: Any) -> None:
+        """Give back the full length to a tower that encoded some cells only."""
+        kept = self._kept_cells
+        if kept is None:
+            return
+        total = sum(view.rows * view.columns for view in self.views)
+        for name in ("pooler_output", "deepstack_features"):
+            value = getattr(output, name, None)
+            if isinstance(value, Tensor):
+                output[name] = _spread(value, kept, total)
+            elif value is not None:
+                output[name] = type(value)(_spread(level, kept, total) for level in value)
+
+    def enter_block(
+        self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Site *encoder[layer].before*, and the key bias of merged rows."""
+        x = self._sites("encoder", layer, "before", args[0] if args else kwargs["hidden_states"], self._encoder.prefix)
+        mask = self._mask(x)
+        rest = list(args[1:])
+        if mask is not None:
+            if rest:
+                rest[0] = mask
+            else:
+                kwargs = dict(kwargs, attention_mask=mask)
+        if args:
+            return (x, *rest), kwargs
+        return (), dict(kwargs, hidden_states=x)
+
+    def middle(self, layer: int, x: Tensor) -> Tensor:
+        """Site *encoder[layer].middle*."""
+        return self._sites("encoder", layer, "middle", x, self._encoder.prefix)
+
+    def leave_block(self, layer: int, x: Tensor) -> Tensor:
+        """Site *encoder[layer].after*."""
+        return self._sites("encoder", layer, "after", x, self._encoder.prefix)
+
+    def observe(self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
+        """Record what the attention of encoder block ``layer`` shows; packed encoders call once for each window."""
+        with self.clock.lap("encoder signals"):
+            for signal in self.program.encoder_signals[layer]:
+                made: Any
+                if isinstance(signal, Columns):
+                    made = probe.received(query, key, scale, mask, causal=False)
+                elif isinstance(signal, QueryKey):
+                    made = (query, key)
+                else:
+                    logits = probe.row_logits(query[:, :, :1], key, scale)
+                    made = Attention(logits, logits.logsumexp(-1))
+                if self._encoder.packed:
+                    self._seen.setdefault(signal, []).append(made)
+                else:
+                    self._seen[signal] = made
+
+    def before_projector(self, x: Tensor) -> Tensor:
+        """Site *pre_projector*; summary rows are gone."""
+        encoder = self._encoder
+        if self._layout is not None and encoder.prefix:
+            self._layout = _without_prefix(self._layout, encoder.prefix)
+        self._strip()
+        if not encoder.packed:
+            for signal in self.program.features:
+                if isinstance(signal, Features):
+                    self._seen[signal] = x
+                elif self._companion is not None:
+                    with self.clock.lap("encoder signals"):
+                        self._seen[signal] = self._companion.align(x)
+            self._rows = self._rows or x.shape[1]
+            x = self._sites("pre_projector", 0, "before", x, 0)
+        return x
+
+    def after_projector(self, x: Tensor) -> Tensor:
+        """Back to full length."""
+        layout = self._layout
+        if not self.edited or layout is None:
+            return x
+        full = _dense(x, layout, self._rows)
+        for signal, value in self._seen.items():
+            self._seen[signal] = _dense_signal(value, layout, self._rows)
+        rank, counts = _ranks(layout, self._rows).flatten(), layout.visual
+        for number, view in enumerate(self.views):
+            if view.cells is None or view.cells.shape[1] != 1:
+                raise SaccadeError(f"{self.anatomy.family}: its tokens are not rows of the encoder, so none may go in there")
+            cells = view.cells[:, 0]
+            tile = cells.div(self._rows, rounding_mode="floor")
+            mine = rank[cells.to(x.device)]
+            if bool((tile == tile[0]).all()):
+                self.survivors[number] = Survivors(mine, counts[int(tile[0])])
+            else:  # several tiles make one grid: raster order, whatever the order inside of each tile
+                alive = mine >= 0
+                self.survivors[number] = Survivors(torch.where(alive, alive.long().cumsum(0) - 1, -1), int(alive.sum()))
+        return full
+
+    def finish(self, output: Any) -> None:
+        """Site *projected*: tokens as the language model will get them."""
+        self._settle()
+        methods = self.program.vision.get(("projected", 0, "before"), ())
+        if not methods:
+            return
+        made = output.pooler_output
+        pieces = [made] if isinstance(made, Tensor) else list(made)
+        flat = torch.cat([piece.reshape(-1, piece.shape[-1]) for piece in pieces])
+        for method in methods:
+            for members in self._alike().values():
+                flat = self._edit_views(method, members, flat)
+        sizes = [piece.numel() // piece.shape[-1] for piece in pieces]
+        back = [part.reshape(piece.shape) for part, piece in zip(flat.split(sizes), pieces)]
+        output["pooler_output"] = back[0] if isinstance(made, Tensor) else type(made)(back)
+
+    # What later sites ask for.
+
+    def gather(self, signal: Signal, views: Sequence[int], ordinal: Tensor) -> Any:
+        """A signal of the tokens ``ordinal`` ``[I, n]`` of some views of one grid, by token: ``[I, n, ...]``."""
+        edited = self._by_view.get(signal, {})
+        if any(view in edited for view in views):
+            value: Any = [edited.get(view, self._of_view(signal, view)) for view in views]
+            if isinstance(value[0], Attention):
+                value = Attention(torch.stack([v.logits for v in value]), torch.stack([v.lse for v in value]))
+            else:
+                value = torch.stack(value)
+        else:
+            value = self._of_views(signal, views)
+        if isinstance(value, Attention):
+            index = ordinal[:, None, None].expand(-1, *value.logits.shape[1:3], -1)
+            return Attention(value.logits.gather(3, index), value.lse)
+        index = ordinal.reshape(*ordinal.shape, *[1] * (value.ndim - 2)).expand(*ordinal.shape, *value.shape[2:])
+        return value.gather(1, index)
+
+    # Inside.
+
+    @property
+    def _encoder(self) -> Encoder:
+        assert self.anatomy.encoder is not None
+        return self.anatomy.encoder
+
+    def _sites(self, kind: str, layer: int, part: str, x: Tensor, prefix: int) -> Tensor:
+        methods = self.program.vision.get((kind, layer, part), ())
+        pending = self._pending if (kind, layer, part) == ("encoder", 0, "before") else None
+        if not methods and pending is None:
+            return x
+        if self._layout is None:
+            side = math.isqrt(x.shape[1] - prefix)
+            self._rows = side * side
+            there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+            self._layout = _layout([(side, side)] * x.shape[0], there, prefix)
+        if pending is not None:
+            self._pending = None
+            x = self._apply(_behind_prefix(pending, prefix), x)
+        for method in methods:
+            seen = {signal: self._now(signal, prefix) for signal in self.program.reads[method]}
+            edit = self._ask(method, Site(kind, layer, part), x, self._layout, seen)  # type: ignore[arg-type]
+            if edit is not None:
+                self._note(edit)
+                x = self._apply(edit, x)
+        return x
+
+    def _ask(self, method: Tokens, site: Site, x: Tensor, layout: Layout, seen: Mapping[Signal, Any]) -> Edit | None:
+        there = {signal: value for signal, value in seen.items() if value is not None}
+        with self.clock.lap("encoder signals"):
+            return method.edit(site, x, layout, there, self._state)
+
+    def _note(self, edit: Edit) -> None:
+        self.edited = True
+        self.positions, self.text_after = edit.positions, edit.text_after
+
+    def _apply(self, edit: Edit, x: Tensor) -> Tensor:
+        assert self._layout is not None
+        self._layout = self._layout.after(edit)
+        self._state.compact(edit.reduction)
+        self._seen = {signal: _follow(value, edit.reduction) for signal, value in self._seen.items()}
+        if edit.key_bias is not None:
+            self._bias = edit.key_bias
+        elif self._bias is not None:
+            self._bias = edit.reduction.take(self._bias)
+        self.edited = True
+        return edit.values if edit.values is not None else edit.reduction.apply(x)
+
+    def _mask(self, x: Tensor) -> Tensor | None:
+        """``[T, 1, 1, n]`` additive: key bias, and -inf at the padding of ragged images."""
+        layout = self._layout
+        if layout is None or (self._bias is None and layout.dense):
+            return None
+        bias = x.new_zeros(layout.shape) if self._bias is None else self._bias.to(x.dtype)
+        if not layout.dense:
+            bias = bias.masked_fill(~layout.valid, torch.finfo(x.dtype).min)
+        return bias[:, None, None].expand(-1, -1, x.shape[1], -1)
+
+    def _now(self, signal: Signal, prefix: int) -> Any:
+        """A signal as a vision site gets it: by row; patches only, except for queries and keys."""
+        if isinstance(signal, Function):
+            return function(self.anatomy, signal)
+        value = self._seen.get(signal)
+        return value if value is None or not prefix else _strip(value, prefix)
+
+    def _strip(self) -> None:
+        """Drop summary columns, which nobody asks for behind the encoder."""
+        prefix = self._encoder.prefix
+        if prefix:
+            self._seen = {signal: _strip(value, prefix) for signal, value in self._seen.items()}
+
+    def _settle(self) -> None:
+        """Lay the calls of a packed encoder end to end, in the order of its input."""
+        if self.anatomy.encoder is None or not self._encoder.packed:
+            return
+        for signal, calls in self._seen.items():
+            if not isinstance(signal, Columns):
+                continue
+            rows = torch.cat([call.reshape(-1) for call in calls])
+            order = self._encoder.order(self._bound, signal.site.layer)
+            if order is not None and self._kept_cells is None:
+                rows = torch.empty_like(rows).scatter(0, order.to(rows.device), rows)
+            self._seen[signal] = rows
+
+    def _of_view(self, signal: Signal, view: int) -> Any:
+        value = self._of_views(signal, [view])
+        return Attention(value.logits[0], value.lse[0]) if isinstance(value, Attention) else value[0]
+
+    def _of_views(self, signal: Signal, views: Sequence[int]) -> Any:
+        """By token of the full grid: ``[I, count, ...]``, the mean over the patches of each token."""
+        cells = [self.views[view].cells for view in views]
+        if any(c is None for c in cells):
+            raise SaccadeError(f"{self.anatomy.family}: encoder signals cannot be told apart by token for this input")
+        value = self._seen[signal]
+        index = torch.stack([c for c in cells if c is not None])
+        if isinstance(value, Attention):
+            # Logits relative to their row's log-sum-exp: each tile has its own.
+            logits = (value.logits - value.lse[..., None]).permute(0, 3, 1, 2).flatten(0, 1)
+            index = index.to(logits.device)
+            logits = logits[index].logsumexp(2) - math.log(index.shape[2])
+            return Attention(logits.permute(0, 2, 3, 1), logits.new_zeros(logits.shape[0], *logits.shape[2:]))
+        flat = value if value.ndim == 1 else value.flatten(0, 1)
+        index = index.to(flat.device)
+        return flat[index[..., 0]] if index.shape[2] == 1 else flat[index].mean(2)
+
+    def _alike(self) -> dict[tuple[int, int, int], list[int]]:
+        """Views of one grid and one number of survivors."""
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for number, (view, left) in enumerate(zip(self.views, self.survivors)):
+            groups.setdefault((view.rows, view.columns, left.count), []).append(number)
+        return groups
+
+    def _edit_views(self, method: Tokens, members: list[int], flat: Tensor) -> Tensor:
+        slots = torch.stack([self._slots()[number] for number in members]).to(flat.device)  # [I, count] rows of `flat`
+        view, count = self.views[members[0]], self.survivors[members[0]].count
+        ordinal = torch.stack([self._alive(number, count) for number in members]).to(flat.device)
+        rows = slots.gather(1, ordinal)
+        items = [(view.rows, view.columns)] * len(members)
+        layout = _layout(items, torch.ones_like(rows, dtype=torch.bool), 0, ordinal)
+        encoder_signals = [s for s in self.program.reads[method] if not isinstance(s, Function) and s in self._seen]
+        seen: dict[Signal, Any] = {s: self.gather(s, members, ordinal) for s in encoder_signals}
+        seen |= {s: function(self.anatomy, s) for s in self.program.reads[method] if isinstance(s, Function)}
+        edit = self._ask(method, Site("projected"), flat[rows], layout, seen)
+        if edit is None:
+            return flat
+        self._note(edit)
+        x = edit.values if edit.values is not None else edit.reduction.apply(flat[rows])
+        after = layout.after(edit)
+        total = view.rows * view.columns
+        full = _dense(x, after, total)
+        ranks = _ranks(after, total)
+        for place, number in enumerate(members):
+            self.survivors[number] = Survivors(ranks[place], after.visual[place])
+        for signal in self._seen:
+            if isinstance(signal, QueryKey) or signal not in self.program.signals_by_item:
+                continue
+            value = _follow(self.gather(signal, members, ordinal), edit.reduction)
+            dense = _dense_signal(value, after, total)
+            store = self._by_view.setdefault(signal, {})
+            for place, number in enumerate(members):
+                one = Attention(dense.logits[place], dense.lse[place]) if isinstance(dense, Attention) else dense[place]
+                store[number] = one
+        flat = flat.clone()
+        flat[slots.flatten()] = full.flatten(0, 1).to(flat.dtype)
+        return flat
+
+    def _alive(self, number: int, count: int) -> Tensor:
+        """``[count]`` raster indices of a view's survivors, in their order."""
+        rank = self.survivors[number].rank
+        if rank is None:
+            return torch.arange(count)
+        spare = torch.where(rank >= 0, rank, len(rank))
+        return spare.argsort(stable=True)[:count].cpu()
+
+    def _slots(self) -> list[Tensor]:
+        """For each view, the rows of the features that its tokens are, in raster order."""
+        slots: list[Tensor] = []
+        start = 0
+        for picture in self.pictures:
+            placement = picture.placement
+            rows = torch.arange(start, start + len(placement))
+            for number, view in enumerate(picture.views):
+                mine = placement[:, 0] == number
+                slot = torch.empty(view.rows * view.columns, dtype=torch.long)
+                slot[placement[mine, 1]] = rows[mine]
+                slots.append(slot)
+            start += len(placement)
+        return slots
+
+
+def _layout(grids: Sequence[tuple[int, int]], there: Tensor, prefix: int, ordinal: Tensor | None = None) -> Layout:
+    """Rows of images: ``prefix`` summary rows, then patches in raster order (or ``ordinal``)."""
+    batch, rows = there.shape
+    number = torch.arange(rows, device=there.device).expand(batch, -1)
+    summary = number < prefix
+    role = torch.where(summary, int(Role.CLS), int(Role.IMAGE)).masked_fill(~there, int(Role.PAD))
+    cell = number - prefix if ordinal is None else ordinal
+    hidden = summary | ~there
+    counts = [min(r * c, rows - prefix) for r, c in grids] if ordinal is None else [rows] * batch
+    return Layout(
+        origin=number,
+        role=role,
+        item=torch.zeros_like(number).masked_fill(hidden, -1),
+        ordinal=cell.masked_fill(hidden, -1),
+        positions=number[None],
+        size=there.float(),
+        items=tuple((Item(r, c, source),) for source, (r, c) in enumerate(grids)),
+        live=tuple(count + prefix for count in counts),
+        visual=tuple(counts),
+    )
+
+
+def _without_prefix(layout: Layout, prefix: int) -> Layout:
+    """The same rows without the summary rows, which stand behind the padding of ragged images."""
+    width = layout.shape[1] - prefix
+    real = layout.role != Role.CLS
+    order = real.to(torch.uint8).argsort(dim=1, stable=True)[:, -width:] if width else real[:, :0].long()
+    moved = {name: getattr(layout, name).gather(1, order) for name in ("origin", "role", "item", "ordinal", "size")}
+    return replace(
+        layout,
+        **moved,
+        positions=torch.stack([row.gather(1, order) for row in layout.positions]),
+        live=tuple(count - prefix for count in layout.live),
+    )
+
+
+def _behind_prefix(edit: Edit, prefix: int) -> Edit:
+    """An edit of patches as one of patches behind summary rows, which stay."""
+    reduction = edit.reduction
+    if not prefix:
+        return edit
+    anchor = reduction.anchor
+    behind = torch.where(anchor >= 0, anchor + prefix, -1)
+    summary = torch.arange(prefix, device=anchor.device).expand(anchor.shape[0], -1)
+    # Padding stands in front: summary rows go between it and the patches, by a stable sort of what is padding.
+    whole = torch.cat([summary, behind], dim=1)
+    order = (whole >= 0).to(torch.uint8).argsort(dim=1, stable=True)
+    return Edit(Reduction.gather(whole.gather(1, order), reduction.inputs + prefix))
+
+
+def _dense(x: Tensor, layout: Layout, rows: int) -> Tensor:
+    """Rows ``[I, k, D]`` at their own cells of the full grid ``[I, rows, D]``, zero elsewhere."""
+    out = x.new_zeros(x.shape[0], rows + 1, x.shape[2])
+    index = torch.where(layout.valid & (layout.ordinal >= 0), layout.ordinal, rows)
+    return out.scatter(1, index[..., None].expand_as(x), x)[:, :rows]
+
+
+def _ranks(layout: Layout, rows: int) -> Tensor:
+    """``[I, rows]`` place of each cell of the full grid among those alive, -1 = gone."""
+    return _dense(layout.valid.long().cumsum(1)[..., None], layout, rows)[..., 0] - 1
+
+
+def _dense_signal(value: Any, layout: Layout, rows: int) -> Any:
+    if isinstance(value, Attention):
+        batch, heads, queries, keys = value.logits.shape
+        flat = value.logits.permute(0, 3, 1, 2).reshape(batch, keys, heads * queries)
+        dense = _dense(flat, layout, rows).reshape(batch, rows, heads, queries).permute(0, 2, 3, 1)
+        return Attention(dense, value.lse)
+    if isinstance(value, Tensor):
+        wide = value if value.ndim == 3 else value[..., None]
+        dense = _dense(wide, layout, rows)
+        return dense if value.ndim == 3 else dense[..., 0]
+    return value
+
+
+def _strip(value: Any, prefix: int) -> Any:
+    if isinstance(value, Attention):
+        return Attention(value.logits[..., prefix:], value.lse)
+    return value[:, prefix:] if isinstance(value, Tensor) else value
+
+
+def _follow(value: Any, reduction: Any) -> Any:
+    """A signal by row, after an edit of the rows; queries and keys of a block are not read behind its own edits."""
+    if isinstance(value, Attention):
+        return value.after(reduction) if value.logits.shape[-1] == reduction.inputs else value
+    if isinstance(value, Tensor):
+        return reduction.apply(value) if value.shape[1] == reduction.inputs else value
+    if isinstance(value, tuple):
+        return tuple(
+            reduction.take(part.transpose(1, 2)).transpose(1, 2) if part.shape[2] == reduction.inputs else part
+            for part in value
+        )
+    return value
+
+
+def _spread(x: Tensor, kept: Tensor, total: int) -> Tensor:
+    return x.new_zeros(total, *x.shape[1:]).index_copy(0, kept, x)

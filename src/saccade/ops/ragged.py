@@ -1,0 +1,101 @@
+"""Keys and values of heads that keep different numbers of entries: stored in small blocks, attended to without padding.
+
+A dense tensor would pad every head to the longest one. Here each head's entries fill blocks of ``SIZE``; only the last block
+of a head has room to spare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+SIZE = 32
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Entries of ``B * Hkv`` heads.
+
+    Attributes:
+        keys, values: ``[n, SIZE, d]``.
+        there: ``[n, SIZE]`` bool: slots in use.
+        owner: ``[n]`` head (``b * Hkv + h``) that each block belongs to, ascending.
+        heads: ``(B, Hkv)``.
+    """
+
+    keys: Tensor
+    values: Tensor
+    there: Tensor
+    owner: Tensor
+    heads: tuple[int, int]
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, entries: Tensor) -> Blocks:
+        """The ``entries`` ``[B, Hkv, k]`` (-1 = none) of dense ``keys`` and ``values`` ``[B, Hkv, n, d]``.
+
+        How many blocks there are is read from the device: a host sync.
+        """
+        batch, heads, width = entries.shape
+        spare = -width % SIZE
+        # Entries first, padding last, so that a head's blocks fill up from the front.
+        padding_last = entries.masked_fill(entries < 0, torch.iinfo(entries.dtype).max).sort(dim=-1).values
+        index = torch.nn.functional.pad(padding_last.masked_fill(padding_last >= keys.shape[2], -1), (0, spare), value=-1)
+        blocks = index.reshape(batch * heads, -1, SIZE)
+        owner, number = (blocks[..., 0] >= 0).nonzero(as_tuple=True)
+        chosen = blocks[owner, number]
+        flat = (owner[:, None] * keys.shape[2] + chosen.clamp(min=0)).flatten()
+
+        def stored(x: Tensor) -> Tensor:
+            return x.reshape(-1, x.shape[-1]).index_select(0, flat).reshape(*chosen.shape, -1)
+
+        return cls(stored(keys), stored(values), chosen >= 0, owner, (batch, heads))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def batched(self, index: Tensor) -> Blocks:
+        """With the batch entries ``index`` ``[B']``, possibly repeated."""
+        _, heads = self.heads
+        chosen = (index.to(self.owner.device)[:, None] * heads + torch.arange(heads, device=self.owner.device)).flatten()
+        head, block = (self.owner == chosen[:, None]).nonzero(as_tuple=True)
+        moved = {name: getattr(self, name)[block] for name in ("keys", "values", "there")}
+        return replace(self, **moved, owner=head, heads=(len(index), heads))
+
+
+def attend(query: Tensor, blocks: Blocks, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+    """Attention over the entries in ``blocks``, which every query sees, and over later dense ones.
+
+    Args:
+        query: ``[B, H, q, d]``.
+        blocks: earlier entries, ragged.
+        keys, values: ``[B, Hkv, m, d]`` later entries.
+        allowed: ``[B, 1 or H, q, m]`` bool, which later entries a query sees; None = all.
+        scale: factor of the logits.
+
+    Returns:
+        ``[B, H, q, d]`` in the query's dtype; softmax and sums in float32.
+    """
+    batch, heads, rows, width = query.shape
+    kv_heads = keys.shape[1]
+    group = heads // kv_heads
+    folded = query.reshape(batch * kv_heads, group * rows, width)
+    early = (folded.index_select(0, blocks.owner) @ blocks.keys.transpose(1, 2)).float() * scale  # [n, g, SIZE]
+    early = early.masked_fill(~blocks.there[:, None], float("-inf"))
+    late = (query.reshape(batch, kv_heads, group * rows, width) @ keys.transpose(2, 3)).float() * scale
+    if allowed is not None:
+        visible = allowed.expand(batch, heads, rows, -1).reshape(batch, kv_heads, group * rows, -1)
+        late = late.masked_fill(~visible, float("-inf"))
+    late = late.flatten(0, 1)  # [B Hkv, g, m]
+
+    top = late.amax(-1) if late.shape[-1] else late.new_full(late.shape[:-1], float("-inf"))
+    largest = early.amax(-1)
+    top = top.scatter_reduce(0, blocks.owner[:, None].expand_as(largest), largest, "amax")
+    early, late = (early - top[blocks.owner][..., None]).exp(), (late - top[..., None]).exp()
+    total = late.sum(-1).index_add(0, blocks.owner, early.sum(-1))
+    out = (late.to(values.dtype) @ values.flatten(0, 1)).float()
+    out = out.index_add(0, blocks.owner, (early.to(values.dtype) @ blocks.values).float())
+    return (out / total[..., None]).to(query.dtype).reshape(batch, heads, rows, width)
