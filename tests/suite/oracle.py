@@ -1,22 +1,57 @@
-"""What a method must equal: the whole conversation, with the dropped rows masked as keys, layer by layer."""
+"""What a method must equal: the whole conversation at full length, with rows that are not there masked, layer by layer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from saccade.core.layout import VISUAL, Layout
-from saccade.core.recipe import Recipe
+from saccade.core.layout import Layout
 from saccade.core.report import Trace
-from saccade.engine.run import Program
+from saccade.engine.run import Run
 from saccade.models import anatomy
-from tests import tiny
+
+
+@dataclass
+class Notes:
+    """What a session did, forward by forward.
+
+    Attributes:
+        arriving: rows ``[B, n, D]`` that entered layer 0 in each forward that read images, None if the layer was routed.
+        held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` that it attended to.
+    """
+
+    arriving: list[Tensor | None] = field(default_factory=list)
+    held: list[tuple[int, int, list[Tensor]]] = field(default_factory=list)
+
+
+@contextmanager
+def noting() -> Iterator[Notes]:
+    """Take notes of every forward of every session."""
+    notes = Notes()
+    enter = Run.enter
+
+    def noted(run: Run, layer: int, x: Tensor, kwargs: dict[str, Any]) -> Any:
+        result = enter(run, layer, x, kwargs)
+        if layer == 0:
+            notes.held.append((run.past, run.rows, []))
+            if run.reads_images:
+                notes.arriving.append(None if run.routes[0] is not None else result[0])
+        tokens = run.caches[layer].ledger.tokens(x.shape[0], x.device)
+        notes.held[-1][2].append(tokens)
+        return result
+
+    with patch.object(Run, "enter", noted):
+        yield notes
 
 
 def masked_logits(
-    model: Any, inputs: dict[str, Tensor], trace: Trace, recipe: Recipe, starts: tuple[int, ...], prompt: int
+    model: Any, inputs: dict[str, Tensor], trace: Trace, starts: tuple[int, ...], notes: Notes | None = None
 ) -> Tensor:
     """Logits ``[B, L, V]`` of the plain model over the full sequence.
 
@@ -24,47 +59,67 @@ def masked_logits(
         model: the model, no session attached.
         inputs: the whole conversation.
         trace: of the session that this is the oracle for.
-        recipe: what ran.
         starts: where each turn that brought images began.
-        prompt: length of the first prompt; evicted cache entries are masked for later queries.
+        notes: taken of that session; without them nothing was merged, and no cache was compressed.
     """
     parts = anatomy(model)
     ids = inputs["input_ids"]
     batch, length = ids.shape
-    routed = Program(recipe.methods, parts).routing
+    layers = len(parts.layers)
     groups = parts.config.num_attention_heads // parts.config.num_key_value_heads
-    dropped = [_dropped(ids, trace, starts, layer) for layer in range(len(parts.layers))]
+    gone = [_gone(ids, parts, trace, starts, layer) for layer in range(layers)]
+    positions: list[Tensor] = []
 
     def before(layer: int) -> Any:
-        closed = dropped[layer][:, None, None]
-        if trace.kept and trace.kept[layer] is not None:
-            evicted = _evicted(trace, layer, batch, length, prompt).repeat_interleave(groups, dim=1)
-            closed = closed | (evicted[:, :, None] & (torch.arange(length)[:, None] >= prompt))
+        closed = gone[layer][:, None, None]
+        for start, log in zip(starts, trace.routes):
+            plan = log[layer]
+            if plan is not None and not plan.frozen:
+                closed = closed | _places(trace, start, starts, layer, ~plan.active, length)[:, None, None]
+        if notes is not None:
+            closed = closed | _unheld(notes, layer, batch, length, groups)
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x = args[0]
+            if layer == 0 and notes is not None:
+                x = _arrived(x, notes, trace, starts)
+            if layer == 0:
+                given = positions[0] if positions else torch.arange(length).expand(1, batch, -1)
+                positions[:] = [_positions(given, trace, starts, number) for number in range(layers)]
             mask = kwargs.get("attention_mask")
             if mask is None:
                 mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+            # A row that sees nothing would give NaN; what it computes is masked everywhere.
+            shut = closed & ~torch.eye(length, dtype=torch.bool)
             float_mask = mask.is_floating_point()
-            mask = mask.masked_fill(closed, torch.finfo(mask.dtype).min) if float_mask else mask & ~closed
-            return args, dict(kwargs, attention_mask=mask)
+            mask = mask.masked_fill(shut, torch.finfo(mask.dtype).min) if float_mask else mask & ~shut
+            rope = parts.rotary(layer, x, positions[layer])
+            return (x, *args[1:]), dict(kwargs, attention_mask=mask, position_embeddings=rope)
 
         return hook
 
     def after(layer: int) -> Any:
-        frozen = torch.zeros(batch, length, dtype=torch.bool)
-        for layouts, start in zip(trace.log, starts):
-            frozen |= _places(layouts[layer], layouts[layer].rows(*VISUAL), length, start)
+        still = torch.zeros(batch, length, dtype=torch.bool)
+        for start, log in zip(starts, trace.routes):
+            if log[layer] is not None:
+                still |= _places(trace, start, starts, layer, ~log[layer].active, length)
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            return torch.where(frozen[..., None], args[0], output)
+            return torch.where(still[..., None], args[0], output)
 
         return hook
 
-    handles = [module.register_forward_pre_hook(before(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
-    handles += [parts.layers[i].register_forward_hook(after(i), with_kwargs=True) for i in routed]
-    if parts.rotary_rows == 1:
-        inputs = dict(inputs, position_ids=_positions(inputs["attention_mask"], dropped[0], recipe))
+    def ask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = kwargs.get("position_ids")
+        if given is None:
+            given = torch.arange(length)[None]
+        positions.append((given if given.ndim == 3 else given[None]).expand(-1, batch, -1))
+
+    handles = [parts.language_model.register_forward_pre_hook(ask, with_kwargs=True)]
+    handles += [module.register_forward_pre_hook(before(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
+    handles += [module.register_forward_hook(after(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
+    if parts.rotary_rows == 1 and "attention_mask" in inputs:
+        inputs = dict(inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))
     try:
         with torch.no_grad():
             return model(**inputs, use_cache=False).logits
@@ -73,31 +128,69 @@ def masked_logits(
             handle.remove()
 
 
-def _places(layout: Layout, chosen: Tensor, length: int, start: int) -> Tensor:
-    """``[B, L]``: where the ``chosen`` rows of a layout stand in the conversation."""
+def _turn(trace: Trace, start: int, starts: tuple[int, ...], layer: int) -> Layout:
+    return trace.log[starts.index(start)][layer]
+
+
+def _places(trace: Trace, start: int, starts: tuple[int, ...], layer: int, chosen: Tensor, length: int) -> Tensor:
+    """``[B, L]``: where the ``chosen`` rows of a turn's layout stand in the conversation."""
+    layout = _turn(trace, start, starts, layer)
     out = torch.zeros(layout.shape[0], length + 1, dtype=torch.bool)
-    return out.scatter(1, torch.where(chosen, layout.origin + start, length), True)[:, :length]
+    index = torch.where(chosen & (layout.origin >= 0), layout.origin + start, length)
+    return out.scatter(1, index, True)[:, :length]
 
 
-def _dropped(ids: Tensor, trace: Trace, starts: tuple[int, ...], layer: int) -> Tensor:
+def _gone(ids: Tensor, parts: Any, trace: Trace, starts: tuple[int, ...], layer: int) -> Tensor:
+    """``[B, L]``: placeholders that are not alive in a layer."""
+    length = ids.shape[1]
     alive = torch.zeros_like(ids, dtype=torch.bool)
-    for layouts, start in zip(trace.log, starts):
-        alive |= _places(layouts[layer], layouts[layer].valid, ids.shape[1], start)
-    return (ids == tiny.IMAGE) & ~alive
+    for start in starts:
+        alive |= _places(trace, start, starts, layer, _turn(trace, start, starts, layer).valid, length)
+    shown = torch.isin(ids, torch.tensor((*parts.image_tokens, *parts.video_tokens)))
+    return shown & ~alive
 
 
-def _evicted(trace: Trace, layer: int, batch: int, length: int, prompt: int) -> Tensor:
-    """``[B, Hkv, L]``: prompt tokens that a layer's cache no longer holds."""
-    layouts = trace.log[0]
-    kept = trace.kept[layer]
-    tokens = layouts[layer].origin[:, None].expand(-1, kept.shape[1], -1).gather(2, kept.clamp(min=0))
-    there = torch.zeros(batch, kept.shape[1], length + 1, dtype=torch.bool)
-    there = there.scatter(2, torch.where((kept >= 0) & (tokens >= 0), tokens, length), True)[..., :length]
-    return ~there & (torch.arange(length) < prompt)
+def _unheld(notes: Notes, layer: int, batch: int, length: int, groups: int) -> Tensor:
+    """``[B, H, L, L]``: keys that are not in the cache when a query comes."""
+    closed = torch.zeros(batch, 1, length, length, dtype=torch.bool)
+    for past, rows, layers in notes.held:
+        if past >= length:
+            continue
+        tokens = layers[layer]
+        there = torch.zeros(*tokens.shape[:2], length + 1, dtype=torch.bool)
+        fits = (tokens >= 0) & (tokens < length)
+        there = there.scatter(2, torch.where(fits, tokens, length), True)[..., :length]
+        if there.shape[1] > 1 and closed.shape[1] == 1:
+            closed = closed.expand(-1, there.shape[1] * groups, -1, -1).clone()
+        by_head = there.repeat_interleave(groups, 1) if there.shape[1] > 1 else there
+        closed[:, :, past : past + rows] = ~by_head[:, :, None]
+    return closed
 
 
-def _positions(mask: Tensor, dropped: Tensor, recipe: Recipe) -> Tensor:
-    """Rotary positions ``[B, L]``: renumbered without the dropped rows where the recipe does so."""
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    contiguous = any(getattr(method, "positions", None) in ("auto", "contiguous") for method in recipe.methods)
-    return (positions - dropped.cumsum(1)).clamp(min=0) if contiguous else positions
+def _arrived(x: Tensor, notes: Notes, trace: Trace, starts: tuple[int, ...]) -> Tensor:
+    """Hidden states with the rows that really entered layer 0 in their places."""
+    for rows, start, log in zip(notes.arriving, starts, trace.log):
+        if rows is None:
+            continue
+        spare = torch.cat([x, x[:, :1]], dim=1)
+        index = torch.where(log[0].origin >= 0, log[0].origin + start, x.shape[1])
+        x = spare.scatter(1, index[..., None].expand_as(rows), rows.to(x.dtype))[:, : x.shape[1]]
+    return x
+
+
+def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int) -> Tensor:
+    """Rotary positions ``[R, B, L]`` in a layer: as its layouts say, and on from there for text that came later."""
+    length = given.shape[2]
+    for start, log in zip(starts, trace.log):
+        layout = log[layer]
+        count = layout.positions.shape[0]
+        last = start + int(log[0].origin.max())
+        parts = max(count // given.shape[0], 1)
+        table = given.repeat_interleave(parts, 0) if count > given.shape[0] else given[-count:].clone()
+        index = torch.where(layout.origin >= 0, layout.origin + start, length).expand(count, -1, -1)
+        spare = torch.cat([table, table[..., :1]], dim=2)
+        spare = spare.scatter(2, index, layout.positions)
+        moved = (given[-1:, :, last : last + 1] - layout.positions[-1:, :, -1:]).expand(count, -1, -1)
+        spare[:, :, last + 1 : length] -= moved
+        given = spare[..., :length]
+    return given

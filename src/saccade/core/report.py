@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from saccade.core.layout import Layout
+from saccade.core.method import Plan
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class Trace:
     Attributes:
         log: for each forward that read visual tokens (one for each turn that brought images), the `Layout` entering each
             decoder layer, and last the layout after the last layer.
+        routes: for each such forward, what a routing method said in each layer.
         kept: for the last prefill, the cached entries ``[B, Hkv, k]`` (rows of that layer's layout, -1 = padding) that a
             cache method left in each layer; None where it left all.
     """
 
     log: list[list[Layout]] = field(default_factory=list)
+    routes: list[list[Plan | None]] = field(default_factory=list)
     kept: list[Tensor | None] = field(default_factory=list)
 
     def alive(self, layer: int, turn: int = -1) -> list[list[Tensor]]:

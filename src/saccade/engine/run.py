@@ -154,6 +154,7 @@ class Run:
         self.layouts: list[Layout] = []
         self.cached: list[Layout] = []
         self.ran: list[tuple[tuple[int, ...], Any]] = []
+        self.routes: list[Plan | None] = []
         self.seen: dict[Signal, Any] = dict(program.functions)
         self.scores: list[Tensor | None] = []
         self.kept: list[Tensor | None] = []
@@ -203,6 +204,7 @@ class Run:
         if self.rows == 1 and self.program.cache is not None and cache.counts is not None:
             self._step(layer, cache)
         plan = self._plan(layer, x)
+        self.routes.append(plan)
         old = cache.ledger
         if plan is not None:
             return self._part(layer, x, plan, old, kwargs)

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Layout
-from saccade.core.method import Cache, Companion, ItemTokens, Method, Routing, Tokens
+from saccade.core.method import Cache, Companion, ItemTokens, Method, Plan, Routing, Tokens
 from saccade.core.recipe import Recipe
 from saccade.core.report import Report, Trace
 from saccade.core.state import State
@@ -475,7 +475,7 @@ class Session:
             with self._clock.lap("engine"):
                 output["last_hidden_state"] = run.finish(output["last_hidden_state"])
             if run.reads_images or run.past == 0:
-                self._record(run.layouts, run.past, run.kept, run.ran)
+                self._record(run.layouts, run.past, run.kept, run.ran, run.routes)
         self._kv_bytes = tuple(_bytes(layer) for layer in self._cache.layers)
         del self._cache
         if self._drop_cache:
@@ -484,18 +484,26 @@ class Session:
         self._clock.stop("prefill")
         return output
 
-    def _record(self, layouts: list[Layout], past: int, kept: list[Tensor | None], ran: list[tuple[Any, Any]]) -> None:
+    def _record(
+        self,
+        layouts: list[Layout],
+        past: int,
+        kept: list[Tensor | None],
+        ran: list[tuple[Any, Any]],
+        routes: list[Plan | None],
+    ) -> None:
         if past == 0:
-            self.trace.log, self.trace.kept = [], kept
+            self.trace.log, self.trace.routes, self.trace.kept = [], [], kept
         if layouts and any(layouts[0].items):
             self.trace.log.append(layouts)
+            self.trace.routes.append(routes)
         if layouts:
             self._prefill, self._ran = layouts, ran
 
     def _record_unmodified(self, intake: Intake, positions: Tensor, past: int) -> None:
         if positions.shape[2] > 1:
             layout, layers = intake.layout(positions), len(self.anatomy.layers)
-            self._record([layout] * (layers + 1), past, [], [(layout.live, layout.live)] * layers)
+            self._record([layout] * (layers + 1), past, [], [(layout.live, layout.live)] * layers, [None] * layers)
 
     def _positions(self, given: Tensor | None, embeds: Tensor, past: int) -> Tensor:
         """``[R, B, N]``, as the language model would make them itself."""
