@@ -9,16 +9,37 @@ from transformers import (
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    MistralConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 IMAGE = 7
 """Id of the image placeholder in every tiny vocabulary."""
+VIDEO = 10
+"""Id of the video placeholder."""
 VOCABULARY = 64
 
 
@@ -93,41 +114,210 @@ def gemma3(*, attention: str = "sdpa", seed: int = 0) -> Gemma3ForConditionalGen
     return _ready(Gemma3ForConditionalGeneration(config), attention)
 
 
-def qwen3_vl(*, attention: str = "sdpa", seed: int = 0) -> Qwen3VLForConditionalGeneration:
-    """A Qwen3-VL with M-RoPE and DeepStack features added after the first three decoder layers."""
+def qwen2_vl(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> Qwen2VLForConditionalGeneration:
+    """A Qwen2-VL with M-RoPE in sections."""
+    torch.manual_seed(seed)
+    config = Qwen2VLConfig(
+        vision_config=dict(_qwen_vision(temporal), embed_dim=32, mlp_ratio=2, hidden_size=48),
+        text_config=_qwen_text(5, rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 2, 2])),
+        **_qwen_ids(),
+    )
+    return _ready(Qwen2VLForConditionalGeneration(config), attention)
+
+
+def qwen2_5_vl(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL whose encoder has windows of 2x2 tokens in two of four blocks."""
+    torch.manual_seed(seed)
+    config = Qwen2_5_VLConfig(
+        vision_config=dict(
+            _qwen_vision(temporal),
+            hidden_size=32,
+            intermediate_size=64,
+            out_hidden_size=48,
+            window_size=16,
+            fullatt_block_indexes=[1, 3],
+        ),
+        text_config=_qwen_text(5, rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 2, 2])),
+        **_qwen_ids(),
+    )
+    return _ready(Qwen2_5_VLForConditionalGeneration(config), attention)
+
+
+def qwen3_vl(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> Qwen3VLForConditionalGeneration:
+    """A Qwen3-VL with interleaved M-RoPE and DeepStack features added after the first three decoder layers."""
     torch.manual_seed(seed)
     config = Qwen3VLConfig(
         vision_config=dict(
+            _qwen_vision(temporal),
             hidden_size=32,
             intermediate_size=64,
-            depth=4,
-            num_heads=4,
-            patch_size=4,
-            temporal_patch_size=1,
-            spatial_merge_size=2,
             out_hidden_size=48,
             deepstack_visual_indexes=[0, 1, 2],
             num_position_embeddings=64,
         ),
-        text_config=dict(
-            vocab_size=VOCABULARY,
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=5,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+        text_config=_qwen_text(
+            5,
             head_dim=12,
             rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 2, 2], mrope_interleaved=True),
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=None,
         ),
-        image_token_id=IMAGE,
-        video_token_id=10,
-        vision_start_token_id=8,
-        vision_end_token_id=9,
+        **_qwen_ids(),
     )
     return _ready(Qwen3VLForConditionalGeneration(config), attention)
+
+
+def qwen3_5(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> Qwen3_5ForConditionalGeneration:
+    """A Qwen3.5 with attention in the last of every four decoder layers, gated, half of each head rotated."""
+    torch.manual_seed(seed)
+    config = Qwen3_5Config(
+        vision_config=dict(
+            _qwen_vision(temporal), hidden_size=32, intermediate_size=64, out_hidden_size=48, num_position_embeddings=64
+        ),
+        text_config=_qwen_text(
+            8,
+            head_dim=24,
+            rope_parameters=dict(
+                rope_type="default",
+                rope_theta=10000.0,
+                partial_rotary_factor=0.5,
+                mrope_section=[2, 2, 2],
+                mrope_interleaved=True,
+            ),
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+        ),
+        **_qwen_ids(),
+    )
+    return _ready(Qwen3_5ForConditionalGeneration(config), attention)
+
+
+def llava_next(
+    *, text: str = "llama", layers: int = 4, attention: str = "sdpa", seed: int = 0
+) -> LlavaNextForConditionalGeneration:
+    """A LLaVA-NeXT of square tiles of 16 cells, one or two of them in each direction."""
+    torch.manual_seed(seed)
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**_tower(image_size=32), projection_dim=16),
+        text_config=_text(text, layers),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    return _ready(LlavaNextForConditionalGeneration(config), attention)
+
+
+def llava_onevision(
+    *, grid: int = 4, most: int = 2, layers: int = 4, attention: str = "sdpa", seed: int = 0
+) -> LlavaOnevisionForConditionalGeneration:
+    """A LLaVA-OneVision of tiles of ``grid * grid`` cells; details of more than ``most`` tiles' cells are resized."""
+    torch.manual_seed(seed)
+    size = 8 * grid
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**_tower(image_size=size), vision_use_head=False),
+        text_config=_text("qwen2", layers),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=[[rows * size, columns * size] for rows in (1, 2) for columns in (1, 2)],
+        vision_aspect_ratio=f"anyres_max_{most}",
+    )
+    return _ready(LlavaOnevisionForConditionalGeneration(config), attention)
+
+
+def internvl(
+    *, text: str = "qwen2", layers: int = 4, attention: str = "sdpa", seed: int = 0
+) -> InternVLForConditionalGeneration:
+    """An InternVL of tiles of 64 patches, which make 16 tokens."""
+    torch.manual_seed(seed)
+    config = InternVLConfig(
+        vision_config=dict(**_tower(image_size=64), layer_scale_init_value=0.7),
+        text_config=_text(text, layers),
+        image_token_id=IMAGE,
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    model = InternVLForConditionalGeneration(config)
+    with torch.no_grad():  # they start at zero
+        model.model.vision_tower.embeddings.cls_token.normal_()
+        model.model.vision_tower.embeddings.position_embeddings.normal_()
+        for block in model.model.vision_tower.encoder.layer:
+            block.lambda_2.uniform_(0.5, 1.0)
+    return _ready(model, attention)
+
+
+def idefics3(*, layers: int = 4, attention: str = "sdpa", seed: int = 0) -> Idefics3ForConditionalGeneration:
+    """An Idefics3 of tiles of 64 patches, which make 16 tokens."""
+    torch.manual_seed(seed)
+    config = Idefics3Config(
+        vision_config=_tower(image_size=64), text_config=_text("llama", layers), image_token_id=IMAGE, scale_factor=2
+    )
+    return _ready(Idefics3ForConditionalGeneration(config), attention)
+
+
+def smolvlm(*, layers: int = 4, attention: str = "sdpa", seed: int = 0) -> SmolVLMForConditionalGeneration:
+    """A SmolVLM of tiles of 256 patches, of which 16 make a token."""
+    torch.manual_seed(seed)
+    config = SmolVLMConfig(
+        vision_config=_tower(image_size=64, patch_size=4),
+        text_config=_text("llama", layers),
+        image_token_id=IMAGE,
+        scale_factor=4,
+    )
+    return _ready(SmolVLMForConditionalGeneration(config), attention)
+
+
+def _qwen_vision(temporal: int) -> dict[str, int]:
+    return dict(depth=4, num_heads=4, patch_size=4, temporal_patch_size=temporal, spatial_merge_size=2)
+
+
+def _qwen_text(layers: int, **more: Any) -> dict[str, Any]:
+    return dict(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+        **more,
+    )
+
+
+def _qwen_ids() -> dict[str, int]:
+    return dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=8, vision_end_token_id=9)
+
+
+def _tower(image_size: int, patch_size: int = 8) -> dict[str, Any]:
+    return dict(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=image_size,
+        patch_size=patch_size,
+    )
+
+
+def _text(kind: str, layers: int) -> Any:
+    """A decoder of four heads over two; Mistral's without a window."""
+    configs = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    return configs[kind](
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=12,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
 
 
 def _ready(model: Any, attention: str) -> Any:

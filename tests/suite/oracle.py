@@ -23,7 +23,7 @@ class Notes:
 
     Attributes:
         arriving: rows ``[B, n, D]`` that entered layer 0 in each forward that read images, None if the layer was routed.
-        held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` that it attended to.
+        held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
@@ -181,16 +181,18 @@ def _arrived(x: Tensor, notes: Notes, trace: Trace, starts: tuple[int, ...]) -> 
 def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int) -> Tensor:
     """Rotary positions ``[R, B, L]`` in a layer: as its layouts say, and on from there for text that came later."""
     length = given.shape[2]
+    given = given[-3:]  # a fourth row in front numbers the text
     for start, log in zip(starts, trace.log):
         layout = log[layer]
-        count = layout.positions.shape[0]
+        told = layout.positions[1:] if layout.positions.shape[0] == 4 else layout.positions
+        count = told.shape[0]
         last = start + int(log[0].origin.max())
         parts = max(count // given.shape[0], 1)
-        table = given.repeat_interleave(parts, 0) if count > given.shape[0] else given[-count:].clone()
+        table = given.repeat_interleave(parts, 0)
         index = torch.where(layout.origin >= 0, layout.origin + start, length).expand(count, -1, -1)
         spare = torch.cat([table, table[..., :1]], dim=2)
-        spare = spare.scatter(2, index, layout.positions)
-        moved = (given[-1:, :, last : last + 1] - layout.positions[-1:, :, -1:]).expand(count, -1, -1)
+        spare = spare.scatter(2, index, told)
+        moved = (given[-1:, :, last : last + 1] - told[-1:, :, -1:]).expand(count, -1, -1)
         spare[:, :, last + 1 : length] -= moved
         given = spare[..., :length]
     return given

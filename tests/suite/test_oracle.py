@@ -14,7 +14,7 @@ from saccade.models import anatomy
 from tests.suite.bodies import BODIES, ONE, RAGGED
 
 
-@pytest.mark.parametrize("name", list(BODIES))
+@pytest.mark.parametrize("name", [name for name in BODIES if name != "qwen3_5"])
 def test_the_limit_runs_as_many_rows_as_the_recipe_left(name: str) -> None:
     model, inputs = BODIES[name].model(), BODIES[name].inputs(RAGGED)
     with torch.no_grad(), saccade.attach(model, "fastv(layer=1, keep=4)") as session:

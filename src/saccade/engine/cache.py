@@ -13,7 +13,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 
 from saccade.core.errors import SaccadeError
 from saccade.ops.ragged import Blocks
@@ -307,8 +313,10 @@ def _gather(stored: Tensor, entries: Tensor) -> Tensor:
     return stored.gather(2, index)
 
 
-def adopt(cache: Cache, count: int, owner: Owner) -> list[SaccadeLayer]:
-    """Replace, in place, the layers of a dynamic cache by ``count`` `SaccadeLayer`, keeping what they hold.
+def adopt(cache: Cache, count: int, owner: Owner) -> list[Any]:
+    """Replace, in place, the attention layers of a dynamic cache by `SaccadeLayer`, ``count`` layers in all.
+
+    They keep what they hold. Layers with a recurrent state stay as they are.
 
     Raises:
         SaccadeError: for static, quantized and offloaded caches, with the remedy.
@@ -318,12 +326,12 @@ def adopt(cache: Cache, count: int, owner: Owner) -> list[SaccadeLayer]:
             f"past_key_values: {type(cache).__name__} cannot shrink; use a DynamicCache (cache_implementation=None)"
         )
     for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, SaccadeLayer):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, SaccadeLayer, LinearAttentionLayer):
             raise SaccadeError(f"past_key_values: layers of {type(layer).__name__} are not supported; use a DynamicCache")
     missing = [DynamicLayer() for _ in range(count - len(cache.layers))]
-    cache.layers = [
-        layer if isinstance(layer, SaccadeLayer) else SaccadeLayer.adopting(layer) for layer in [*cache.layers, *missing]
-    ]
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    cache.layers = [SaccadeLayer.adopting(layer) if type(layer) in plain else layer for layer in [*cache.layers, *missing]]
     for layer in cache.layers:
-        layer.own(owner)
+        if isinstance(layer, SaccadeLayer):
+            layer.own(owner)
     return cache.layers

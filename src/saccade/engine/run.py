@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
 from saccade.core.method import Cache, Companion, Entries, Kept, Plan, Routing, Tokens
 from saccade.core.reduction import Reduction
 from saccade.core.signal import (
     Aligned,
     Attention,
+    Columns,
     Features,
     Function,
     Halves,
@@ -88,7 +90,9 @@ class Program:
         self.key_value: set[int] = set()
         self.asks_companion = False
         self.retain = False
-        every = dict.fromkeys(signal for signals in self.reads.values() for signal in signals)
+        every = dict.fromkeys(
+            signal for signals in self.reads.values() for signal in signals if layer_of(signal) not in traits.recurrent
+        )
         self.functions = {signal: function(anatomy, signal) for signal in every if isinstance(signal, Function)}
         for signal in every:
             self._sort(signal)
@@ -107,6 +111,15 @@ class Program:
             (self.encoder_signals if encoder else self.decoder_signals).setdefault(signal.site.layer, []).append(signal)
             if encoder:
                 self.signals_by_item.add(signal)
+
+
+def layer_of(signal: Signal) -> int | None:
+    """The decoder layer whose attention a signal needs, None if it needs none."""
+    if isinstance(signal, Function):
+        return signal.layer if signal.name == "query_key" else None
+    if isinstance(signal, Rows | Columns | QueryKey | KeyValue) and signal.site.kind == "decoder":
+        return signal.site.layer
+    return None
 
 
 class _ByItem:
@@ -147,7 +160,7 @@ class Run:
         self.program, self.anatomy, self.caches = program, anatomy, caches
         self.state, self.clock = state, clock
         self.turn = turn
-        self.past = caches[0].get_seq_length()
+        self.past = next(cache for cache in caches if isinstance(cache, SaccadeLayer)).get_seq_length()
         self.rows = positions.shape[2]
         self.reads_images = any(map(len, intake.items))
         self.scoring_cache = program.cache is not None and self.past == 0 and self.rows > 1
@@ -170,8 +183,8 @@ class Run:
             self.seen |= {signal: _ByItem(self, signal) for signal in program.signals_by_item}
             if program.asks_companion and companion is not None and intake.ids is not None:
                 self.seen[Question()] = companion.question([ids[q] for ids, q in zip(intake.ids, intake.question)])
-        if turn:
-            for cache in caches:
+        for cache in caches if turn else ():
+            if isinstance(cache, SaccadeLayer):
                 cache.look_up()
 
     @cached_property
@@ -201,6 +214,8 @@ class Run:
             if layer in self.program.hidden:
                 self.seen[Hidden(Site("decoder", layer))] = x
         cache = self.caches[layer]
+        if not isinstance(cache, SaccadeLayer):
+            return x, self._recur(layer, kwargs)
         if self.rows == 1 and self.program.cache is not None and cache.counts is not None:
             self._step(layer, cache)
         plan = self._plan(layer, x)
@@ -225,6 +240,10 @@ class Run:
         levels = self.state.get("prefill", "deepstack")
         if levels is not None and layer < levels.shape[2]:
             x = x + levels[:, :, layer].to(x.device, x.dtype)
+        if not isinstance(cache, SaccadeLayer):
+            self.cached.append(self.layout)
+            self.scores.append(None)
+            return x
         if self.rows > 1:
             if layer in self.program.key_value and self.reads_images:
                 self.seen[KeyValue(Site("decoder", layer))] = self._made(cache, route)
@@ -370,7 +389,7 @@ class Run:
     def _cut(self, layer: int) -> None:
         """Cut the rows that are gone from a finished layer's cache."""
         cache, rows = self.caches[layer], self.cached[layer].origin
-        if cache.sliding_window is not None:
+        if not isinstance(cache, SaccadeLayer) or cache.sliding_window is not None:
             return
         entries = self._once(self._entries_left, rows, key=cache.keys.shape[2], then=(cache.keys.shape[2],))
         holes = not self.layout.dense or cache.ledger.holes
@@ -455,6 +474,21 @@ class Run:
         if mask.ndim == 2 or mask.shape[1] in (1, heads):
             return mask
         return mask.repeat_interleave(heads // mask.shape[1], dim=1)
+
+    def _recur(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """For a layer with a recurrent state: rows that are gone were never there, padding is masked row by row."""
+        self.routes.append(None)
+        self.ran.append((self.layout.live, self.layout.live) if self.rows > 1 else ((), ()))
+        if not self.edited:
+            return kwargs
+        given = kwargs.get("attention_mask")
+        if not self.layout.dense and self.past:
+            raise SaccadeError(
+                f"{self.anatomy.family}: a later turn's samples keep different numbers of rows, and padding would disturb "
+                "the recurrent state; run them one at a time"
+            )
+        mask = None if given is None and self.layout.dense else self.layout.valid
+        return dict(kwargs, position_ids=None, attention_mask=mask)
 
     # Routing.
 
@@ -556,6 +590,8 @@ class Run:
 
     def _compress(self, layer: int, kept: Kept | None) -> None:
         cache, layout = self.caches[layer], self.cached[layer]
+        if not isinstance(cache, SaccadeLayer):
+            return
         method = self.program.cache
         live = layout.live
         if kept is not None and kept.ragged:

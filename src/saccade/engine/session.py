@@ -24,7 +24,7 @@ from saccade.engine.cache import SaccadeLayer, adopt
 from saccade.engine.clock import Clock
 from saccade.engine.flops import prefill_flops
 from saccade.engine.intake import Intake
-from saccade.engine.run import Program, Run
+from saccade.engine.run import Program, Run, layer_of
 from saccade.engine.vision import Kind, Look
 from saccade.models.anatomy import Anatomy, anatomy
 from saccade.ops import ragged
@@ -63,6 +63,13 @@ def check(recipe: Recipe, parts: Anatomy, companion: bool = False) -> None:
         reason = method.check(traits)
         if reason:
             raise SaccadeError(f"{method.name}: {reason}")
+        needed = {layer_of(signal) for signal in method.reads(traits)}
+        missing = [layer for layer in traits.recurrent if layer in needed]
+        if missing and not isinstance(method, Cache):
+            raise SaccadeError(
+                f"{method.name}: reads the attention of decoder layer {missing[0]}, which has a recurrent state instead; "
+                "choose other layers, or a method that acts before the language model"
+            )
     owners = [method.name for method in recipe.methods if isinstance(method, Cache)]
     if len(owners) > 1:
         raise SaccadeError(f"{owners[0]} + {owners[1]}: each owns the cache; use one of them")
@@ -116,6 +123,7 @@ class Session:
         self._clock = Clock(next(parts.model.parameters()).device)
         self._state = State()
         self._state.put("session", "seed", seed)
+        self._state.put("session", "traits", parts.traits(companion is not None))
         self._seed = seed
         self._incoming: Mapping[str, Any] | None = None
         self._looks: list[Look] = []

@@ -18,7 +18,7 @@ from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Item, Layout, Role
 from saccade.core.method import Companion, Tokens
 from saccade.core.reduction import Reduction
-from saccade.core.signal import Attention, Columns, Features, Function, QueryKey, Signal, Site
+from saccade.core.signal import Aligned, Attention, Columns, Features, Function, QueryKey, Signal, Site
 from saccade.core.state import State
 from saccade.engine import probe
 from saccade.engine.clock import Clock
@@ -180,7 +180,9 @@ class Look:
         if self._layout is not None and encoder.prefix:
             self._layout = _without_prefix(self._layout, encoder.prefix)
         self._strip()
-        if not encoder.packed:
+        if encoder.packed:
+            self._seen |= {signal: [x] for signal in self.program.features if isinstance(signal, Features)}
+        else:
             for signal in self.program.features:
                 if isinstance(signal, Features):
                     self._seen[signal] = x
@@ -198,15 +200,16 @@ class Look:
             return x
         full = _dense(x, layout, self._rows)
         for signal, value in self._seen.items():
-            self._seen[signal] = _dense_signal(value, layout, self._rows)
+            if _length(value) == layout.shape[1]:
+                self._seen[signal] = _dense_signal(value, layout, self._rows)
         rank, counts = _ranks(layout, self._rows).flatten(), layout.visual
         for number, view in enumerate(self.views):
-            if view.cells is None or view.cells.shape[1] != 1:
+            fed = self._encoder.fed(view)
+            if fed is None or fed.shape[1] != 1:
                 raise SaccadeError(f"{self.anatomy.family}: its tokens are not rows of the encoder, so none may go in there")
-            cells = view.cells[:, 0]
-            tile = cells.div(self._rows, rounding_mode="floor")
-            mine = rank[cells.to(x.device)]
-            if bool((tile == tile[0]).all()):
+            tile = fed[:, 0].div(self._rows, rounding_mode="floor")
+            mine = rank[fed[:, 0].to(x.device)]
+            if len(fed) == self._rows and bool((tile == tile[0]).all()):
                 self.survivors[number] = Survivors(mine, counts[int(tile[0])])
             else:  # several tiles make one grid: raster order, whatever the order inside of each tile
                 alive = mine >= 0
@@ -324,14 +327,27 @@ class Look:
         """Lay the calls of a packed encoder end to end, in the order of its input."""
         if self.anatomy.encoder is None or not self._encoder.packed:
             return
+        order = self._encoder.order(self._bound, 0)
         for signal, calls in self._seen.items():
-            if not isinstance(signal, Columns):
+            if isinstance(signal, Columns):
+                rows = torch.cat([call.reshape(-1) for call in calls])
+            elif isinstance(signal, Features):
+                rows = calls[0]
+            else:
                 continue
-            rows = torch.cat([call.reshape(-1) for call in calls])
-            order = self._encoder.order(self._bound, signal.site.layer)
-            if order is not None and self._kept_cells is None:
-                rows = torch.empty_like(rows).scatter(0, order.to(rows.device), rows)
-            self._seen[signal] = rows
+            self._seen[signal] = self._in_order(rows, order)
+
+    def _in_order(self, rows: Tensor, order: Tensor | None) -> Tensor:
+        """Rows ``[P, ...]`` of a packed encoder in the order of its input; those of cells that were not encoded are zero."""
+        cells = [view.cells for view in self.views if view.cells is not None]
+        total, group = sum(c.numel() for c in cells), cells[0].shape[1]
+        place = torch.arange(total, device=rows.device) if order is None else order.to(rows.device)
+        if self._kept_cells is not None:
+            encoded = torch.zeros(total // group, dtype=torch.bool, device=rows.device).index_fill(0, self._kept_cells, True)
+            place = place[encoded[place // group]]
+        elif order is None:
+            return rows
+        return rows.new_zeros(total, *rows.shape[1:]).index_copy(0, place, rows)
 
     def _of_view(self, signal: Signal, view: int) -> Any:
         value = self._of_views(signal, [view])
@@ -339,18 +355,25 @@ class Look:
 
     def _of_views(self, signal: Signal, views: Sequence[int]) -> Any:
         """By token of the full grid: ``[I, count, ...]``, the mean over the patches of each token."""
-        cells = [self.views[view].cells for view in views]
-        if any(c is None for c in cells):
+        fed = isinstance(signal, Features | Aligned) and self.anatomy.encoder is not None and not self._encoder.packed
+        cells = [self._encoder.fed(self.views[view]) if fed else self.views[view].cells for view in views]
+        known = [c for c in cells if c is not None]
+        if len(known) < len(cells):
             raise SaccadeError(f"{self.anatomy.family}: encoder signals cannot be told apart by token for this input")
         value = self._seen[signal]
-        index = torch.stack([c for c in cells if c is not None])
+        if len({c.shape[1] for c in known}) > 1:
+            apart = [self._of_views(signal, [view]) for view in views]
+            if isinstance(value, Attention):
+                return Attention(torch.cat([a.logits for a in apart]), torch.cat([a.lse for a in apart]))
+            return torch.cat(apart)
+        index = torch.stack(known)
         if isinstance(value, Attention):
             # Logits relative to their row's log-sum-exp: each tile has its own.
             logits = (value.logits - value.lse[..., None]).permute(0, 3, 1, 2).flatten(0, 1)
             index = index.to(logits.device)
             logits = logits[index].logsumexp(2) - math.log(index.shape[2])
             return Attention(logits.permute(0, 2, 3, 1), logits.new_zeros(logits.shape[0], *logits.shape[2:]))
-        flat = value if value.ndim == 1 else value.flatten(0, 1)
+        flat = value if self._encoder.packed else value.flatten(0, 1)
         index = index.to(flat.device)
         return flat[index[..., 0]] if index.shape[2] == 1 else flat[index].mean(2)
 
@@ -494,6 +517,13 @@ def _dense_signal(value: Any, layout: Layout, rows: int) -> Any:
     return value
 
 
+def _length(value: Any) -> int | None:
+    """Rows that a signal has."""
+    if isinstance(value, Attention):
+        return value.logits.shape[-1]
+    return value.shape[1] if isinstance(value, Tensor) and value.ndim > 1 else None
+
+
 def _strip(value: Any, prefix: int) -> Any:
     if isinstance(value, Attention):
         return Attention(value.logits[..., prefix:], value.lse)
@@ -502,10 +532,12 @@ def _strip(value: Any, prefix: int) -> Any:
 
 def _follow(value: Any, reduction: Any) -> Any:
     """A signal by row, after an edit of the rows; queries and keys of a block are not read behind its own edits."""
+    if isinstance(value, Attention | Tensor) and _length(value) != reduction.inputs:
+        return value
     if isinstance(value, Attention):
-        return value.after(reduction) if value.logits.shape[-1] == reduction.inputs else value
+        return value.after(reduction)
     if isinstance(value, Tensor):
-        return reduction.apply(value) if value.shape[1] == reduction.inputs else value
+        return reduction.apply(value)
     if isinstance(value, tuple):
         return tuple(
             reduction.take(part.transpose(1, 2)).transpose(1, 2) if part.shape[2] == reduction.inputs else part

@@ -85,6 +85,7 @@ class Encoder:
         feature_layer: block whose output feeds the projector.
         prefix: summary rows (CLS) before the first patch.
         projector: module whose first input is the features.
+        shuffled: whether the projector is fed a row for each token (pixel shuffle in front of it), not one for each cell.
         sites: kinds of vision sites where rows may go (see `saccade.core.method.Traits.vision_sites`).
         packed: whether all images lie in one sequence ``[P, D]`` instead of a batch ``[T, n, D]``.
         order: for packed encoders, given the bound arguments of the feature call: where the rows that block ``i`` works on
@@ -98,11 +99,19 @@ class Encoder:
     feature_layer: int
     prefix: int
     projector: nn.Module
+    shuffled: bool = False
     sites: frozenset[str] = frozenset()
     packed: bool = False
     order: Callable[[Mapping[str, Any], int], Tensor | None] = lambda bound, layer: None
     halves: Callable[[nn.Module], Halves] | None = None
     patches: Patches | None = None
+
+    def fed(self, view: View) -> Tensor | None:
+        """``[rows * columns, g]`` rows of the projector's input that a view's tokens are made of, counted as cells are."""
+        if view.cells is None or not self.shuffled:
+            return view.cells
+        count, group = view.cells.shape
+        return (view.cells.min() // group + torch.arange(count))[:, None]
 
 
 @dataclass(frozen=True)
@@ -163,7 +172,16 @@ class Anatomy:
         return str(self.config._attn_implementation)
 
     def attention(self, layer: int) -> nn.Module:
-        """The attention module of a decoder layer."""
+        """The attention module of a decoder layer.
+
+        Raises:
+            SaccadeError: if it has none.
+        """
+        if not hasattr(self.layers[layer], "self_attn"):
+            there = ", ".join(str(i) for i, other in enumerate(self.layers) if hasattr(other, "self_attn"))
+            raise SaccadeError(
+                f"decoder layer {layer}: has a recurrent state and no attention; layers with attention: {there}"
+            )
         return self.layers[layer].self_attn  # type: ignore[return-value]
 
     def halves(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
@@ -182,7 +200,7 @@ class Anatomy:
         """
         native = 3 if self.rotary_rows > 1 else 1
         parts = positions.shape[0] // native
-        if parts == 1:
+        if parts <= 1:  # one row alone stands for all axes, as transformers passes it for text behind a cache
             return self._rotary(layer, x, positions[-native:])
         slots = [self._rotary(layer, x, positions[part::parts]) for part in range(parts)]
         part_of = self._parts(parts).to(x.device)
@@ -222,12 +240,19 @@ class Anatomy:
 
     def rotate(self, layer: int, query: Tensor, key: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Both, turned by the rotary tables as the family does it."""
-        turn = vars(sys.modules[type(self.attention(layer)).__module__])["apply_rotary_pos_emb"]
-        query, key = turn(query, key, *rope)
+        family = vars(sys.modules[type(self.attention(layer)).__module__])
+        if rope[0].ndim == 4:  # tables of all axes: older transformers pick the axes' sections as they rotate
+            sections = self.config.rope_parameters["mrope_section"]
+            query, key = family["apply_multimodal_rotary_pos_emb"](query, key, *rope, sections)
+        else:
+            query, key = family["apply_rotary_pos_emb"](query, key, *rope)
         return query, key
 
     def _heads(self, attention: Any, name: str, normed: Tensor) -> Tensor:
-        made = getattr(attention, f"{name}_proj")(normed).view(*normed.shape[:-1], -1, attention.head_dim)
+        made = getattr(attention, f"{name}_proj")(normed)
+        heads = self.config.num_attention_heads if name == "q" else made.shape[-1] // attention.head_dim
+        # A family may make a gate behind each head's query, with the same projection.
+        made = made.unflatten(-1, (heads, -1))[..., : attention.head_dim]
         if hasattr(attention, f"{name}_norm"):
             made = getattr(attention, f"{name}_norm")(made)
         return made.transpose(1, 2)  # type: ignore[no-any-return]
@@ -236,7 +261,9 @@ class Anatomy:
         """What methods may know of the model."""
         fingerprint = Fingerprint(self.family, len(self.layers), self.config.hidden_size, self.config.vocab_size)
         encoder = self.encoder
-        kinds = getattr(self.config, "layer_types", None) or [""] * len(self.layers)
+        # Without types all layers are of one kind (Mistral).
+        kind = "sliding" if getattr(self.config, "sliding_window", None) else "full"
+        kinds = getattr(self.config, "layer_types", None) or [kind] * len(self.layers)
         return Traits(
             family=self.family,
             decoder_layers=len(self.layers),
@@ -286,9 +313,32 @@ def anatomy(model: nn.Module) -> Anatomy:
     Raises:
         SaccadeError: if no supported family fits; the message names those that are.
     """
-    from saccade.models import gemma3, llava, qwen3_vl
+    from saccade.models import (
+        gemma3,
+        idefics3,
+        internvl,
+        llava,
+        llava_next,
+        llava_onevision,
+        qwen2_5_vl,
+        qwen2_vl,
+        qwen3_5,
+        qwen3_vl,
+    )
 
-    families = {"llava": llava.anatomy, "gemma3": gemma3.anatomy, "qwen3_vl": qwen3_vl.anatomy}
+    families = {
+        "llava": llava.anatomy,
+        "gemma3": gemma3.anatomy,
+        "qwen3_vl": qwen3_vl.anatomy,
+        "llava_next": llava_next.anatomy,
+        "llava_onevision": llava_onevision.anatomy,
+        "internvl": internvl.anatomy,
+        "idefics3": idefics3.anatomy,
+        "smolvlm": idefics3.anatomy,
+        "qwen2_vl": qwen2_vl.anatomy,
+        "qwen2_5_vl": qwen2_5_vl.anatomy,
+        "qwen3_5": qwen3_5.anatomy,
+    }
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in families:
         raise SaccadeError(f"model {kind!r}: not supported; supported families: {', '.join(families)}")
@@ -305,12 +355,13 @@ def square_pictures(side: int, group: int = 1, tiles: str = "pixel_values") -> C
     ``group * group`` neighbouring patches make a token.
     """
 
-    def pictures(bound: Mapping[str, Any]) -> list[Picture]:
-        count = bound[tiles].shape[0]
-        cells = block_cells(side, side, group)
-        return [Picture((View(side, side, cells=cells + number * cells.numel()),)) for number in range(count)]
+    return lambda bound: squares(bound[tiles].shape[0], side, group)
 
-    return pictures
+
+def squares(count: int, side: int, group: int = 1) -> list[Picture]:
+    """``count`` pictures of ``side * side`` tokens each, of ``group * group`` patches a token."""
+    cells = block_cells(side, side, group)
+    return [Picture((View(side, side, cells=cells + number * cells.numel()),)) for number in range(count)]
 
 
 def block_cells(rows: int, columns: int, group: int) -> Tensor:

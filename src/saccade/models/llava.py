@@ -53,7 +53,10 @@ def square_patches(vision: Any) -> Patches:
     def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
         images, channels, height, width = pixels.shape
-        cells = pixels.reshape(images, channels, height // size, size, width // size, size)
+        # Like the patch embedding, leave out what does not fill a patch (SigLIP: 384 pixels, 14 a patch).
+        rows, columns = height // size, width // size
+        pixels = pixels[..., : rows * size, : columns * size]
+        cells = pixels.reshape(images, channels, rows, size, columns, size)
         return cells.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, size, size)
 
     return Patches(cell=(vision.num_channels, size, size), read=read)
