@@ -14,7 +14,7 @@ from saccade.core.errors import SaccadeError
 
 counts = st.integers(0, 5000)
 keeps = st.integers(1, 6000) | st.floats(0, 1, exclude_min=True)
-roundings = st.sampled_from(["round", "floor"])
+roundings = st.sampled_from(["round", "floor", "ceil"])
 
 
 @given(keeps, roundings, counts)
@@ -28,11 +28,12 @@ def test_a_count_is_kept_exactly_where_there_are_so_many(keep: int, rounding: An
 
 
 @given(st.floats(0, 1, exclude_min=True), st.integers(1, 5000))
-def test_rounding_is_off_by_half_a_token_and_flooring_by_less_than_one(keep: float, count: int) -> None:
+def test_rounding_is_off_by_half_a_token_and_the_others_by_less_than_one(keep: float, count: int) -> None:
     wanted = keep * count
 
     assert abs(Budget(keep, "round").of(count) - wanted) <= 0.5 or wanted < 0.5
     assert 0 <= wanted - Budget(keep, "floor").of(count) < 1 or wanted < 1
+    assert 0 <= Budget(keep, "ceil").of(count) - wanted <= 1
 
 
 @given(keeps, roundings, counts)
@@ -46,11 +47,12 @@ def test_the_ratio_one_keeps_everything() -> None:
     assert Budget(1.0).of(577) == 577
 
 
-def test_halves_are_rounded_to_even_and_floored_down() -> None:
+def test_halves_are_rounded_to_even_down_or_up() -> None:
     halves = [Budget(0.5, "round").of(count) for count in (3, 5, 47)]
 
     assert halves == [2, 2, 24]
     assert [Budget(0.5, "floor").of(count) for count in (3, 5, 47)] == [1, 2, 23]
+    assert [Budget(0.5, "ceil").of(count) for count in (3, 5, 47)] == [2, 3, 24]
 
 
 @pytest.mark.parametrize("keep", [0, -1, 0.0, -0.5, 1.5, 1e9, math.inf, math.nan, True, None, "64"])

@@ -141,6 +141,15 @@ def test_merging_by_hand() -> None:
     assert merge.take(torch.arange(4)[None]).tolist() == [[2, 3]]
 
 
+def test_sums_in_half_precision_are_rounded_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assignment, weight = torch.arange(60)[None] % 4, torch.rand(1, 60, generator=generator)
+    merge = Reduction.merging(assignment, weight, torch.arange(4)[None])
+    x = torch.randn(1, 60, 8, generator=generator).bfloat16()
+
+    assert torch.equal(merge.apply(x), merge.apply(x.float()).bfloat16())
+
+
 def test_a_dropped_row_touches_no_other_sample() -> None:
     merge = Reduction.merging(torch.tensor([[0, 0], [0, -1]]), torch.ones(2, 2), anchor=torch.tensor([[0], [0]]))
     x = torch.tensor([[[1.0], [1.0]], [[1.0], [torch.nan]]])

@@ -7,23 +7,32 @@ A method that registers is covered: without an entry in `VARIANTS` it runs with 
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import pytest
 
 from saccade.core import registry
+from saccade.core.errors import SaccadeError
 from saccade.core.method import Method
-from saccade.core.recipe import build
-from saccade.models import anatomy
+from saccade.core.recipe import Recipe, build
+from saccade.engine.session import check
+from saccade.models import Anatomy, anatomy
 from tests.suite.bodies import BODIES, Body
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
+    "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
+    "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
+    "ppe": [{"keep": 0.45}, {"keep": 0.6, "layers": (1, 3), "order": "distance", "arrange": "raster"}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
     "snapkv": [{"keep": 0.5, "window": 4}],
+    "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],
+    "sparsevila": [{"keep": 6, "decode_keep": 0.5}, {"keep": 1.0, "decode_keep": 0.4}],
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
 }
 
@@ -36,14 +45,16 @@ def variants(name: str) -> list[Method]:
     return [build(name, {"keep": 0.4} if has_budget else {})]
 
 
+@cache
+def parts(name: str) -> Anatomy:
+    """The anatomy of a body."""
+    return anatomy(BODIES[name].model())
+
+
 def refusal(method: Method, body: Body) -> str | None:
     """Why the anatomy cannot host the method, or None."""
-    from saccade.core.errors import SaccadeError
-    from saccade.core.recipe import Recipe
-    from saccade.engine.session import check
-
     try:
-        check(Recipe((method,)), anatomy(body.model()))
+        check(Recipe((method,)), parts(body.name))
     except SaccadeError as error:
         return str(error)
     return None

@@ -122,7 +122,11 @@ def test_exactly_the_promised_number_of_tokens_lives(method: Method, body: Body)
     by_grid = Site("sequence") in method.sites(anatomy(model).traits()) if isinstance(method, ItemTokens) else False
     grids = body.views if by_grid else (body.tokens,)
     for keep in (1, 5, body.tokens, 10_000, 0.5):
-        with saccade.attach(model, replace(method, keep=keep)) as session:
+        sized = replace(method, keep=keep)
+        if (reason := refusal(sized, body)) is not None:  # some cannot go as low, and say so
+            assert f"keep={keep!r}" in reason
+            continue
+        with saccade.attach(model, sized) as session:
             model(**inputs)
         last = session.anatomy.traits().decoder_layers
         promised = sum(min(keep, n) if isinstance(keep, int) else round(n * keep) for n in grids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,11 +15,12 @@ Rounding = Literal["round", "floor"]
 class Budget:
     """A number of tokens to keep, as a count (``int``) or a ratio (``float`` in (0, 1]).
 
-    Cards differ in how a ratio becomes a count: ``"round"`` is Python's (half to even), ``"floor"`` truncates.
+    Cards differ in how a ratio becomes a count: ``"round"`` is Python's (half to even), ``"floor"`` truncates, ``"ceil"``
+    rounds up.
     """
 
     keep: int | float
-    rounding: Rounding = "round"
+    rounding: Rounding | Literal["ceil"] = "round"
     name: str = "keep"
 
     def __post_init__(self) -> None:
@@ -34,5 +36,5 @@ class Budget:
         if isinstance(self.keep, int):
             return min(self.keep, count)
         wanted = count * self.keep
-        kept = round(wanted) if self.rounding == "round" else int(wanted)
+        kept = round(wanted) if self.rounding == "round" else math.ceil(wanted) if self.rounding == "ceil" else int(wanted)
         return min(max(kept, 1), count)

@@ -42,6 +42,7 @@ class Traits:
         sliding: decoder layers with sliding attention.
         cell: pixels ``(channels, rows, columns)`` that make one token, where the patches site is open.
         companion: whether a text tower was given.
+        patches: tokens of an image in the encoder, CLS not counted; None where images differ.
     """
 
     family: str
@@ -59,6 +60,7 @@ class Traits:
     sliding: tuple[int, ...] = ()
     cell: tuple[int, int, int] | None = None
     companion: bool = False
+    patches: int | None = None
 
     def refuse_sites(self, *kinds: str) -> str | None:
         """Why rows cannot be dropped at vision sites of these kinds; None if they can."""

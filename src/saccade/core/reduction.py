@@ -90,9 +90,11 @@ class Reduction:
             return self.take(x).masked_fill(~self.valid.reshape(batch, rows, *ones), 0)
         target, source, weight = self.entries
         flat = x.reshape(batch * inputs, *tail)
-        out = flat.new_zeros(batch * rows + 1, *tail)
-        out.index_add_(0, target, flat[source] * weight.reshape(-1, *ones).to(flat.dtype))
-        return out[:-1].reshape(batch, rows, *tail)
+        # Added one by one in half precision, many small terms would vanish.
+        wide = torch.float32 if flat.dtype in (torch.float16, torch.bfloat16) else flat.dtype
+        out = flat.new_zeros(batch * rows + 1, *tail, dtype=wide)
+        out.index_add_(0, target, flat[source].to(wide) * weight.reshape(-1, *ones).to(wide))
+        return out[:-1].reshape(batch, rows, *tail).to(flat.dtype)
 
     def take(self, x: Tensor) -> Tensor:
         """The anchors' own rows of ``x`` ``[B, N, ...]`` (ids, tables), unsummed; padding rows repeat row 0."""

@@ -14,6 +14,7 @@ Scope = Literal["prefill", "request", "session"]
 class State:
     """Values by scope and key: ``prefill`` ends with the forward, ``request`` with the next empty cache.
 
+    The engine puts ``"seed"`` and ``"traits"`` (the model's `Traits`) into ``session``.
     Entries put with ``rows=True`` are aligned with the sequence (``[B, N, ...]``) and follow every edit of it.
     """
 

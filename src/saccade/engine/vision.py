@@ -76,6 +76,7 @@ class Look:
         self._bound, self._companion = bound, companion
         self._state = State()
         self._state.put("session", "seed", seed)
+        self._state.put("session", "traits", anatomy.traits(companion is not None))
         self._seen: dict[Signal, Any] = {}
         self._by_view: dict[Signal, dict[int, Any]] = {}
         self._layout: Layout | None = None

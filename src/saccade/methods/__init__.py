@@ -1,11 +1,31 @@
 """One file for each published system, grouped by the place where its main idea acts."""
 
+from saccade.methods.before_llm.cdpruner import CDPruner
 from saccade.methods.before_llm.hiprune import HiPrune
+from saccade.methods.before_llm.ppe import PPE
+from saccade.methods.before_llm.prumerge import PruMerge
 from saccade.methods.before_llm.random import Random
 from saccade.methods.before_llm.scope import Scope
 from saccade.methods.before_llm.uniform import Uniform
+from saccade.methods.in_encoder.folder import Folder
+from saccade.methods.in_encoder.tome import ToMe
 from saccade.methods.in_llm.fastv import FastV
 from saccade.methods.in_llm.shortv import ShortV
 from saccade.methods.kv_cache.snapkv import SnapKV
+from saccade.methods.kv_cache.sparsevila import SparseVILA
 
-__all__ = ["FastV", "HiPrune", "Random", "Scope", "ShortV", "SnapKV", "Uniform"]
+__all__ = [
+    "PPE",
+    "CDPruner",
+    "FastV",
+    "Folder",
+    "HiPrune",
+    "PruMerge",
+    "Random",
+    "Scope",
+    "ShortV",
+    "SnapKV",
+    "SparseVILA",
+    "ToMe",
+    "Uniform",
+]

@@ -86,6 +86,7 @@ class Encoder:
         prefix: summary rows (CLS) before the first patch.
         projector: module whose first input is the features.
         shuffled: whether the projector is fed a row for each token (pixel shuffle in front of it), not one for each cell.
+        tile: patches of an image (tile), where all have the same number.
         sites: kinds of vision sites where rows may go (see `saccade.core.method.Traits.vision_sites`).
         packed: whether all images lie in one sequence ``[P, D]`` instead of a batch ``[T, n, D]``.
         order: for packed encoders, given the bound arguments of the feature call: where the rows that block ``i`` works on
@@ -100,6 +101,7 @@ class Encoder:
     prefix: int
     projector: nn.Module
     shuffled: bool = False
+    tile: int | None = None
     sites: frozenset[str] = frozenset()
     packed: bool = False
     order: Callable[[Mapping[str, Any], int], Tensor | None] = lambda bound, layer: None
@@ -280,6 +282,7 @@ class Anatomy:
             sliding=tuple(i for i, kind in enumerate(kinds) if "sliding" in kind),
             cell=encoder.patches.cell if encoder and encoder.patches else None,
             companion=companion,
+            patches=encoder.tile if encoder else None,
         )
 
     @property

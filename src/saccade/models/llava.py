@@ -71,6 +71,7 @@ def encoder(config: Any, inner: Any, sites: frozenset[str]) -> Encoder:
         feature_layer=feature_block(config.vision_feature_layer, len(layers)),
         prefix=int(config.vision_feature_select_strategy == "default"),
         projector=inner.multi_modal_projector,
+        tile=(config.vision_config.image_size // config.vision_config.patch_size) ** 2,
         sites=sites,
         halves=halves,
         patches=square_patches(config.vision_config) if "patches" in sites else None,

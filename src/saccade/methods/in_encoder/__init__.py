@@ -1,0 +1,1 @@
+"""Visual tokens are merged or dropped between the blocks of the vision encoder."""
