@@ -141,3 +141,53 @@ def test_padding_is_neither_text_nor_image() -> None:
     assert layout.role.tolist() == [[Role.PAD, Role.TEXT, Role.IMAGE, Role.IMAGE, Role.TEXT]]
     assert layout.size.tolist() == [[0.0, 1.0, 1.0, 1.0, 1.0]]
     assert (layout.live, layout.visual, layout.dense) == ((4,), (2,), False)
+
+
+@given(prompts(), st.data(), edits)
+def test_the_question_is_padded_on_the_left(layout: Layout, data: Data, count: int) -> None:
+    for _ in range(count):
+        layout = pruned(layout, data)
+
+    for rows, question in zip(layout.question_rows, layout.question):
+        assert rows[rows >= 0].tolist() == question.nonzero().flatten().tolist()
+        assert (rows >= 0).long().diff().ge(0).all()
+
+
+@given(prompts(), st.data(), edits)
+def test_the_last_row_is_no_padding(layout: Layout, data: Data, count: int) -> None:
+    for _ in range(count):
+        layout = pruned(layout, data)
+
+    assert layout.last[:, 0].tolist() == [row.nonzero().max().item() for row in layout.valid]
+
+
+def test_the_last_row_of_a_prompt_that_is_padded_on_the_right() -> None:
+    visual = torch.zeros(2, 3, dtype=torch.bool)
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    layout = Layout.build(visual, valid, torch.zeros(1, 2, 3, dtype=torch.long), [[], []])
+
+    assert layout.last.tolist() == [[1], [2]]
+
+
+@given(prompts(), st.data(), edits)
+def test_tokens_alive_are_counted_by_item(layout: Layout, data: Data, count: int) -> None:
+    originals = layout.visual
+    for _ in range(count):
+        layout = pruned(layout, data)
+
+    assert layout.alive == [[len(ordinal) for ordinal in sample] for sample in layout.ordinals()]
+    assert layout.originals == originals
+
+
+@given(prompts(), st.data())
+def test_keeping_some_visual_rows_keeps_all_others(layout: Layout, data: Data) -> None:
+    chosen = data.draw(subsets(layout.valid)) & layout.rows(*VISUAL)
+    counts = tuple(chosen.sum(1).tolist())
+    edit = layout.keeping(chosen, counts, all_layers=True)
+    after = layout.after(edit)
+
+    assert edit.all_layers
+    assert after.visual == counts == tuple(after.rows(*VISUAL).sum(1).tolist())
+    assert after.live == tuple(after.valid.sum(1).tolist())
+    kept = layout.valid & (chosen | ~layout.rows(*VISUAL))
+    assert [o[v].tolist() for o, v in zip(after.origin, after.valid)] == [o[k].tolist() for o, k in zip(layout.origin, kept)]

@@ -12,7 +12,8 @@ from saccade.core.layout import VISUAL, Edit, Layout
 from saccade.core.signal import Attention, Columns, Rows, Site
 from saccade.core.state import State
 from saccade.methods import FastV
-from saccade.methods.in_llm.fastv import keep_best, last_row_scores
+from saccade.methods.in_llm.fastv import last_row_scores
+from saccade.ops.select import top_rows
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 
@@ -61,10 +62,15 @@ def test_everything_but_the_worst_visual_rows_is_kept_in_order(before: Layout, d
     counts = tuple(data.draw(st.integers(0, visual)) for visual in before.visual)
     scores = torch.rand(before.shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     visual = before.rows(*VISUAL)
-    keep = keep_best(scores, visual, before.valid, counts)
+    best = top_rows(scores, visual, counts)
+    after = before.after(before.keeping(best, counts))
 
+    keep = torch.zeros_like(visual)
+    for sample, origin in enumerate(after.origin):
+        keep[sample, origin[origin >= 0]] = True
+        assert origin[origin >= 0].diff().gt(0).all()
     assert torch.equal(keep & ~visual, before.valid & ~visual)
-    assert tuple((keep & visual).sum(1).tolist()) == counts
+    assert tuple((keep & visual).sum(1).tolist()) == counts == after.visual
     for kept, candidates, score in zip(keep, visual, scores):
         dropped = candidates & ~kept
         assert not dropped.any() or not (kept & candidates).any() or score[dropped].max() <= score[kept & candidates].min()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.ops.attention import columns, row_logits
+from saccade.ops.attention import columns, from_rows, row_logits
 
 sizes = st.fixed_dictionaries(
     {
@@ -87,3 +87,18 @@ def test_what_reaches_every_key_adds_up_to_one() -> None:
     query, key = drawn(batch=2, kv_heads=2, groups=1, queries=9, keys=11, seed=1)
 
     assert_close(columns(query, key, SCALE, chunk=4).sum(1), torch.ones(2))
+
+
+@given(sizes, chunks, st.data())
+def test_attention_from_some_rows_is_their_mean(size: dict[str, int], chunk: int, data: st.DataObject) -> None:
+    query, key = drawn(**size)
+    batch, queries = size["batch"], size["queries"]
+    rows = torch.tensor([[data.draw(st.integers(-1, queries - 1)) for _ in range(3)] for _ in range(batch)])
+    allowed = torch.rand(batch, 1, size["keys"], generator=torch.Generator().manual_seed(size["seed"])) < 0.7
+    received = from_rows(query, key, rows, allowed, chunk)
+
+    logits = whole_logits(query, key).masked_fill(~allowed[:, None], float("-inf"))  # 4 wide: the scale is 0.5
+    map_ = logits.softmax(-1).nan_to_num(0.0).mean(1)
+    for b in range(batch):
+        chosen = [row for row in rows[b].tolist() if row >= 0]
+        assert_close(received[b], map_[b, chosen].mean(0) if chosen else torch.zeros(size["keys"]))

@@ -24,16 +24,24 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
-    "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
-    "ppe": [{"keep": 0.45}, {"keep": 0.6, "layers": (1, 3), "order": "distance", "arrange": "raster"}],
+    "ppe": [{"keep": 0.45}, {"keep": 0.6, "order": "distance", "arrange": "raster"}],
+    "feather": [{}, {"kappa": 0.4, "stride": 2, "layers": (1, 3), "keep2": 0.5}],
+    "hidrop": [
+        {"late_entry": 2, "layer_list": (2,), "keep_list": (6,), "early_exit": 4},
+        {"late_entry": 1, "layer_list": (1, 2), "keep_list": (0.5, 3), "early_exit": 0},
+    ],
+    "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
+    "ivc_prune": [{}, {"layer": 1, "mode": "fixed"}, {"mode": "union", "context": 0.3, "anchor": 0.1}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
     "snapkv": [{"keep": 0.5, "window": 4}],
     "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],
     "sparsevila": [{"keep": 6, "decode_keep": 0.5}, {"keep": 1.0, "decode_keep": 0.4}],
+    "transprune": [{}, {"layers": (1, 3), "ratios": (0.6, 0.3), "accumulate": (1, 2)}],
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
+    "v2drop": [{}, {"layers": (1, 3), "ratios": (0.5, 0.4)}],
 }
 
 

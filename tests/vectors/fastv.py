@@ -11,8 +11,8 @@ from saccade.core.reduction import Reduction
 from saccade.core.signal import Attention, Rows, Site
 from saccade.core.state import State
 from saccade.methods import FastV
-from saccade.methods.in_llm.fastv import keep_best, last_row_scores
-from saccade.ops.select import top_k
+from saccade.methods.in_llm.fastv import last_row_scores
+from saccade.ops.select import top_k, top_rows
 from tests.vectors import Case
 
 
@@ -52,7 +52,8 @@ def check_budget_rounded(case: Case) -> None:
 
 def check_mask_variant(case: Case) -> None:
     layout, scores = _layout(case), last_row_scores(_attention(case))
-    visible = keep_best(scores, layout.ordinal >= 0, layout.valid, (case["cfg_attention_rank"],))
+    visual = layout.ordinal >= 0
+    visible = ~visual | top_rows(scores, visual, (case["cfg_attention_rank"],))
 
     assert visible[0].long().tolist() == case["out_mask_variant"].tolist()
 

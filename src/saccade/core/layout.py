@@ -212,10 +212,21 @@ class Layout:
         return edited
 
     @property
+    def originals(self) -> tuple[int, ...]:
+        """Visual tokens of each sample before anything was dropped."""
+        return tuple(sum(item.count for item in items) for items in self.items)
+
+    @property
     def alive(self) -> list[list[int]]:
-        """Visual rows alive of each item of each sample."""
-        if all(seen == sum(item.count for item in items) for seen, items in zip(self.visual, self.items)):
-            return [[item.count for item in items] for items in self.items]
+        """Visual rows alive of each item of each sample.
+
+        Known on the host unless a sample with several items has lost some; then they are read from the device.
+        """
+        known = [
+            [seen] if len(items) == 1 else [item.count for item in items] for seen, items in zip(self.visual, self.items)
+        ]
+        if all(seen == sum(counts) for seen, counts in zip(self.visual, known)):
+            return known
         return [[len(ordinal) for ordinal in sample] for sample in self.ordinals()]
 
     def where(self, items: Sequence[tuple[int, int]]) -> Tensor:
@@ -240,6 +251,31 @@ class Layout:
         """``[B, N]`` bool: text rows behind the last visual row of the sample (all text rows where there is none)."""
         visual_later = self.rows(*VISUAL, Role.NEWLINE).flip(1).cumsum(1).flip(1) > 0
         return (self.role == Role.TEXT) & ~visual_later
+
+    @property
+    def question_rows(self) -> Tensor:
+        """``[B, Q]`` rows of each sample's question, ascending, padded on the left with -1.
+
+        Q is what the host knows the question not to exceed: the most rows of a sample that are not visual.
+        """
+        width = max((live - visual for live, visual in zip(self.live, self.visual)), default=0)
+        question = self.question
+        # A stable sort of the mask leaves the question, in order, at the end.
+        order = question.to(torch.uint8).argsort(dim=1, stable=True)[:, self.shape[1] - width :]
+        return order.masked_fill(~question.gather(1, order), -1)
+
+    @property
+    def last(self) -> Tensor:
+        """``[B, 1]`` the last row of each sample that is not padding."""
+        return self.shape[1] - 1 - self.valid.to(torch.uint8).flip(1).argmax(1, keepdim=True)
+
+    def keeping(
+        self, chosen: Tensor, visual: tuple[int, ...], positions: Positions = "anchor", *, all_layers: bool = False
+    ) -> Edit:
+        """The edit that leaves, of the visual rows, only those ``chosen`` ``[B, N]`` (bool): ``visual`` of each sample."""
+        live = tuple(n - v + k for n, v, k in zip(self.live, self.visual, visual))
+        keep = self.valid & (chosen | ~self.rows(*VISUAL))
+        return Edit(Reduction.keeping(keep, live), positions, all_layers=all_layers, live=live, visual=visual)
 
     def _positions(self, edit: Edit, valid: Tensor) -> Tensor:
         if isinstance(edit.positions, Tensor):

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from saccade.core.budget import Budget
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
 from saccade.core.layout import Positions as Positions
-from saccade.core.reduction import Reduction
 from saccade.core.signal import ByItem, Question, Seen, Signal, Site
 from saccade.core.state import State
 
@@ -70,6 +69,23 @@ class Traits:
                 return f"needs the site {kind!r}, which {self.family} does not offer (its vision sites: {there})"
         return None
 
+    def same_depth(self, layers: Sequence[int], of: int) -> tuple[int, ...]:
+        """Decoder layers at the same shares of the depth as ``layers`` of ``of``: at least 1, strictly ascending."""
+        found: list[int] = []
+        for layer in layers:
+            found.append(max(round(layer * self.decoder_layers / of), found[-1] + 1 if found else 1))
+        return tuple(found)
+
+    def refuse_layers(self, parameter: str, value: int | tuple[int, ...], attention: Sequence[int] = ()) -> str | None:
+        """Why rows cannot go before the decoder layers in ``value`` of ``parameter``, given the ``attention`` of others."""
+        layers = (value,) if isinstance(value, int) else value
+        if any(not 1 <= layer < self.decoder_layers for layer in layers):
+            return f"{parameter}={value}: must be in 1..{self.decoder_layers - 1}"
+        recurrent = sorted(set(attention) & set(self.recurrent))
+        if recurrent:
+            return f"{parameter}={value}: reads the attention of layers {recurrent}, which are recurrent; choose others"
+        return None
+
 
 class Companion(Protocol):
     """A text tower beside the model, for methods that compare the question with the picture."""
@@ -97,6 +113,10 @@ class Method(ABC):
         """Why this method cannot run on such a model, with the remedy; None if it can."""
         return None
 
+    def fitted(self, traits: Traits) -> Self:
+        """The method with everything filled in that depends on the model: the one that runs."""
+        return self
+
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The signals to record."""
         return ()
@@ -117,6 +137,19 @@ class Method(ABC):
         fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and least <= value <= most
         bounds = f"{least:g} or more" if most == math.inf else f"in [{least:g}, {most:g}]"
         self.require(fits, parameter, f"must be {'an integer' if whole else 'a number'}, {bounds}")
+
+    def require_layers(self, parameter: str) -> None:
+        """Raise one clear line unless ``parameter`` is a tuple of layers, ascending, none below 1."""
+        value = getattr(self, parameter)
+        fits = isinstance(value, tuple) and all(isinstance(layer, int) and not isinstance(layer, bool) for layer in value)
+        ascending = fits and all(low < high for low, high in zip((0, *value), value))
+        self.require(ascending, parameter, "must be ascending layer numbers, 1 or more, such as (4, 8)")
+
+    def require_shares(self, parameter: str) -> None:
+        """Raise one clear line unless ``parameter`` is a tuple of numbers in [0, 1]."""
+        value = getattr(self, parameter)
+        numbers = isinstance(value, tuple) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        self.require(numbers and all(0 <= v <= 1 for v in value), parameter, "must be shares in [0, 1], such as (0.5, 0.25)")
 
     def require(self, condition: bool, parameter: str, remedy: str) -> None:
         """Raise one clear line about ``parameter`` unless ``condition`` holds."""
@@ -212,14 +245,14 @@ class ItemTokens(Tokens):
         alive = layout.alive
         images = [(sample, number) for sample, items in enumerate(layout.items) for number in range(len(items))]
         kept_of = {(b, j): min(self.budget().of(layout.items[b][j].count), alive[b][j]) for b, j in images if alive[b][j]}
-        if all(kept == alive[b][j] for (b, j), kept in kept_of.items()):
+        if all(count == alive[b][j] for (b, j), count in kept_of.items()):
             return None
 
         groups: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
         for b, j in kept_of:
             item = layout.items[b][j]
             groups.setdefault((item.rows, item.columns, alive[b][j]), []).append((b, j))
-        keep = layout.valid & (layout.ordinal < 0)
+        kept = torch.zeros_like(layout.valid)
         for (rows, columns, _), entries in groups.items():
             sample = torch.tensor([b for b, _ in entries], device=x.device)
             where = layout.where(entries)
@@ -236,11 +269,10 @@ class ItemTokens(Tokens):
                 device=x.device,
             )
             chosen = where.gather(1, self.select(batch, kept_of[entries[0]]))
-            keep[sample[:, None], chosen] = True
+            kept[sample[:, None], chosen] = True
 
         visual = tuple(sum(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
-        live = tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, visual))
-        return Edit(Reduction.keeping(keep, live), positions=self.positions, live=live, visual=visual)
+        return layout.keeping(kept, visual, self.positions)
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ class Function:
     """A part of the model as a function, called by the method itself under its own chunking.
 
     * ``query_key``: ``f(x [B, n, D], layout, rope=True)`` -> queries ``[B, H, n, d]`` and keys ``[B, Hkv, n, d]`` that
-      decoder ``layer`` makes of its input rows (its norm, projections and, if asked, rotation).
+      decoder ``layer`` makes of its input rows (its norm, projections and, if asked, rotation); the logits' factor is
+      ``d ** -0.5``, whatever the family's own.
     * ``norm``: ``f(x)``, the input norm of decoder ``layer``, or the final norm if ``layer`` is None.
     * ``head``: ``f(x [..., D])`` -> logits ``[..., V]``, without the final norm.
     * ``embedding``: ``f(ids)`` -> ``[..., D]``.

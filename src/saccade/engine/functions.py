@@ -18,7 +18,10 @@ def function(anatomy: Anatomy, signal: Function) -> Callable[..., Any]:
 
     def query_key(x: Tensor, layout: Layout, rope: bool = True) -> tuple[Tensor, Tensor]:
         assert layer is not None
-        return anatomy.query_key(layer, x, anatomy.rotary(layer, x, layout.positions) if rope else None)
+        query, key = anatomy.query_key(layer, x, anatomy.rotary(layer, x, layout.positions) if rope else None)
+        # As if every family divided its logits by the root of the head's width.
+        factor = anatomy.attention(layer).scaling * query.shape[-1] ** 0.5  # type: ignore[operator]
+        return (query if abs(factor - 1) < 1e-6 else query * factor), key
 
     def rotate(x: Tensor, positions: Tensor) -> Tensor:
         # The model turns queries and keys at once; one head stands in for queries.

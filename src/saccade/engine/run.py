@@ -178,6 +178,7 @@ class Run:
         self._shift: Tensor | None = None
         self._version = 0
         self._route: _Route | None = None
+        self._inside = False
         self._memo: dict[tuple[Any, ...], Any] = {}
         if self.reads_images:
             self.seen |= {signal: _ByItem(self, signal) for signal in program.signals_by_item}
@@ -203,6 +204,11 @@ class Run:
 
     def enter(self, layer: int, x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What decoder ``layer`` is to be called with instead."""
+        x, kwargs = self._prepare(layer, x, kwargs)
+        self._inside = True
+        return x, kwargs
+
+    def _prepare(self, layer: int, x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         if self.reads_images:
             if layer == 0:
                 x = self._arrive(x)
@@ -234,6 +240,7 @@ class Run:
 
     def leave(self, layer: int, x: Tensor) -> Tensor:
         """What decoder ``layer`` is to return instead of ``x``."""
+        self._inside = False
         route, cache = self._route, self.caches[layer]
         if route is not None:
             x = self._join(cache, x)
@@ -279,8 +286,8 @@ class Run:
 
     def observe_half(self, layer: int, number: int, x: Tensor) -> None:
         """Record input or output of a half of ``layer`` (numbered as `saccade.core.signal.Halves` lists them)."""
-        if not self.reads_images:
-            return
+        if not self.reads_images or layer != len(self.layouts) - 1 or not self._inside:
+            return  # a method calls the layer's parts itself
         site = Halves(Site("decoder", layer))
         x = x if self._route is None else self._route.restore.apply(x)
         self.seen[site] = (*self.seen.get(site, ()), x) if number else (x,)

@@ -118,7 +118,8 @@ class Session:
         self.anatomy = parts
         self.trace = Trace()
         self.attached = True
-        self._program = Program(recipe.methods, parts, companion is not None)
+        traits = parts.traits(companion is not None)
+        self._program = Program(tuple(method.fitted(traits) for method in recipe.methods), parts, companion is not None)
         self._companion = companion
         self._clock = Clock(next(parts.model.parameters()).device)
         self._state = State()

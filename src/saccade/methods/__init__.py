@@ -10,7 +10,12 @@ from saccade.methods.before_llm.uniform import Uniform
 from saccade.methods.in_encoder.folder import Folder
 from saccade.methods.in_encoder.tome import ToMe
 from saccade.methods.in_llm.fastv import FastV
+from saccade.methods.in_llm.feather import Feather
+from saccade.methods.in_llm.hidrop import HiDrop
+from saccade.methods.in_llm.ivc_prune import IVCPrune
 from saccade.methods.in_llm.shortv import ShortV
+from saccade.methods.in_llm.transprune import TransPrune
+from saccade.methods.in_llm.v2drop import V2Drop
 from saccade.methods.kv_cache.snapkv import SnapKV
 from saccade.methods.kv_cache.sparsevila import SparseVILA
 
@@ -18,8 +23,11 @@ __all__ = [
     "PPE",
     "CDPruner",
     "FastV",
+    "Feather",
     "Folder",
+    "HiDrop",
     "HiPrune",
+    "IVCPrune",
     "PruMerge",
     "Random",
     "Scope",
@@ -27,5 +35,7 @@ __all__ = [
     "SnapKV",
     "SparseVILA",
     "ToMe",
+    "TransPrune",
     "Uniform",
+    "V2Drop",
 ]

@@ -50,3 +50,21 @@ def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = N
             received += logits.softmax(-1).sum((1, 2))
     seen_by = query.shape[2] if allowed is None else allowed.sum(1).clamp(min=1)
     return received / (query.shape[1] * seen_by)
+
+
+def from_rows(query: Tensor, key: Tensor, rows: Tensor, allowed: Tensor, chunk: int = 64) -> Tensor:
+    """Attention that each key gets from some queries: the mean over heads and over those queries, float32.
+
+    Args:
+        query: ``[B, H, N, d]``.
+        key: ``[B, Hkv, K, d]``.
+        rows: ``[B, Q]`` the queries, -1 = padding.
+        allowed: ``[B, Q or 1, K]`` bool, which of them sees which key.
+        chunk: queries at a time.
+
+    Returns:
+        ``[B, K]``; 0 where no query sees the key.
+    """
+    heads, width = query.shape[1], query.shape[3]
+    chosen = query.gather(2, rows.clamp(min=0)[:, None, :, None].expand(-1, heads, -1, width))
+    return columns(chosen, key, width**-0.5, allowed & (rows >= 0)[..., None], chunk)

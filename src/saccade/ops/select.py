@@ -21,3 +21,14 @@ def top_rows(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> Tenso
     rank = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     best = rank < torch.tensor(counts, device=scores.device)[:, None]
     return torch.zeros_like(candidates).scatter(1, order, best) & candidates
+
+
+def top_of_groups(scores: Tensor, group: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:
+    """Mask ``[B, N]`` of the ``counts[b][g]`` best-scored rows of each ``group`` g ``[B, N]``; group -1 is left out."""
+    best = scores.sort(dim=1, descending=True, stable=True).indices
+    grouped, order = group.gather(1, best).sort(dim=1, stable=True)
+    rank = torch.arange(scores.shape[1], device=scores.device) - torch.searchsorted(grouped, grouped)
+    most = max(map(len, counts), default=0)
+    limits = torch.tensor([[0, *of, *[0] * (most - len(of))] for of in counts], device=scores.device)
+    chosen = rank < limits.gather(1, grouped + 1)
+    return torch.zeros_like(chosen).scatter(1, best.gather(1, order), chosen)

@@ -15,7 +15,6 @@ from torch import Tensor
 from saccade.core.budget import Budget, Rounding
 from saccade.core.layout import VISUAL, Edit, Layout
 from saccade.core.method import Tokens, Traits
-from saccade.core.reduction import Reduction
 from saccade.core.registry import register
 from saccade.core.signal import Attention, Columns, Rows, Seen, Signal, Site
 from saccade.core.state import State
@@ -25,11 +24,6 @@ from saccade.ops.select import top_rows
 def last_row_scores(attention: Attention) -> Tensor:
     """Head mean of the last prompt token's attention ``[B, K]``; the softmax is over the whole sequence."""
     return attention.probabilities()[:, :, -1].mean(1)
-
-
-def keep_best(scores: Tensor, visual: Tensor, valid: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """Mask ``[B, N]``: all valid rows that are not visual, and the ``counts[b]`` best-scored visual ones."""
-    return valid & (~visual | top_rows(scores, visual, counts))
 
 
 @register
@@ -81,6 +75,4 @@ class FastV(Tokens):
             return None
         (observed,) = seen.values()
         scores = last_row_scores(observed) if self.score == "last" else observed
-        keep = keep_best(scores, layout.rows(*VISUAL), layout.valid, counts)
-        live = tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, counts))
-        return Edit(Reduction.keeping(keep, live), live=live, visual=counts)
+        return layout.keeping(top_rows(scores, layout.rows(*VISUAL), counts), counts)
