@@ -12,8 +12,13 @@ import pytest
 from PIL import Image
 
 from saccade import reference
+from saccade.bench import checkpoint
 from saccade.cli import bench as bench_command
+from saccade.cli import classifier as classifier_command
 from saccade.core import registry
+from saccade.core.artifact import Artifact
+from saccade.methods import IndexPreserving
+from saccade.models.anatomy import anatomy
 
 
 @pytest.fixture
@@ -194,3 +199,18 @@ def test_a_calibrated_method_runs_by_its_name(call: Any, tiny: Path, picture: Pa
     assert made.exit_code == 0, made.output
     assert Path(made.stdout.strip()).parent.parent == own
     assert result.exit_code == 0, result.output
+
+
+def test_a_cell_classifier_is_kept_with_its_model(
+    call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier_command, "HELD_OUT", 2)
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    result = call("reference", "classifier", "--folder", folder, "--scenes", 4, "--steps", 2)
+
+    assert result.exit_code == 0, result.output
+    assert "accuracy" in result.stdout
+    artifact = Artifact.load(folder / "saccade" / "index_preserving.json")
+    traits = anatomy(checkpoint.load(str(folder), "cpu", "float32").model).traits()
+    assert traits.artifacts["index_preserving"].fingerprint == artifact.fingerprint
+    assert IndexPreserving().check(traits) is None

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.ops.attention import columns, from_rows, row_logits
+from saccade.ops.attention import causal, columns, from_rows, received, row_logits
 
 sizes = st.fixed_dictionaries(
     {
@@ -64,6 +64,34 @@ def test_columns_under_a_mask_are_means_over_the_queries_that_see_them(
     seen_by = allowed.sum(1).clamp(min=1)
     expected = probabilities.mean(1).sum(1) / seen_by
     assert_close(columns(query, key, SCALE, allowed, chunk), expected)
+
+
+@given(sizes, chunks, st.integers(0, 3), st.integers(0, 99))
+def test_received_attention_is_a_weighted_sum_over_the_rows_of_the_whole_map(
+    size: dict[str, int], chunk: int, padding: int, seed: int
+) -> None:
+    query, _ = drawn(**size)
+    batch, _, rows, _ = query.shape
+    key = query[:, :: size["groups"]]
+    weight = torch.rand(batch, 2, rows, generator=torch.Generator().manual_seed(seed))
+    valid = (torch.arange(rows) >= min(padding, rows - 1)).expand(batch, -1)
+    visible = torch.ones(rows, rows, dtype=torch.bool).tril() & valid[:, None]
+
+    logits = whole_logits(query, key).masked_fill(~visible[:, None], float("-inf"))
+    expected = weight @ logits.softmax(-1).nan_to_num(0.0).mean(1)
+    assert_close(received(query, key, weight, SCALE, causal(valid), chunk), expected)
+    assert_close(received(query, key, weight, SCALE, None, chunk), weight @ whole_logits(query, key).softmax(-1).mean(1))
+
+
+def test_received_attention_has_gradients_beside_padding() -> None:
+    query, key = drawn(batch=1, kv_heads=1, groups=1, queries=4, keys=4, seed=0)
+    query.requires_grad_()
+    valid = torch.tensor([[False, True, True, True]])
+    received(query, key, valid[:, None], SCALE, causal(valid)).square().sum().backward()
+
+    assert query.grad is not None
+    assert query.grad.isfinite().all()
+    assert query.grad[:, :, 0].abs().sum() == 0
 
 
 def test_a_causal_mask_divides_by_the_queries_that_come_after() -> None:

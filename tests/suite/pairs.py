@@ -11,17 +11,23 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 
 from saccade.core import registry
+from saccade.core.artifact import Artifact
 from saccade.core.errors import SaccadeError
 from saccade.core.method import Method
 from saccade.core.recipe import Recipe, build
+from saccade.engine.calibrate import Calibration
 from saccade.engine.session import check
+from saccade.methods import ALVTS
+from saccade.methods.before_encoder.index_preserving import train
 from saccade.models import Anatomy, anatomy
-from tests.suite.bodies import BODIES, Body
+from tests.suite.bodies import BODIES, ONE, Body
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
+    "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
@@ -33,6 +39,13 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
     "ivc_prune": [{}, {"layer": 1, "mode": "fixed"}, {"mode": "union", "context": 0.3, "anchor": 0.1}],
+    "index_preserving": [{}, {"text_after": "keep"}],
+    "mixkv": [
+        {"keep": 0.5, "window": 4},
+        {"keep": 0.5, "window": 4, "host": "adakv"},
+        {"keep": 0.5, "window": 4, "host": "pyramidkv"},
+    ],
+    "prefixkv": [{"keep": 0.5, "distance": -4}, {"keep": 8, "search": "bisect"}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
@@ -59,10 +72,25 @@ def parts(name: str) -> Anatomy:
     return anatomy(BODIES[name].model())
 
 
+@cache
+def artifacts(name: str) -> tuple[Artifact, ...]:
+    """What the methods that are trained or calibrated need on a body (where they can run at all)."""
+    body, made = BODIES[name], []
+    traits = parts(name).traits()
+    if not traits.recurrent:
+        numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
+        made.append(Artifact("alvts", traits.fingerprint, numbers))
+    if traits.cell is not None:
+        cells = torch.randn(64, *traits.cell, generator=torch.Generator().manual_seed(0))
+        weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)
+        made.append(Artifact("index_preserving", traits.fingerprint, weights | {"cell": list(traits.cell)}))
+    return tuple(made)
+
+
 def refusal(method: Method, body: Body) -> str | None:
     """Why the anatomy cannot host the method, or None."""
     try:
-        check(Recipe((method,)), parts(body.name))
+        check(Recipe((method,)), parts(body.name), parts(body.name).traits(artifacts=artifacts(body.name)))
     except SaccadeError as error:
         return str(error)
     return None

@@ -15,13 +15,14 @@ from saccade.core.errors import SaccadeError
 from saccade.core.method import ItemTokens, Method, Tokens
 from saccade.core.recipe import build
 from saccade.core.signal import Site
+from saccade.engine.session import Session
 from saccade.methods import ToMe
 from saccade.models import anatomy
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import fed_lengths, generate, logits
 from tests.suite.oracle import masked_logits, noting
-from tests.suite.pairs import HOSTED, REFUSED, refusal
+from tests.suite.pairs import HOSTED, REFUSED, artifacts, refusal
 
 hosted = pytest.mark.parametrize(("method", "body"), HOSTED)
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -41,7 +42,7 @@ def test_identity_leaves_the_logits_alone(method: Method, body: Body) -> None:
         pytest.skip(f"{method.name} has no setting at which it is the identity")
     model, inputs = body.model(), body.inputs(RAGGED)
     plain = logits(generate(model, inputs, 4))
-    with saccade.attach(model, replace(method, **method.identity_at)):
+    with attach(model, replace(method, **method.identity_at), body):
         same = logits(generate(model, inputs, 4))
     torch.testing.assert_close(same, plain, rtol=1e-5, atol=1e-5)
 
@@ -51,7 +52,7 @@ def test_detaching_restores_the_model_bit_for_bit(method: Method, body: Body) ->
     model, inputs = body.model(), body.inputs(ONE)
     plain = logits(generate(model, inputs, 4))
     before = fingerprint(model)
-    with saccade.attach(model, method):
+    with attach(model, method, body):
         generate(model, inputs, 2)
     assert fingerprint(model) == before
     assert torch.equal(logits(generate(model, inputs, 4)), plain)
@@ -66,7 +67,7 @@ def test_an_exception_in_mid_generation_leaves_nothing_behind(method: Method, bo
     def stop(ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> bool:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), saccade.attach(model, method):
+    with pytest.raises(KeyboardInterrupt), attach(model, method, body):
         generate(model, inputs, 4, stopping_criteria=[stop])
     assert fingerprint(model) == before
     assert torch.equal(logits(generate(model, inputs, 4)), plain)
@@ -77,7 +78,7 @@ def test_an_exception_in_mid_generation_leaves_nothing_behind(method: Method, bo
 def test_removal_equals_masking_in_prefill_and_decode(method: Method, body: Body, samples: list[Any]) -> None:
     model, inputs = body.model(), body.inputs(samples)
     prompt = inputs["input_ids"].shape[1]
-    with noting() as notes, saccade.attach(model, method) as session:
+    with noting() as notes, attach(model, method, body) as session:
         output = generate(model, inputs)
     whole = body.extended(inputs, output.sequences[:, prompt:-1])
     expected = masked_logits(model, whole, session.trace, (0,), notes)
@@ -89,7 +90,7 @@ def test_a_second_turn_is_fed_its_new_tokens_and_answered_as_the_first_was(metho
     model, inputs = body.model(), body.inputs(RAGGED)
     prompt = inputs["input_ids"].shape[1]
     question = torch.randint(11, tiny.VOCABULARY, (3, 5), generator=torch.Generator().manual_seed(7))
-    with noting() as notes, saccade.attach(model, method) as session:
+    with noting() as notes, attach(model, method, body) as session:
         first = generate(model, inputs, 4)
         whole = body.extended(inputs, torch.cat([first.sequences[:, prompt:], question], dim=1))
         with fed_lengths(model) as fed:
@@ -105,7 +106,7 @@ def test_a_second_turn_is_fed_its_new_tokens_and_answered_as_the_first_was(metho
 def test_a_sample_gets_in_a_padded_batch_what_it_gets_alone(method: Method, body: Body) -> None:
     model = body.model().double()
     together = body.inputs(RAGGED)
-    with saccade.attach(model, method) as session:
+    with attach(model, method, body) as session:
         batch = logits(generate(model, double(together), 6))
         alive = session.trace.alive(session.anatomy.traits().decoder_layers)
         for place, sample in enumerate(RAGGED):
@@ -127,7 +128,7 @@ def test_exactly_the_promised_number_of_tokens_lives(method: Method, body: Body)
         if (reason := refusal(sized, body)) is not None:  # some cannot go as low, and say so
             assert f"keep={keep!r}" in reason
             continue
-        with saccade.attach(model, sized) as session:
+        with attach(model, sized, body) as session:
             model(**inputs)
         last = session.anatomy.traits().decoder_layers
         promised = sum(min(keep, n) if isinstance(keep, int) else round(n * keep) for n in grids)
@@ -143,7 +144,7 @@ def test_no_attention_map_is_ever_formed(method: Method, body: Body) -> None:
     if isinstance(method, ToMe):
         method = replace(method, keep=0.4)  # six of 144 are out of its reach
     ids = torch.tensor([[1, 20, *[tiny.IMAGE] * 144, 30, 31, 32]])
-    with saccade.attach(model, method), Allocations() as seen:
+    with attach(model, method, body), Allocations() as seen:
         model(input_ids=ids, pixel_values=torch.randn(1, 3, 96, 96))
     rows = ids.shape[1]
     maps = [shape for shape in seen.shapes if len(shape) == 4 and shape[1] > 1 and min(shape[-2:]) >= 144]
@@ -181,6 +182,11 @@ def test_composition_runs_and_equals_its_oracle() -> None:
     whole = body.extended(inputs, output.sequences[:, prompt:-1])
     expected = masked_logits(model, whole, session.trace, (0,), notes)
     torch.testing.assert_close(logits(output), expected[:, prompt - 1 :], **CLOSE)
+
+
+def attach(model: Any, method: Method, body: Body) -> Session:
+    """With what the method needs on this body."""
+    return saccade.attach(model, method, artifacts=artifacts(body.name))
 
 
 def fingerprint(model: Any) -> tuple[Any, ...]:

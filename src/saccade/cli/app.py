@@ -144,6 +144,21 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs."
     work(as_json=as_json)
 
 
+@reference_app.command()
+def classifier(
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Checkpoint folder; the shipped one if not given.", show_default=False)
+    ] = None,
+    scenes: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to train on.")] = 2000,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 40000,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of pictures and weights.")] = 0,
+) -> None:
+    """Train the cell classifier that index_preserving needs, and keep it in the checkpoint folder."""
+    from saccade.cli.classifier import classifier as work
+
+    work(folder, scenes, steps, seed)
+
+
 def help_if_alone(context: typer.Context) -> None:
     """Show the help of a group that is called without a command."""
     if context.invoked_subcommand is None:

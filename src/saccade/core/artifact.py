@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 
 from saccade.core.errors import SaccadeError
 
@@ -57,7 +58,7 @@ class Artifact:
         if tensors:
             beside = path.with_suffix(".safetensors")
             part = beside.with_name(beside.name + ".part")
-            save_file(tensors, part)
+            part.write_bytes(as_bytes(tensors))
             part.replace(beside)
         content = {
             "method": self.method,

@@ -354,7 +354,7 @@ class Cache(Method):
         """
         return None
 
-    def step(self, layer: int, prompt: int, held: int, tokens: int) -> int | None:
+    def step(self, layer: int, prompt: int, held: int, tokens: int, length: int) -> int | None:
         """Before a step of decoding adds an entry: index of the one entry to evict, or None.
 
         Args:
@@ -362,6 +362,7 @@ class Cache(Method):
             prompt: entries that were left of the prompt.
             held: entries now there.
             tokens: tokens seen so far, this step's included.
+            length: tokens seen when the prompt had been read, before anything was evicted.
         """
         return None
 

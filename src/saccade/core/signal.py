@@ -129,7 +129,17 @@ class Function:
     layer: int | None = None
 
 
-Signal = Rows | Columns | Features | Aligned | Question | QueryKey | KeyValue | Hidden | Halves | Function
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of the artifact of ``method``, by name; tensors among them on the model's device.
+
+    A method asks for its own once `check` has found that they are there and fit the model.
+    """
+
+    method: str
+
+
+Signal = Rows | Columns | Features | Aligned | Question | QueryKey | KeyValue | Hidden | Halves | Function | Numbers
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,9 @@ class SaccadeLayer(DynamicLayer):
     Attributes:
         ledger: which tokens the entries are that attention reads.
         blocks: entries by head, where heads keep different numbers; ``keys`` and ``values`` are then those that came later.
-        prompt, counts, padding: entries left of the prompt, entries there now, padding in the prompt: of each sample, where
-            a method evicts step by step.
+        prompt, counts, length: entries left of the prompt, entries there now, tokens of the prompt: of each sample, where a
+            method evicts step by step.
+        prompt_tokens: length of the prompt, padding included.
     """
 
     def __init__(self, sliding_window: int | None = None) -> None:
@@ -158,7 +159,8 @@ class SaccadeLayer(DynamicLayer):
         self.blocks: Blocks | None = None
         self.prompt: tuple[int, ...] | None = None
         self.counts: tuple[int, ...] | None = None
-        self.padding: tuple[int, ...] = ()
+        self.length: tuple[int, ...] = ()
+        self.prompt_tokens = 0
         self._full: _Full | None = None
         self._owner: Any = lambda: None
 
@@ -208,6 +210,7 @@ class SaccadeLayer(DynamicLayer):
 
     def keep_ragged(self, entries: Tensor) -> None:
         """Evict all but ``entries`` ``[B, Hkv, k]`` (-1 = none) and store each head's own number of them."""
+        entries = entries[..., entries.shape[2] - int((entries >= 0).sum(-1).max()) :]
         self.blocks = Blocks.of(self.keys, self.values, entries)
         self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
         self.ledger = replace(self.ledger.kept(entries, False), blocked=entries.shape[2])
@@ -290,8 +293,8 @@ class SaccadeLayer(DynamicLayer):
             keys, values = (x.index_select(0, index.to(x.device)) for x in (self._full.keys, self._full.values))
             self._full = _Full(keys, values, self._full.ledger.batched(index))
         if self.counts is not None and self.prompt is not None and samples:
-            self.counts, self.prompt, self.padding = (
-                tuple(of[sample] for sample in samples) for of in (self.counts, self.prompt, self.padding)
+            self.counts, self.prompt, self.length = (
+                tuple(of[sample] for sample in samples) for of in (self.counts, self.prompt, self.length)
             )
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,30 @@ from torch import Tensor, nn
 from saccade.core import registry
 from saccade.core.artifact import Artifact
 from saccade.core.errors import SaccadeError
-from saccade.core.method import Offline
+from saccade.core.layout import Edit, Layout
+from saccade.core.method import Offline, Tokens, Traits
 from saccade.core.recipe import Recipe
+from saccade.core.signal import Seen, Signal, Site
+from saccade.core.state import State
 from saccade.engine.session import attach
 from saccade.models.anatomy import anatomy
+
+
+@dataclass(frozen=True)
+class _Reader(Tokens):
+    """Reads signals and leaves everything alone."""
+
+    signals: tuple[Signal, ...]
+    name = "reader"
+
+    def reads(self, traits: Traits) -> tuple[Signal, ...]:
+        return self.signals
+
+    def sites(self, traits: Traits) -> tuple[Site, ...]:
+        return ()
+
+    def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
+        return None
 
 
 class Calibration:
@@ -25,6 +47,22 @@ class Calibration:
     def __init__(self, model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> None:
         self.traits = anatomy(model).traits()
         self._model, self._batches = model, batches
+
+    def read(self, *signals: Signal) -> Iterator[tuple[Layout, Seen]]:
+        """Layout and signals of each batch."""
+        for batch in self._batches:
+            with torch.no_grad(), attach(self._model, _Reader(signals)) as session:
+                session.retain()
+                self._model(**batch, logits_to_keep=1)
+                assert session.read is not None
+                read = session.read
+            yield read
+
+    def weight(self, layer: int, name: Literal["query", "key"]) -> Tensor:
+        """Weight ``[out, D]`` of a layer's query or key projection."""
+        projection: Any = getattr(anatomy(self._model).attention(layer), {"query": "q_proj", "key": "k_proj"}[name])
+        weight: Tensor = projection.weight.detach()
+        return weight
 
     @torch.no_grad()
     def logits(self, recipe: Recipe) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
-from saccade.core.method import Cache, Companion, Entries, Kept, Plan, Routing, Tokens
+from saccade.core.method import Cache, Companion, Entries, Kept, Plan, Routing, Tokens, Traits
 from saccade.core.reduction import Reduction
 from saccade.core.signal import (
     Aligned,
@@ -23,6 +23,7 @@ from saccade.core.signal import (
     Halves,
     Hidden,
     KeyValue,
+    Numbers,
     QueryKey,
     Question,
     Rows,
@@ -53,13 +54,13 @@ class Program:
         features: what to keep of what the projector is fed.
         signals_by_item: signals of pictures.
         halves, hidden, key_value: decoder layers of which these are read.
+        given: functions and numbers, which no forward changes.
         asks_companion: whether the question's embedding is read.
         retain: whether the signals of all layers are to be there at the end (calibration).
     """
 
-    def __init__(self, methods: tuple[Any, ...], anatomy: Anatomy, companion: bool = False) -> None:
-        traits = anatomy.traits(companion)
-        self.methods = methods
+    def __init__(self, methods: tuple[Any, ...], anatomy: Anatomy, traits: Traits) -> None:
+        self.methods, self.traits = methods, traits
         self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}
         self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
@@ -93,7 +94,9 @@ class Program:
         every = dict.fromkeys(
             signal for signals in self.reads.values() for signal in signals if layer_of(signal) not in traits.recurrent
         )
-        self.functions = {signal: function(anatomy, signal) for signal in every if isinstance(signal, Function)}
+        device = next(anatomy.model.parameters()).device
+        self.given: dict[Signal, Any] = {s: function(anatomy, s) for s in every if isinstance(s, Function)}
+        self.given |= {s: _on(traits.artifacts[s.method].numbers, device) for s in every if isinstance(s, Numbers)}
         for signal in every:
             self._sort(signal)
 
@@ -106,7 +109,7 @@ class Program:
         elif isinstance(signal, Hidden | Halves | KeyValue):
             kinds: dict[type, set[int]] = {Hidden: self.hidden, Halves: self.halves, KeyValue: self.key_value}
             kinds[type(signal)].add(signal.site.layer)
-        elif not isinstance(signal, Function):
+        elif not isinstance(signal, Function | Numbers):
             encoder = signal.site.kind == "encoder"
             (self.encoder_signals if encoder else self.decoder_signals).setdefault(signal.site.layer, []).append(signal)
             if encoder:
@@ -120,6 +123,10 @@ def layer_of(signal: Signal) -> int | None:
     if isinstance(signal, Rows | Columns | QueryKey | KeyValue) and signal.site.kind == "decoder":
         return signal.site.layer
     return None
+
+
+def _on(numbers: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in numbers.items()}
 
 
 class _ByItem:
@@ -168,7 +175,7 @@ class Run:
         self.cached: list[Layout] = []
         self.ran: list[tuple[tuple[int, ...], Any]] = []
         self.routes: list[Plan | None] = []
-        self.seen: dict[Signal, Any] = dict(program.functions)
+        self.seen: dict[Signal, Any] = dict(program.given)
         self.scores: list[Tensor | None] = []
         self.kept: list[Tensor | None] = []
         self.edited = False
@@ -608,18 +615,20 @@ class Run:
             cache.keep(kept.entries, holes=len(set(counts)) > 1)
             live = counts
         if type(method).step is not Cache.step and cache.sliding_window is None and cache.blocks is None:
+            if kept is not None and kept.counts is None:
+                live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
             cache.prompt = cache.counts = live
-            cache.padding = tuple(self.rows - int(n) for n in self._intake.valid.sum(1))
+            cache.length, cache.prompt_tokens = tuple(self._intake.valid.sum(1).tolist()), self.rows
 
     def _step(self, layer: int, cache: SaccadeLayer) -> None:
         method = self.program.cache
         assert method is not None
         assert cache.counts is not None
         assert cache.prompt is not None
-        seen = self.past + 1
+        later = self.past + 1 - cache.prompt_tokens
         slots = [
-            method.step(layer, prompt, held, seen - padding)
-            for prompt, held, padding in zip(cache.prompt, cache.counts, cache.padding)
+            method.step(layer, prompt, held, length + later, length)
+            for prompt, held, length in zip(cache.prompt, cache.counts, cache.length)
         ]
         if any(slot is not None for slot in slots):
             cache.evict(slots)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from saccade.core.artifact import Artifact
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Layout
-from saccade.core.method import Cache, Companion, ItemTokens, Method, Plan, Routing, Tokens
+from saccade.core.method import Cache, Companion, ItemTokens, Method, Plan, Routing, Tokens, Traits
 from saccade.core.recipe import Recipe
 from saccade.core.report import Report, Trace
+from saccade.core.signal import Seen
 from saccade.core.state import State
 from saccade.engine import blocks, probe
 from saccade.engine.cache import SaccadeLayer, adopt
@@ -33,14 +35,22 @@ _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictio
 KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
-def attach(model: nn.Module, recipe: Recipe | Method | str, *, seed: int = 0, companion: Companion | None = None) -> Session:
+def attach(
+    model: nn.Module,
+    recipe: Recipe | Method | str,
+    *,
+    seed: int = 0,
+    companion: Companion | None = None,
+    artifacts: Iterable[Artifact] = (),
+) -> Session:
     """Run ``recipe`` inside ``model`` until the session is detached (or its ``with`` block ends).
 
     Args:
         model: a vision-language model loaded through transformers.
         recipe: a `Recipe`, a method, or text such as ``"hiprune(keep=64) + snapkv(keep=0.5)"``; ``"none"`` only measures.
         seed: seed of methods that draw.
-        companion: a text tower for methods that compare the question with the picture (`saccade.ClipCompanion`).
+        companion: a text tower for methods that compare the question with the picture.
+        artifacts: calibrated numbers, besides those that lie in the checkpoint's folder.
 
     Raises:
         SaccadeError: if the model is not supported, has a session already, or cannot host the recipe. Nothing is left
@@ -50,13 +60,13 @@ def attach(model: nn.Module, recipe: Recipe | Method | str, *, seed: int = 0, co
     recipe = Recipe.of(recipe)
     if model in _SESSIONS:
         raise SaccadeError(f"model: already runs under {_SESSIONS[model].recipe}; detach that session first")
-    check(recipe, parts, companion is not None)
-    return Session(parts, recipe, seed, companion)
+    traits = parts.traits(companion is not None, artifacts)
+    check(recipe, parts, traits)
+    return Session(parts, recipe, traits, seed, companion)
 
 
-def check(recipe: Recipe, parts: Anatomy, companion: bool = False) -> None:
+def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
     """Refuse, by name and with the remedy, what ``recipe`` and the model cannot do together."""
-    traits = parts.traits(companion)
     if recipe.methods and parts.kernel not in KERNELS:
         raise SaccadeError(f"attention {parts.kernel!r}: not supported; load the model with attn_implementation='sdpa'")
     for method in recipe.methods:
@@ -73,7 +83,7 @@ def check(recipe: Recipe, parts: Anatomy, companion: bool = False) -> None:
     owners = [method.name for method in recipe.methods if isinstance(method, Cache)]
     if len(owners) > 1:
         raise SaccadeError(f"{owners[0]} + {owners[1]}: each owns the cache; use one of them")
-    _check_grids(recipe, parts)
+    _check_grids(recipe, traits)
     routed: dict[int, str] = {}
     for method in recipe.methods:
         if not isinstance(method, Routing):
@@ -90,9 +100,8 @@ def check(recipe: Recipe, parts: Anatomy, companion: bool = False) -> None:
             routed[layer] = method.name
 
 
-def _check_grids(recipe: Recipe, parts: Anatomy) -> None:
+def _check_grids(recipe: Recipe, traits: Traits) -> None:
     """Some choosers need whole grids: nothing may be dropped or merged before them."""
-    traits = parts.traits()
     acts_on_pictures = [m for m in recipe.methods if isinstance(m, Tokens) and any(s.in_vision for s in m.sites(traits))]
     choosers = [method for method in recipe.methods if isinstance(method, ItemTokens)]
     for place, method in enumerate(choosers):
@@ -111,26 +120,29 @@ class Session:
         recipe: what runs.
         trace: which visual tokens are alive where, for the last request.
         attached: whether it is still at work.
+        read: for calibration, the layout and all signals of the last prompt.
     """
 
-    def __init__(self, parts: Anatomy, recipe: Recipe, seed: int, companion: Companion | None = None) -> None:
+    def __init__(
+        self, parts: Anatomy, recipe: Recipe, traits: Traits, seed: int, companion: Companion | None = None
+    ) -> None:
         self.recipe = recipe
         self.anatomy = parts
         self.trace = Trace()
         self.attached = True
-        traits = parts.traits(companion is not None)
-        self._program = Program(tuple(method.fitted(traits) for method in recipe.methods), parts, companion is not None)
+        self._program = Program(tuple(method.fitted(traits) for method in recipe.methods), parts, traits)
         self._companion = companion
         self._clock = Clock(next(parts.model.parameters()).device)
         self._state = State()
         self._state.put("session", "seed", seed)
-        self._state.put("session", "traits", parts.traits(companion is not None))
+        self._state.put("session", "traits", traits)
         self._seed = seed
         self._incoming: Mapping[str, Any] | None = None
         self._looks: list[Look] = []
         self._look: Look | None = None
         self._looks_read = False
         self._run: Run | None = None
+        self.read: tuple[Layout, Seen] | None = None
         self._generating: bool | None = None
         self._prefill: list[Layout] = []
         self._ran: list[tuple[Any, Any]] = []
@@ -159,6 +171,10 @@ class Session:
         self._run = self._incoming = self._look = None
         self._looks = []
         _SESSIONS.pop(self.anatomy.model, None)
+
+    def retain(self) -> None:
+        """Keep the signals of all layers to the end of each forward, in `read`; for calibration."""
+        self._program.retain = True
 
     @property
     def report(self) -> Report:
@@ -284,7 +300,7 @@ class Session:
                 listeners[parts.encoder.attention[layer]] = self._observe_encoder(layer)
         for layer in program.decoder_signals:
             listeners[parts.attention(layer)] = self._observe_decoder(layer)
-        attending = [layer for layer in range(len(parts.layers)) if layer not in parts.traits().recurrent]
+        attending = [layer for layer in range(len(parts.layers)) if layer not in program.traits.recurrent]
         stand_ins = {parts.attention(layer): self._attend(layer) for layer in attending}
         self._undo.append(probe.Probe(listeners, stand_ins).close)
 
@@ -483,6 +499,8 @@ class Session:
         if run is not None:
             with self._clock.lap("engine"):
                 output["last_hidden_state"] = run.finish(output["last_hidden_state"])
+            if self._program.retain:
+                self.read = run.layouts[0], run.seen
             if run.reads_images or run.past == 0:
                 self._record(run.layouts, run.past, run.kept, run.ran, run.routes)
         self._kv_bytes = tuple(_bytes(layer) for layer in self._cache.layers)

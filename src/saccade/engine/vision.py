@@ -18,11 +18,10 @@ from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Item, Layout, Role
 from saccade.core.method import Companion, Tokens
 from saccade.core.reduction import Reduction
-from saccade.core.signal import Aligned, Attention, Columns, Features, Function, QueryKey, Signal, Site
+from saccade.core.signal import Aligned, Attention, Columns, Features, QueryKey, Signal, Site
 from saccade.core.state import State
 from saccade.engine import probe
 from saccade.engine.clock import Clock
-from saccade.engine.functions import function
 from saccade.models.anatomy import Anatomy, Encoder, View
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Look:
         self._bound, self._companion = bound, companion
         self._state = State()
         self._state.put("session", "seed", seed)
-        self._state.put("session", "traits", anatomy.traits(companion is not None))
+        self._state.put("session", "traits", program.traits)
         self._seen: dict[Signal, Any] = {}
         self._by_view: dict[Signal, dict[int, Any]] = {}
         self._layout: Layout | None = None
@@ -104,7 +103,7 @@ class Look:
         layout = _layout(grids, there.to(cells.device), prefix=0)
         x = cells[index] * there.to(cells.device)[..., None]
         for method in methods:
-            edit = self._ask(method, Site("patches"), x, layout, {})
+            edit = self._ask(method, Site("patches"), x, layout, self.program.given)
             if edit is None:
                 continue
             x, layout = edit.reduction.apply(x), layout.after(edit)
@@ -313,8 +312,8 @@ class Look:
 
     def _now(self, signal: Signal, prefix: int) -> Any:
         """A signal as a vision site gets it: by row; patches only, except for queries and keys."""
-        if isinstance(signal, Function):
-            return function(self.anatomy, signal)
+        if signal in self.program.given:
+            return self.program.given[signal]
         value = self._seen.get(signal)
         return value if value is None or not prefix else _strip(value, prefix)
 
@@ -392,9 +391,8 @@ class Look:
         rows = slots.gather(1, ordinal)
         items = [(view.rows, view.columns)] * len(members)
         layout = _layout(items, torch.ones_like(rows, dtype=torch.bool), 0, ordinal)
-        encoder_signals = [s for s in self.program.reads[method] if not isinstance(s, Function) and s in self._seen]
-        seen: dict[Signal, Any] = {s: self.gather(s, members, ordinal) for s in encoder_signals}
-        seen |= {s: function(self.anatomy, s) for s in self.program.reads[method] if isinstance(s, Function)}
+        seen = {s: self.gather(s, members, ordinal) for s in self.program.reads[method] if s in self._seen}
+        seen |= self.program.given
         edit = self._ask(method, Site("projected"), flat[rows], layout, seen)
         if edit is None:
             return flat

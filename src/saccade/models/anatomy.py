@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -259,8 +259,8 @@ class Anatomy:
             made = getattr(attention, f"{name}_norm")(made)
         return made.transpose(1, 2)  # type: ignore[no-any-return]
 
-    def traits(self, companion: bool = False) -> Traits:
-        """What methods may know of the model."""
+    def traits(self, companion: bool = False, artifacts: Iterable[Artifact] = ()) -> Traits:
+        """What methods may know of the model; ``artifacts`` go before those in its folder."""
         fingerprint = Fingerprint(self.family, len(self.layers), self.config.hidden_size, self.config.vocab_size)
         encoder = self.encoder
         # Without types all layers are of one kind (Mistral).
@@ -275,7 +275,7 @@ class Anatomy:
             rotary_rows=self.rotary_rows,
             mask_free="flash" in self.kernel,
             fingerprint=fingerprint,
-            artifacts=_artifacts(str(getattr(self.model, "name_or_path", ""))),
+            artifacts=_artifacts(str(getattr(self.model, "name_or_path", ""))) | {a.method: a for a in artifacts},
             vision_sites=frozenset({"projected"}) | (encoder.sites if encoder else frozenset()),
             rotary_axes=self.rotary_axes,
             recurrent=tuple(i for i, kind in enumerate(kinds) if "linear" in kind),

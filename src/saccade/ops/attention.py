@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Allowed = Callable[[int, int], Tensor]
+"""Which keys the queries from ``start`` to ``stop`` may see: ``(start, stop)`` to ``[B or 1, stop - start, K]`` bool."""
 
 
 def row_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -23,10 +28,47 @@ def row_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return (grouped @ key.float().transpose(-1, -2) * scale).reshape(batch, heads, rows, -1)
 
 
-def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None, chunk: int = 64) -> Tensor:
-    """Attention received by each key: the mean over heads and over the queries that may see it, float32.
+def causal(valid: Tensor) -> Allowed:
+    """Rows of one sequence see valid rows up to themselves; ``valid`` ``[B, N]`` bool."""
+    index = torch.arange(valid.shape[1], device=valid.device)
+    return lambda start, stop: (index <= index[start:stop, None]) & valid[:, None]
+
+
+def received(
+    query: Tensor, key: Tensor, weight: Tensor, scale: float, allowed: Allowed | None = None, chunk: int = 64
+) -> Tensor:
+    """Attention received by each key from groups of queries: weighted sums over queries of the mean over heads, float32.
 
     Works through ``chunk`` queries at a time, so memory is ``B * H * chunk * K`` floats.
+
+    Args:
+        query: ``[B, H, Q, d]``.
+        key: ``[B, Hkv, K, d]``.
+        weight: ``[B or 1, G, Q]`` weight of each query in each of G sums.
+        scale: factor of the logits.
+        allowed: which query may see which key; None = all.
+        chunk: queries at a time.
+
+    Returns:
+        ``[B, G, K]``.
+    """
+    rows, keys = query.shape[2], key.shape[2]
+    total = query.new_zeros(query.shape[0], weight.shape[1], keys, dtype=torch.float32)
+    for start in range(0, rows, chunk):
+        stop = min(start + chunk, rows)
+        logits = row_logits(query[:, :, start:stop], key, scale)
+        if allowed is None:
+            probabilities = logits.softmax(-1)
+        else:
+            # Masked by a finite number, and again behind the softmax: a padding query, which sees nothing, adds nothing.
+            visible = allowed(start, stop)[:, None]
+            probabilities = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
+        total = total + weight[:, :, start:stop].float() @ probabilities.mean(1)
+    return total
+
+
+def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None, chunk: int = 64) -> Tensor:
+    """Attention received by each key: the mean over heads and over the queries that may see it, float32.
 
     Args:
         query: ``[B, H, Q, d]``.
@@ -38,18 +80,10 @@ def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = N
     Returns:
         ``[B, K]``.
     """
-    received = query.new_zeros(query.shape[0], key.shape[2], dtype=torch.float32)
-    for start in range(0, query.shape[2], chunk):
-        logits = row_logits(query[:, :, start : start + chunk], key, scale)
-        if allowed is not None:
-            visible = allowed[:, None, start : start + chunk]
-            # A padding query sees nothing: its softmax is 0 / 0 and counts for nothing.
-            logits = logits.masked_fill(~visible, float("-inf"))
-            received += logits.softmax(-1).nan_to_num(0.0).sum((1, 2))
-        else:
-            received += logits.softmax(-1).sum((1, 2))
+    every = torch.ones(1, 1, query.shape[2], device=query.device)
+    mask = None if allowed is None else lambda start, stop: allowed[:, start:stop]
     seen_by = query.shape[2] if allowed is None else allowed.sum(1).clamp(min=1)
-    return received / (query.shape[1] * seen_by)
+    return received(query, key, every, scale, mask, chunk)[:, 0] / seen_by
 
 
 def from_rows(query: Tensor, key: Tensor, rows: Tensor, allowed: Tensor, chunk: int = 64) -> Tensor:

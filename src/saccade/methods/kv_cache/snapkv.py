@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,14 +22,17 @@ from saccade.core.signal import Attention, Rows, Seen, Signal, Site
 from saccade.ops.select import top_k
 
 
-def window_scores(attention: Tensor, window: Tensor, kv_heads: int, kernel: int) -> Tensor:
+def window_scores(
+    attention: Tensor, window: Tensor, kv_heads: int, kernel: int, pooling: Literal["average", "max"] = "average"
+) -> Tensor:
     """Pooled attention of the window's queries, by key-value head.
 
     Args:
         attention: ``[B, H, w, n]`` probabilities of the last w queries.
         window: ``[B, n]`` bool, the rows of those queries: they always stay.
         kv_heads: key-value heads, H divisible by it.
-        kernel: width of the average pooling along the sequence, odd.
+        kernel: width of the pooling along the sequence, odd.
+        pooling: its kind.
 
     Returns:
         ``[B, Hkv, n]`` float32; window rows score 1 above the largest.
@@ -36,7 +40,8 @@ def window_scores(attention: Tensor, window: Tensor, kv_heads: int, kernel: int)
     batch, heads, _, keys = attention.shape
     # Zero window columns act as the zero padding at the border of the cut map that the published code pools.
     mean = attention.mean(2).masked_fill(window[:, None], 0)
-    pooled = torch.nn.functional.avg_pool1d(mean, kernel, stride=1, padding=kernel // 2)
+    pool = torch.nn.functional.avg_pool1d if pooling == "average" else torch.nn.functional.max_pool1d
+    pooled = pool(mean, kernel, stride=1, padding=kernel // 2)
     grouped = pooled.reshape(batch, kv_heads, heads // kv_heads, keys).mean(2)
     return torch.where(window[:, None], grouped.amax() + 1, grouped)
 
@@ -90,7 +95,7 @@ class SnapKV(Cache):
         """The same share of every layer."""
         kept: list[Kept | None] = []
         for score, layout in zip(scores, layouts):
-            counts = [self._budget().of(live) for live in layout.live]
+            counts = [live if live <= self.window else self._budget().of(live) for live in layout.live]
             everything = score is None or tuple(counts) == layout.live
             kept.append(None if everything else Kept(best_entries(score, layout.valid, counts)))  # type: ignore[arg-type]
         return kept

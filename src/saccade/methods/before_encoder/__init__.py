@@ -1,0 +1,1 @@
+"""Methods that choose among the pixels, before the vision encoder."""
