@@ -354,6 +354,8 @@ def test_patches_leave_out_the_pixels_that_the_encoder_leaves_out() -> None:
 def test_an_unknown_family_is_refused_by_naming_the_supported_ones() -> None:
     from saccade.core.errors import SaccadeError
 
-    known = "llava, gemma3, qwen3_vl, llava_next, llava_onevision, internvl, idefics3, smolvlm"
+    known = (
+        "llava, gemma3, qwen3_vl, llava_next, llava_onevision, internvl, idefics3, smolvlm, qwen2_vl, qwen2_5_vl, qwen3_5"
+    )
     with pytest.raises(SaccadeError, match=f"model 'Linear': not supported; supported families: {known}$"):
         anatomy(nn.Linear(2, 2))

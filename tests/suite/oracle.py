@@ -23,11 +23,13 @@ class Notes:
 
     Attributes:
         arriving: rows ``[B, n, D]`` that entered layer 0 in each forward that read images, None if the layer was routed.
+        deepstack: with them, what the model adds to them in its first layers ``[B, n, L, D]``, if it does.
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
-    held: list[tuple[int, int, list[Tensor]]] = field(default_factory=list)
+    deepstack: list[Tensor | None] = field(default_factory=list)
+    held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
 
 
 @contextmanager
@@ -42,8 +44,10 @@ def noting() -> Iterator[Notes]:
             notes.held.append((run.past, run.rows, []))
             if run.reads_images:
                 notes.arriving.append(None if run.routes[0] is not None else result[0])
-        tokens = run.caches[layer].ledger.tokens(x.shape[0], x.device)
-        notes.held[-1][2].append(tokens)
+                notes.deepstack.append(run.state.get("prefill", "deepstack"))
+        cache = run.caches[layer]
+        ledger = getattr(cache, "ledger", None)  # layers with a recurrent state have none
+        notes.held[-1][2].append(None if ledger is None else ledger.tokens(x.shape[0], x.device))
         return result
 
     with patch.object(Run, "enter", noted):
@@ -109,11 +113,20 @@ def masked_logits(
 
         return hook
 
-    def ask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def ask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = kwargs.get("position_ids")
         if given is None:
             given = torch.arange(length)[None]
         positions.append((given if given.ndim == 3 else given[None]).expand(-1, batch, -1))
+        if notes is None or kwargs.get("deepstack_visual_embeds") is None:
+            return None
+        where = kwargs["visual_pos_masks"]
+        rows = torch.zeros(batch, length, *notes.deepstack[0].shape[2:])  # type: ignore[union-attr]
+        for added, start, log in zip(notes.deepstack, starts, trace.log):
+            assert added is not None
+            index = log[0].origin.clamp(min=0)[..., None, None].expand_as(added) + start
+            rows = rows.scatter(1, index, added)
+        return args, dict(kwargs, deepstack_visual_embeds=list(rows[where].unbind(1)))
 
     handles = [parts.language_model.register_forward_pre_hook(ask, with_kwargs=True)]
     handles += [module.register_forward_pre_hook(before(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
@@ -126,6 +139,49 @@ def masked_logits(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Notes) -> Tensor:
+    """Logits ``[B, L, V]`` of the decoder layers run on just the rows that are there, sample by sample (0 elsewhere).
+
+    The oracle of models with a recurrent state, where a row that is gone was never there; one turn with images.
+    """
+    parts, ids = anatomy(model), inputs["input_ids"]
+    out = torch.zeros(*ids.shape, parts.config.vocab_size)
+    layouts, arriving = trace.log[0], notes.arriving[0]
+    assert arriving is not None
+    prompt = int(layouts[0].origin.max()) + 1
+    for sample in range(len(ids)):
+        there = layouts[0].valid[sample]
+        later = torch.arange(prompt, ids.shape[1])
+        tokens = torch.cat([layouts[0].origin[sample, there], later])
+        x = torch.cat([arriving[sample, there], model.get_input_embeddings()(ids[sample, prompt:])])[None]
+        for layer, module in enumerate(parts.layers):
+            layout = layouts[layer]
+            mine = layout.valid[sample]
+            alive = torch.isin(tokens, torch.cat([layout.origin[sample, mine], later]))
+            x, tokens = x[:, alive], tokens[alive]
+            last = layout.positions[:, sample, -1:]
+            positions = torch.cat([layout.positions[:, sample, mine], last + 1 + later - prompt], dim=1)[:, None]
+            held = [(past, rows, layers[layer]) for past, rows, layers in notes.held]
+            mask = None if held[0][2] is None else _held_mask(tokens, held, sample)
+            if mask is not None and mask.shape[1] > 1:
+                mask = mask.repeat_interleave(parts.config.num_attention_heads // mask.shape[1], dim=1)
+            positions = positions[1:] if len(positions) == 4 else positions
+            x = module(x, position_embeddings=parts.rotary(layer, x, positions), attention_mask=mask)
+        out[sample, tokens] = model.lm_head(parts.language_model.norm(x))[0]
+    return out
+
+
+def _held_mask(tokens: Tensor, held: list[tuple[int, int, Any]], sample: int) -> Tensor:
+    """``[1, h, n, n]``: causal, and only what the cache held when each query came."""
+    mask = (tokens <= tokens[:, None])[None]
+    for past, rows, keys in held:
+        now = (tokens >= past) & (tokens < past + rows)
+        there = torch.stack([torch.isin(tokens, head[sample]) for head in keys.unbind(1)])
+        mask = torch.where(now[:, None], mask & there[:, None], mask)
+    return mask[None]
 
 
 def _turn(trace: Trace, start: int, starts: tuple[int, ...], layer: int) -> Layout:
