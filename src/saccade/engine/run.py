@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
@@ -350,15 +351,10 @@ class Run:
         if not edited:
             return x
         layout = self.layout
-        ranks, counts = _survivors(sorted(self._looks, key=lambda look: look.kind), layout)
-        widest = max(len(rank) for rank in ranks)
-        table = torch.stack([torch.nn.functional.pad(rank, (0, widest - len(rank)), value=-1) for rank in ranks]).to(
-            x.device
-        )
-        owner = torch.tensor(
-            [[grid.source for grid in grids] + [0] * (max(map(len, layout.items)) - len(grids)) for grids in layout.items],
-            device=x.device,
-        )
+        ranks, counts = _survivors(sorted(self._looks, key=lambda look: look.kind))
+        table = pad_sequence([rank.to(x.device) for rank in ranks], batch_first=True, padding_value=-1)
+        sources = [torch.tensor([grid.source for grid in grids] or [0]) for grids in layout.items]
+        owner = pad_sequence(sources, batch_first=True).to(x.device)
         source = owner.gather(1, layout.item.clamp(min=0))
         visual = layout.ordinal >= 0
         rank = torch.where(visual, table[source, layout.ordinal.clamp(min=0)], -1)
@@ -697,7 +693,7 @@ def _reordered(pair: tuple[Tensor, Tensor], reduction: Reduction | None) -> tupl
     return first, second
 
 
-def _survivors(looks: Sequence[Look], layout: Layout) -> tuple[list[Tensor], list[int]]:
+def _survivors(looks: Sequence[Look]) -> tuple[list[Tensor], list[int]]:
     """Rank of each token and number of survivors of every grid, in the order in which the intake numbers them."""
     ranks, counts = [], []
     for look in looks:
