@@ -21,17 +21,24 @@ def main() -> None:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Markdown: score in percent by task, half the width of its 95 % interval, evidence recall and prefill speed-up."""
-    tasks = list(dict.fromkeys(record["task"] for record in records))
-    plain = {record["task"]: record["prefill_seconds"] for record in records if record["method"] == "none"}
-    below = _below_floor()
-    heads = [f"{task} (below floor)" if task in below else task for task in tasks]
+    """Markdown for the README."""
     lines = [
         f"Scores in percent, n = {records[0]['n']} questions a task, ± half the 95 % interval. `keep` is the share of",
         "visual tokens kept (of cached entries for `snapkv`; `shortv` freezes layers and drops nothing). *Evidence* is",
         "the share of the patches holding the answer that reach the last layer, *speed-up* that of the language model's",
         "prefill; both are means over tasks. On a model this small the speed-up says little about larger ones.",
         "",
+    ]
+    return "\n".join([*lines, *rows(records)]) + "\n"
+
+
+def rows(records: list[dict[str, Any]]) -> list[str]:
+    """Score in percent by task, half the width of its 95 % interval, evidence recall and prefill speed-up."""
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    plain = {record["task"]: record["prefill_seconds"] for record in records if record["method"] == "none"}
+    below = _below_floor()
+    heads = [f"{task} (below floor)" if task in below else task for task in tasks]
+    lines = [
         f"| method | keep | {' | '.join(heads)} | evidence | speed-up |",
         "|" + "---|" * (len(tasks) + 4),
         "| always the same answer | | " + " | ".join(f"{100 * _majority(task):.0f}" for task in tasks) + " | | |",
@@ -52,7 +59,7 @@ def table(records: list[dict[str, Any]]) -> str:
             f"| `{method}` | {keep} | {' | '.join(scores)} "
             f"| {100 * sum(recall) / len(recall):.0f} % | {sum(speed) / len(speed):.2f} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _majority(task: str) -> float:
