@@ -13,15 +13,15 @@ from saccade.core.errors import SaccadeError
 from saccade.core.recipe import Recipe
 
 if TYPE_CHECKING:
-    from saccade.engine import Session, attach
+    from saccade.engine import ClipCompanion, Session, attach
 
 __version__ = version("saccade")
-__all__ = ["Recipe", "SaccadeError", "Session", "attach"]
+__all__ = ["ClipCompanion", "Recipe", "SaccadeError", "Session", "attach"]
 
 
 def __getattr__(name: str) -> Any:
     """The engine brings transformers, which takes seconds to import; so it comes when it is first asked for."""
-    if name in ("Session", "attach"):
+    if name in ("ClipCompanion", "Session", "attach"):
         from saccade import engine
 
         return getattr(engine, name)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tests import clip
 from typer.testing import CliRunner, Result
 
 from saccade.cli.app import app
-from saccade.reference.model import Dimensions, build_model, build_processor
+from saccade.reference.model import Dimensions, build_model, build_processor, build_text_tower
 
 TINY = Dimensions(
     head_width=16,
@@ -41,6 +43,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_model(TINY).save_pretrained(folder)
     build_processor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP checkpoint whose vision tower is as wide as the one of ``tiny``."""
+    folder = tmp_path_factory.mktemp("clip")
+    clip.clip(TINY.vision_width).save_pretrained(folder)
+    clip.text_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def with_text_tower(tiny: Path, tmp_path: Path) -> Path:
+    """``tiny`` with a text tower in its folder."""
+    own = shutil.copytree(tiny, tmp_path / "with_text_tower")
+    torch.manual_seed(0)
+    build_text_tower(TINY).save(own / "text_tower")
+    return own
 
 
 @pytest.fixture

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from tests.thirdparty import package
 
 from saccade import reference
 from saccade.bench import checkpoint
@@ -57,6 +62,33 @@ def test_methods_are_listed_for_programs(call: Any) -> None:
     assert entries["fastv"]["protocol"] == ["Tokens"]
     assert entries["fastv"]["parameters"]["layer"] == 2
     assert set(entries) == set(registry.methods())
+
+
+def test_the_matrix_shows_what_runs_where_and_why_not(call: Any) -> None:
+    text = call("methods", "--matrix").stdout
+
+    assert all(f" {name} " in text for name in registry.methods())
+    assert re.search(r"^ uniform [ ✓]+$", text, re.MULTILINE)
+    (number,) = re.findall(r"^ scope .*?(\d+) ", text, re.MULTILINE)
+    assert re.search(rf"^{number} +scope: needs a CLS token", text, re.MULTILINE)
+
+
+def test_the_matrix_is_there_for_programs(call: Any) -> None:
+    entries = json.loads(call("methods", "--matrix", "--json").stdout)
+
+    assert {entry["method"] for entry in entries} == set(registry.methods())
+    assert all(entry["works"] == (entry["reason"] is None) for entry in entries)
+
+
+def test_the_matrix_of_one_model_knows_what_it_brings(call: Any, with_text_tower: Path) -> None:
+    options = ["methods", "--matrix", "--json", "--model", with_text_tower]
+    before = {entry["method"]: entry for entry in json.loads(call(*options).stdout)}
+    call("calibrate", "shortv", "--model", with_text_tower, "--n", 1)
+    after = {entry["method"]: entry for entry in json.loads(call(*options).stdout)}
+
+    assert {entry["model"] for entry in before.values()} == {str(with_text_tower)}
+    assert "saccade calibrate shortv" in before["shortv"]["reason"]
+    assert after["shortv"]["works"]
 
 
 def test_a_bench_writes_its_results_and_shows_them(bench: Any, tmp_path: Path) -> None:
@@ -214,3 +246,45 @@ def test_a_cell_classifier_is_kept_with_its_model(
     traits = anatomy(checkpoint.load(str(folder), "cpu", "float32").model).traits()
     assert traits.artifacts["index_preserving"].fingerprint == artifact.fingerprint
     assert IndexPreserving().check(traits) is None
+
+
+def test_run_takes_a_text_tower_beside_the_model(call: Any, tiny: Path, tiny_clip: Path, picture: Path) -> None:
+    asked = ["--image", picture, "--prompt", "where is it?", "--recipe", "cdpruner(keep=16, relevance='clip')"]
+    without = call("run", "--model", tiny, *asked)
+    result = call("run", "--model", tiny, *asked, "--companion", tiny_clip)
+
+    assert without.exit_code == 2
+    assert "needs a companion" in without.stderr
+    assert result.exit_code == 0, result.output
+    assert "144 → 16" in result.stdout
+
+
+def test_bench_takes_a_text_tower_beside_the_model(bench: Any, tiny_clip: Path, tmp_path: Path) -> None:
+    result = bench("--methods", "cdpruner(relevance='clip')", "--companion", tiny_clip)
+
+    assert result.exit_code == 0, result.output
+    assert results(tmp_path)[-1]["visual_tokens"] == 36
+    other = bench("--methods", "none", "--resume")
+    assert other.exit_code == 2
+    assert other.stderr.startswith("saccade: companion=None: ")
+
+
+def test_bench_finds_the_text_tower_in_the_model_s_folder(bench: Any, with_text_tower: Path, tmp_path: Path) -> None:
+    result = bench("--methods", "cdpruner(relevance='clip')", "--model", with_text_tower)
+
+    assert result.exit_code == 0, result.output
+    assert results(tmp_path)[-1]["visual_tokens"] == 36
+
+
+def test_a_broken_package_is_named_in_one_line_and_the_rest_works(tmp_path: Path) -> None:
+    package(tmp_path, "bad_luck", "import an_old_library")
+    done = subprocess.run(
+        [sys.executable, "-c", "from saccade.cli import main; main()", "methods", "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
+
+    assert {entry["name"] for entry in json.loads(done.stdout)} == set(registry.methods())
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("package 'bad-luck': its methods are missing, 'bad_luck:Mine' cannot be loaded")

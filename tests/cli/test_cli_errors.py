@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from saccade import reference
+
 
 def assert_one_line(result: Any, *fragments: str) -> None:
     assert result.exit_code == 2, result.output
@@ -36,6 +38,8 @@ def assert_one_line(result: Any, *fragments: str) -> None:
         (["--device", "toaster"], ["device='toaster'"]),
         (["--dtype", "int3"], ["dtype='int3'", "float32"]),
         (["--max-new-tokens", "0"], ["--max-new-tokens"]),
+        (["--companion", "./absent"], ["companion='./absent'", "CLIP checkpoint"]),
+        (["--companion", str(reference.path())], ["companion=", "is a llava model; must be a CLIP model"]),
     ],
 )
 def test_run_says_what_is_wrong(call: Any, tiny: Path, picture: Path, options: list[str], fragments: list[str]) -> None:
@@ -105,6 +109,10 @@ def test_a_method_with_nothing_to_calibrate_is_named(call: Any) -> None:
 
 def test_a_model_without_a_folder_cannot_keep_its_numbers(call: Any) -> None:
     assert_one_line(call("calibrate", "shortv", "--model", "owner/name"), "model='owner/name'", "folder")
+
+
+def test_a_model_without_the_matrix_is_found_out(call: Any) -> None:
+    assert_one_line(call("methods", "--model", "reference"), "--model", "--matrix")
 
 
 def test_an_unknown_command_is_named(call: Any) -> None:

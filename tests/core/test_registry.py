@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,20 +12,15 @@ from saccade.core import registry
 from saccade.core.errors import SaccadeError
 from saccade.core.method import Method, protocols
 from saccade.core.recipe import Recipe
+from tests.thirdparty import HERE, installed, package
 
-SOURCE = """
-from dataclasses import dataclass
+TAKEN = """
 from saccade.core.method import Method
 from saccade.core.registry import register
 
 @register
-@dataclass(frozen=True)
-class Borrowed(Method):
-    name = "borrowed"
-    title = "Borrowed"
-    group = "weights"
-    paper = "none"
-    bits: int = 4
+class Mine(Method):
+    name = "fastv"
 """
 
 
@@ -39,27 +34,41 @@ def known() -> Iterator[None]:
     registry._load.cache_clear()
 
 
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: None) -> Iterator[None]:
-    """A package on the path that declares a method as an entry point."""
-    (tmp_path / "borrowed_method.py").write_text(SOURCE)
-    metadata = tmp_path / "borrowed_method-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: borrowed-method\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[{registry.ENTRY_POINTS}]\nborrowed = borrowed_method:Borrowed\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    registry._load.cache_clear()
-    yield
-    sys.modules.pop("borrowed_method", None)
-
-
 def named(name: str, qualname: str, module: str = __name__) -> type[Method]:
     return type(qualname, (Method,), {"name": name, "__module__": module, "__qualname__": qualname})
 
 
-def test_an_entry_point_brings_its_method(installed: None) -> None:
-    assert "borrowed" in registry.methods()
-    assert str(Recipe.parse("borrowed(bits=8) + fastv")) == "borrowed(bits=8) + fastv(keep=0.5)"
+def test_an_entry_point_brings_its_method() -> None:
+    with installed():
+        assert str(Recipe.parse("stripes(every=3) + fastv")) == "stripes(keep=0.5, every=3) + fastv(keep=0.5)"
+    assert "stripes" not in registry.methods()
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import an_old_library", "ModuleNotFoundError: No module named 'an_old_library'"),
+        ("def broken(:", "SyntaxError: invalid syntax"),
+        ("", "AttributeError: module 'bad_luck' has no attribute 'Mine'"),
+        (TAKEN, "SaccadeError: method name 'fastv': taken by saccade.methods.in_llm.fastv.FastV"),
+    ],
+    ids=["import", "syntax", "attribute", "name"],
+)
+def test_a_broken_package_is_named_in_one_line_and_the_rest_works(
+    source: str, reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = list(registry.methods())
+    package(tmp_path, "bad_luck", source)
+    shutil.copytree(HERE, tmp_path, dirs_exist_ok=True)
+
+    with installed(tmp_path):
+        assert list(registry.methods()) == sorted([*own, "stripes"])
+        assert list(registry.methods()) == sorted([*own, "stripes"])
+
+    (line,) = caplog.messages
+    assert line.startswith(f"package 'bad-luck': its methods are missing, 'bad_luck:Mine' cannot be loaded ({reason}")
+    assert line.endswith("update or uninstall it")
+    assert "\n" not in line
 
 
 def test_methods_are_sorted_by_name_and_know_it() -> None:

@@ -168,7 +168,7 @@ def distance(call: Call, method: ALVTS, numbers: Any) -> float:
 
 
 def test_selectors_of_full_rank_that_rotate_score_as_the_layer_does() -> None:
-    call, method = Call(), ALVTS(steps=0, rope=True)
+    call, method = Call(), ALVTS(rank=64, steps=0, rope=True)
 
     assert distance(call, method, method.calibrate(call)) < 1e-8
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import saccade
 from saccade import reference
 from saccade.reference.evaluate import FLOORS, answer
 from saccade.reference.model import TOKEN_IDS
@@ -118,3 +119,35 @@ def test_cls_and_captions_meet_in_one_space(shipped):
         images = tower.image_embeds(model.model.vision_tower(pixels).pooler_output)
         similarity = images @ tower.text_embeds(tokens["input_ids"], tokens["attention_mask"]).T
     assert (similarity.diagonal()[:, None] >= similarity).float().mean() > 0.7
+
+
+def test_the_text_tower_is_a_companion(shipped):
+    """A question has the tower's own embedding, special tokens left out, and CDPruner runs by it."""
+    model, processor = shipped
+    companion = reference.companion(model)
+    (asked,) = reference.questions("shape", 1, seed=3)
+    bare = processor.tokenizer(asked.prompt, return_tensors="pt").input_ids[0]
+    marked = processor.tokenizer(f"{asked.prompt}<assistant>", return_tensors="pt").input_ids[0]
+    ended = processor.tokenizer(f"{asked.prompt}</s>", return_tensors="pt").input_ids
+    embeds = companion.question([bare, marked])
+    expected = reference.text_tower().text_embeds(ended).detach()
+    for each in embeds:
+        torch.testing.assert_close(torch.nn.functional.normalize(each, dim=-1), expected)
+
+    inputs = processor(images=asked.image, text=f"<user><image>{asked.prompt}<assistant>", return_tensors="pt")
+    recipe = "cdpruner(keep=16, relevance='clip')"
+    with torch.inference_mode(), saccade.attach(model, recipe, companion=companion) as session:
+        model(**inputs)
+    assert len(session.trace.alive(0)[0][0]) == 16
+
+
+def test_a_question_longer_than_the_tower_reads_comes_in_segments(shipped):
+    companion = reference.companion(shipped[0])
+    words = torch.arange(7, 107)
+    long, short = companion.question([words, words[:3]])
+    assert (len(long), len(short)) == (2, 1)
+    torch.testing.assert_close(short, companion.question([words[:3]])[0])
+
+
+def test_a_checkpoint_without_text_tower_has_no_companion(shipped, tmp_path):
+    assert reference.companion(shipped[0], tmp_path) is None

@@ -24,6 +24,7 @@ from saccade.methods import ALVTS
 from saccade.methods.before_encoder.index_preserving import train
 from saccade.models import Anatomy, anatomy
 from tests.suite.bodies import BODIES, ONE, Body
+from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
@@ -110,5 +111,6 @@ def _params(hosted: bool) -> list[Any]:
     return found
 
 
-HOSTED = _params(hosted=True)
-REFUSED = _params(hosted=False)
+with installed():  # a method of somebody else's gets the suite for nothing
+    HOSTED = _params(hosted=True)
+    REFUSED = _params(hosted=False)

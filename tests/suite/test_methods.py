@@ -12,9 +12,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import saccade
 from saccade.core.errors import SaccadeError
-from saccade.core.method import ItemTokens, Method, Tokens
+from saccade.core.method import Method, Tokens
 from saccade.core.recipe import build
-from saccade.core.signal import Site
 from saccade.engine.session import Session
 from saccade.methods import ToMe
 from saccade.models import anatomy
@@ -121,8 +120,8 @@ def test_exactly_the_promised_number_of_tokens_lives(method: Method, body: Body)
     if not isinstance(method, Tokens) or not hasattr(method, "keep"):
         pytest.skip(f"{method.name} promises no number of tokens")
     model, inputs = body.model(), body.inputs(ONE)
-    by_grid = Site("sequence") in method.sites(anatomy(model).traits()) if isinstance(method, ItemTokens) else False
-    grids = body.views if by_grid else (body.tokens,)
+    jointly = any(site.kind == "decoder" for site in method.sites(anatomy(model).traits()))
+    grids = (body.tokens,) if jointly else body.views
     for keep in (1, 5, body.tokens, 10_000, 0.5):
         sized = replace(method, keep=keep)
         if (reason := refusal(sized, body)) is not None:  # some cannot go as low, and say so

@@ -18,6 +18,8 @@ from transformers.utils import logging
 
 from saccade import reference
 from saccade.core.errors import SaccadeError
+from saccade.core.method import Companion
+from saccade.engine import ClipCompanion
 from saccade.models.anatomy import anatomy
 
 REFERENCE = "reference"
@@ -28,11 +30,12 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in evaluation mode with its processor, and the name under which it was asked for."""
+    """A model in evaluation mode with its processor, the name under which it was asked for, and a text tower beside it."""
 
     name: str
     model: Any
     processor: Any
+    companion: Companion | None = None
 
     @property
     def layers(self) -> int:
@@ -92,8 +95,11 @@ def local_folder(name: str) -> Path | None:
     return reference.path()
 
 
-def load(name: str, device: str, dtype: str) -> Checkpoint:
-    """Load a model and its processor by name; ``device`` and ``dtype`` are resolved."""
+def load(name: str, device: str, dtype: str, companion: str | None = None) -> Checkpoint:
+    """Load a model and its processor by name; ``device`` and ``dtype`` are resolved.
+
+    ``companion`` names a CLIP checkpoint; without one, the text tower that lies in the model's folder is taken, if any.
+    """
     # What transformers has to say about loading and generating would drown the one line that matters.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -101,7 +107,7 @@ def load(name: str, device: str, dtype: str) -> Checkpoint:
     if found is None and not _HUB_ID.fullmatch(name):
         raise SaccadeError(f"model={name!r}: must be {REFERENCE}, a checkpoint folder, or a Hub id such as owner/name")
     source = found or name
-    cached_only = found is None and not _on_hub(name)
+    cached_only = found is None and not _on_hub("model", name)
     try:
         processor = AutoProcessor.from_pretrained(source, local_files_only=cached_only)
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=_DTYPES[dtype], local_files_only=cached_only)
@@ -115,15 +121,28 @@ def load(name: str, device: str, dtype: str) -> Checkpoint:
     anatomy(model)
     # Decoding continues at the right end of every row.
     processor.tokenizer.padding_side = "left"
-    return Checkpoint(name, model.to(device).eval(), processor)
+    model = model.to(device).eval()
+    if companion is not None:
+        beside: Companion | None = _clip(companion, processor.tokenizer, device, dtype)
+    else:
+        beside = reference.companion(model, found) if found else None
+    return Checkpoint(name, model, processor, beside)
 
 
-def _on_hub(name: str) -> bool:
+def _clip(name: str, tokenizer: Any, device: str, dtype: str) -> ClipCompanion:
+    is_folder = Path(name).is_dir()
+    if not is_folder and not _HUB_ID.fullmatch(name):
+        raise SaccadeError(f"companion={name!r}: must be the folder of a CLIP checkpoint, or a Hub id such as owner/name")
+    cached_only = not is_folder and not _on_hub("companion", name)
+    return ClipCompanion.load(name, tokenizer, device, _DTYPES[dtype], local_files_only=cached_only)
+
+
+def _on_hub(parameter: str, name: str) -> bool:
     """Whether the Hub answers for this id; asked once, where loading would ask for every file and try each again."""
     try:
         HfApi().model_info(name, timeout=_HUB_SECONDS)
     except RepositoryNotFoundError as error:
-        raise SaccadeError(f"model={name!r}: is no folder here, and no model on the Hub that you may read") from error
+        raise SaccadeError(f"{parameter}={name!r}: is no folder here, and no model on the Hub that you may read") from error
     # Whatever else is in the way of the Hub, the model may be in the cache.
     except Exception:
         return False

@@ -34,6 +34,7 @@ class Settings:
     device: str
     dtype: str
     batch_size: int
+    companion: str | None = None
 
 
 class ResultFolder:

@@ -62,13 +62,13 @@ def evidence_recall(question: reference.Question, grid: tuple[int, int], alive: 
 
 def _warm_up(checkpoint: Checkpoint, cell: Cell, batch: Questions) -> None:
     """Answer a batch for nothing: the first of a shape pays for allocations and kernel choices."""
-    with saccade.attach(checkpoint.model, cell.recipe):
+    with saccade.attach(checkpoint.model, cell.recipe, companion=checkpoint.companion):
         checkpoint.answer(_inputs(checkpoint, batch), max_new_tokens=2)
 
 
 def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, *, compare: bool) -> _Batch:
     inputs = _inputs(checkpoint, batch)
-    with saccade.attach(checkpoint.model, cell.recipe, seed=seed) as session:
+    with saccade.attach(checkpoint.model, cell.recipe, seed=seed, companion=checkpoint.companion) as session:
         predictions = checkpoint.answer(inputs, MAX_NEW_TOKENS)
     report, grids, alive = session.report, session.trace.grids, session.trace.alive(checkpoint.layers - 1)
     answered = _Batch(

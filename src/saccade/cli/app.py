@@ -28,6 +28,14 @@ Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda
 Dtype = Annotated[
     str, typer.Option(metavar="NAME", help="auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16.")
 ]
+Companion = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLIP",
+        help="CLIP checkpoint (folder or Hub id) whose vision tower the model has, for methods that read its text tower; "
+        "the reference model brings its own.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Questions at once, the same for every method.")]
 
 
@@ -76,6 +84,7 @@ def bench(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 25,
+    companion: Companion = None,
 ) -> None:
     """Compare methods on quality, tokens and time.
 
@@ -88,7 +97,7 @@ def bench(
     from saccade.cli.bench import BenchRequest
     from saccade.cli.bench import bench as work
 
-    work(BenchRequest(model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size))
+    work(BenchRequest(model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion))
 
 
 @app.command()
@@ -101,6 +110,7 @@ def run(
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    companion: Companion = None,
 ) -> None:
     """Answer a question about a picture, with and without a recipe.
 
@@ -109,7 +119,7 @@ def run(
     """
     from saccade.cli.run import run as work
 
-    work(image, prompt, recipe, model, max_new_tokens, seed, device, dtype)
+    work(image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion)
 
 
 @app.command()
@@ -137,11 +147,28 @@ def calibrate(
 
 
 @app.command()
-def methods(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """List the methods: where they act, what they need."""
-    from saccade.cli.methods import methods as work
+def methods(
+    matrix: Annotated[bool, typer.Option("--matrix", help="Which of them run on which model family, and why not.")] = False,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="With --matrix: on this model (reference, a folder, or a Hub id).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the methods: where they act, what they need, and with --matrix where they run.
 
-    work(as_json=as_json)
+    \b
+    saccade methods --matrix --model llava-hf/llava-1.5-7b-hf
+    """
+    if model is not None and not matrix:
+        raise typer.BadParameter(f"{model!r} is for --matrix; give both", param_hint="--model")
+    if matrix:
+        from saccade.cli.matrix import matrix as show
+
+        show(model, as_json=as_json)
+    else:
+        from saccade.cli.methods import methods as work
+
+        work(as_json=as_json)
 
 
 @reference_app.command()

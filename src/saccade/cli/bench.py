@@ -45,6 +45,7 @@ class BenchRequest:
     device: str
     dtype: str
     batch_size: int
+    companion: str | None
 
 
 def bench(request: BenchRequest) -> None:
@@ -52,7 +53,7 @@ def bench(request: BenchRequest) -> None:
     cells = plan(parse_tasks(request.tasks), parse_methods(request.methods), parse_keeps(request.keep))
     device = checkpoint.resolve_device(request.device)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
-    settings = Settings(request.model, request.n, request.seed, device, dtype, request.batch_size)
+    settings = Settings(request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
     folder = ResultFolder(request.out, settings, resume=request.resume)
     missing = [cell for cell in cells if not folder.finished(cell)]
     if missing:
@@ -77,7 +78,7 @@ def parse_tasks(text: str) -> Sequence[str]:
 
 def _measure(cells: Sequence[Cell], folder: ResultFolder) -> None:
     settings, console = folder.settings, diagnostics()
-    loaded = checkpoint.load(settings.model, settings.device, settings.dtype)
+    loaded = checkpoint.load(settings.model, settings.device, settings.dtype, settings.companion)
     try:
         with BenchProgress(console, len(cells), settings.n) as progress:
             run(cells, partial(measure, loaded, settings), folder, progress)

@@ -16,12 +16,22 @@ from saccade.core.recipe import Recipe
 from saccade.report.run_table import Run, run_table
 
 
-def run(image: Path, prompt: str, recipe: str, model: str, max_new_tokens: int, seed: int, device: str, dtype: str) -> None:
+def run(
+    image: Path,
+    prompt: str,
+    recipe: str,
+    model: str,
+    max_new_tokens: int,
+    seed: int,
+    device: str,
+    dtype: str,
+    companion: str | None,
+) -> None:
     """Answer and print the comparison."""
     picture = read_picture(image)
     wanted = Recipe.load(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.parse(recipe)
     device = checkpoint.resolve_device(device)
-    loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device))
+    loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device), companion)
     placeholder = getattr(loaded.processor, "image_token", None)
     if placeholder and placeholder in prompt:
         raise SaccadeError(f"prompt={prompt!r}: leave out {placeholder!r}; the picture is put in front by itself")
@@ -43,7 +53,7 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def _answer(loaded: Checkpoint, inputs: dict[str, Tensor], recipe: Recipe, max_new_tokens: int, seed: int) -> Run:
-    with saccade.attach(loaded.model, recipe, seed=seed) as session:
+    with saccade.attach(loaded.model, recipe, seed=seed, companion=loaded.companion) as session:
         # The first request of a shape pays for allocations and kernel choices.
         loaded.answer(inputs, max_new_tokens=2)
         return Run(loaded.answer(inputs, max_new_tokens)[0], session.report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 from functools import cache
 from importlib.metadata import entry_points
 from typing import TypeVar
@@ -12,6 +13,7 @@ from saccade.core.errors import SaccadeError
 from saccade.core.method import Method
 
 ENTRY_POINTS = "saccade.methods"
+_LOG = logging.getLogger(__name__)
 _METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
 
@@ -45,4 +47,12 @@ def get(name: str) -> type[Method]:
 def _load() -> None:
     importlib.import_module("saccade.methods")
     for point in entry_points(group=ENTRY_POINTS):
-        point.load()
+        try:
+            point.load()
+        # A package may die of anything; the methods of the others are not to blame.
+        except Exception as error:
+            package, reason = point.dist.name if point.dist else point.module, " ".join(str(error).split())
+            _LOG.warning(
+                f"package {package!r}: its methods are missing, {point.value!r} cannot be loaded "
+                f"({type(error).__name__}: {reason}); update or uninstall it"
+            )

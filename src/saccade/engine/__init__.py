@@ -1,5 +1,6 @@
 """Makes a recipe run inside a Hugging Face model."""
 
+from saccade.engine.companion import ClipCompanion
 from saccade.engine.session import Session, attach
 
-__all__ = ["Session", "attach"]
+__all__ = ["ClipCompanion", "Session", "attach"]

@@ -180,15 +180,13 @@ class Look:
         if self._layout is not None and encoder.prefix:
             self._layout = _without_prefix(self._layout, encoder.prefix)
         self._strip()
-        if encoder.packed:
-            self._seen |= {signal: [x] for signal in self.program.features if isinstance(signal, Features)}
-        else:
-            for signal in self.program.features:
-                if isinstance(signal, Features):
-                    self._seen[signal] = x
-                elif self._companion is not None:
-                    with self.clock.lap("encoder signals"):
-                        self._seen[signal] = self._companion.align(x)
+        for signal in self.program.features:
+            if isinstance(signal, Features):
+                self._seen[signal] = [x] if encoder.packed else x
+            elif self._companion is not None:
+                with self.clock.lap("encoder signals"):
+                    self._seen[signal] = [self._companion.align(x[None])[0]] if encoder.packed else self._companion.align(x)
+        if not encoder.packed:
             self._rows = self._rows or x.shape[1]
             x = self._sites("pre_projector", 0, "before", x, 0)
         return x
@@ -331,7 +329,7 @@ class Look:
         for signal, calls in self._seen.items():
             if isinstance(signal, Columns):
                 rows = torch.cat([call.reshape(-1) for call in calls])
-            elif isinstance(signal, Features):
+            elif isinstance(signal, Features | Aligned):
                 rows = calls[0]
             else:
                 continue

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
     from .model import TextTower
+    from .text import ReferenceCompanion
 
 __all__ = [
     "TASKS",
     "Question",
+    "companion",
     "evidence_cells",
     "load",
     "majority",
@@ -50,3 +52,16 @@ def text_tower() -> TextTower:
     from .model import TextTower
 
     return TextTower.load(path() / "text_tower")
+
+
+def companion(model: LlavaForConditionalGeneration, folder: Path | None = None) -> ReferenceCompanion | None:
+    """The text tower beside ``model``, for `saccade.attach`: the shipped one, or that in ``folder``, None if it has none."""
+    from .model import TextTower
+    from .text import ReferenceCompanion
+
+    place = (folder or path()) / "text_tower"
+    if not place.is_dir():
+        return None
+    tower, vision = TextTower.load(place).to(model.device, model.dtype), model.model.vision_tower
+    # Some versions of transformers nest it one level deeper.
+    return ReferenceCompanion(tower, getattr(vision, "vision_model", vision).post_layernorm)

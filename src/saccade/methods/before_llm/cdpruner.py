@@ -63,6 +63,8 @@ class CDPruner(ItemTokens):
     keep: int | float = 64
     relevance: Literal["auto", "clip", "embedding"] = "auto"
     """``"auto"`` asks the companion if there is one and the language model's own embeddings otherwise."""
+    negate: bool = True
+    """Whether the companion's cosine counts against a token, as released for CLIP; other towers may not need it."""
     weight: float | None = None
     """Of relevance against diversity, in [0, 1]; None = 1 with a companion, 0.5 without, as in either code."""
     positions: Positions = "auto"
@@ -70,6 +72,7 @@ class CDPruner(ItemTokens):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.relevance in ("auto", "clip", "embedding"), "relevance", "must be 'auto', 'clip' or 'embedding'")
+        self.require(isinstance(self.negate, bool), "negate", "must be true or false")
         if self.weight is not None:
             self.require_number("weight", 0, 1)
 
@@ -89,7 +92,8 @@ class CDPruner(ItemTokens):
     def select(self, images: ItemBatch, k: int) -> Tensor:
         """Relevance, the DPP, then raster order."""
         if self.relevance != "embedding" and Aligned() in images.seen:
-            relevance = scaled(-likeness(images.seen[Aligned()], images.companion), floor=EPSILON)
+            cosine = likeness(images.seen[Aligned()], images.companion)
+            relevance = scaled(-cosine if self.negate else cosine, floor=EPSILON)
             weight = 1.0 if self.weight is None else self.weight
         else:
             # The sum of the question's embeddings points where their mean does; rows of padding are zero.

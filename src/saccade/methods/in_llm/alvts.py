@@ -99,8 +99,8 @@ class ALVTS(Routing, Offline):
     causal: bool = True
     rope: bool = False
     """Whether the selector rotates its queries and keys."""
-    rank: int = 256
-    """At calibration: rank of the factors, at most that of the weights."""
+    rank: int | None = None
+    """At calibration: rank of the factors; None = 1/16 of the model's width, which the published ranks are."""
     steps: int = 200
     """At calibration: steps of alignment."""
     rate: float = 1e-4
@@ -118,7 +118,8 @@ class ALVTS(Routing, Offline):
         self.require(self.head_mode in ("mean", "joint"), "head_mode", "must be 'mean' or 'joint'")
         for switch in ("causal", "rope"):
             self.require(isinstance(getattr(self, switch), bool), switch, "must be true or false")
-        self.require_number("rank", 1, whole=True)
+        if self.rank is not None:
+            self.require_number("rank", 1, whole=True)
         self.require_number("steps", 0, whole=True)
         self.require_number("rate", 0)
 
@@ -165,9 +166,9 @@ class ALVTS(Routing, Offline):
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
         """Factors of every layer: truncated SVD, then aligned to the scores of the layer's own attention."""
         layers = range(call.traits.decoder_layers)
+        rank = self.rank or max(call.weight(0, "query").shape[1] // 16, 1)
         factors = [
-            [*low_rank(call.weight(layer, "query"), self.rank), *low_rank(call.weight(layer, "key"), self.rank)]
-            for layer in layers
+            [*low_rank(call.weight(layer, "query"), rank), *low_rank(call.weight(layer, "key"), rank)] for layer in layers
         ]
         signals: list[Signal] = [Hidden(Site("decoder", layer)) for layer in layers]
         for layer in layers:
