@@ -31,6 +31,8 @@ from transformers import (
     Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -146,23 +148,20 @@ def qwen2_5_vl(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> 
 def qwen3_vl(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> Qwen3VLForConditionalGeneration:
     """A Qwen3-VL with interleaved M-RoPE and DeepStack features added after the first three decoder layers."""
     torch.manual_seed(seed)
-    config = Qwen3VLConfig(
-        vision_config=dict(
-            _qwen_vision(temporal),
-            hidden_size=32,
-            intermediate_size=64,
-            out_hidden_size=48,
-            deepstack_visual_indexes=[0, 1, 2],
-            num_position_embeddings=64,
-        ),
-        text_config=_qwen_text(
-            5,
-            head_dim=12,
-            rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 2, 2], mrope_interleaved=True),
-        ),
-        **_qwen_ids(),
-    )
+    config = Qwen3VLConfig(**_qwen3_vl(temporal), **_qwen_ids())
     return _ready(Qwen3VLForConditionalGeneration(config), attention)
+
+
+def qwen3_vl_moe(
+    *, attention: str = "sdpa", experts: str = "eager", temporal: int = 1, seed: int = 0
+) -> Qwen3VLMoeForConditionalGeneration:
+    """A Qwen3-VL that chooses three of six experts in all decoder layers but the second."""
+    torch.manual_seed(seed)
+    sparse = dict(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, mlp_only_layers=[1])
+    config = Qwen3VLMoeConfig(**_qwen3_vl(temporal, **sparse), **_qwen_ids())
+    model = Qwen3VLMoeForConditionalGeneration(config)
+    model.set_experts_implementation(experts)
+    return _ready(model, attention)
 
 
 def qwen3_5(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> Qwen3_5ForConditionalGeneration:
@@ -265,6 +264,25 @@ def smolvlm(*, layers: int = 4, attention: str = "sdpa", seed: int = 0) -> SmolV
         scale_factor=4,
     )
     return _ready(SmolVLMForConditionalGeneration(config), attention)
+
+
+def _qwen3_vl(temporal: int, **text: Any) -> dict[str, Any]:
+    return dict(
+        vision_config=dict(
+            _qwen_vision(temporal),
+            hidden_size=32,
+            intermediate_size=64,
+            out_hidden_size=48,
+            deepstack_visual_indexes=[0, 1, 2],
+            num_position_embeddings=64,
+        ),
+        text_config=_qwen_text(
+            5,
+            head_dim=12,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 2, 2], mrope_interleaved=True),
+            **text,
+        ),
+    )
 
 
 def _qwen_vision(temporal: int) -> dict[str, int]:

@@ -355,7 +355,8 @@ def test_an_unknown_family_is_refused_by_naming_the_supported_ones() -> None:
     from saccade.core.errors import SaccadeError
 
     known = (
-        "llava, gemma3, qwen3_vl, llava_next, llava_onevision, internvl, idefics3, smolvlm, qwen2_vl, qwen2_5_vl, qwen3_5"
+        "llava, gemma3, qwen3_vl, llava_next, llava_onevision, internvl, idefics3, smolvlm, qwen2_vl, qwen2_5_vl, qwen3_5, "
+        "qwen3_vl_moe"
     )
     with pytest.raises(SaccadeError, match=f"model 'Linear': not supported; supported families: {known}$"):
         anatomy(nn.Linear(2, 2))

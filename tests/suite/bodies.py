@@ -187,6 +187,7 @@ BODIES = {
         Body("internvl", tiny.internvl, _flat_tiles, 16, size=(64, 64), count=_count_of_64),
         Body("idefics3", tiny.idefics3, _listed_tiles, 16, size=(64, 64), count=_count_of_64),
         Body("smolvlm", tiny.smolvlm, _listed_tiles, 16, size=(64, 64), count=_count_of_64),
+        Body("qwen3_vl_moe", tiny.qwen3_vl_moe, _patches, 16, "mm_token_type_ids"),
         Body("qwen3_5", tiny.qwen3_5, _patches, 16, "mm_token_type_ids"),
     )
 }

@@ -154,6 +154,13 @@ class Layout:
             visual=tuple(visual.sum(1).tolist()),
         )
 
+    def to(self, device: torch.device) -> Layout:
+        """The same on ``device``."""
+        if self.origin.device == device:
+            return self
+        tensors = ("origin", "role", "item", "ordinal", "positions", "size")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
     @property
     def shape(self) -> tuple[int, int]:
         """``(B, N)``."""

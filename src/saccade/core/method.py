@@ -42,6 +42,8 @@ class Traits:
         cell: pixels ``(channels, rows, columns)`` that make one token, where the patches site is open.
         companion: whether a text tower was given.
         patches: tokens of an image in the encoder, CLS not counted; None where images differ.
+        experts: how many experts the router chooses for each row; None for a dense model.
+        sparse: decoder layers with experts.
     """
 
     family: str
@@ -60,6 +62,8 @@ class Traits:
     cell: tuple[int, int, int] | None = None
     companion: bool = False
     patches: int | None = None
+    experts: int | None = None
+    sparse: tuple[int, ...] = ()
 
     def refuse_sites(self, *kinds: str) -> str | None:
         """Why rows cannot be dropped at vision sites of these kinds; None if they can."""
@@ -302,6 +306,32 @@ class Routing(Method):
         """Which rows of ``x`` ``[B, N, D]`` run through decoder layer ``layer``; None for a plain layer."""
 
 
+class Experts(Method):
+    """Weighs the experts that the router has chosen for each row; those of weight zero do not run.
+
+    Several of them in a recipe weigh in turn.
+    """
+
+    def weighed(self, traits: Traits) -> tuple[int, ...]:
+        """Decoder layers in which it acts: all that have experts, unless a subclass says otherwise."""
+        return traits.sparse
+
+    @abstractmethod
+    def weigh(self, layer: int, weights: Tensor, index: Tensor, layout: Layout, seen: Seen, state: State) -> Tensor | None:
+        """New weights ``[B, N, K]``, 0 for each expert that is not to run; None leaves the router's.
+
+        Asked in every forward, steps of decoding too.
+
+        Args:
+            layer: decoder layer.
+            weights: ``[B, N, K]`` the router's, whatever it normalised them to; 0 in rows that pass this layer by.
+            index: ``[B, N, K]`` numbers of the experts.
+            layout: of the rows.
+            seen: what was recorded.
+            state: what the method remembers.
+        """
+
+
 @dataclass(frozen=True)
 class Kept:
     """Cached entries that live on in a layer.
@@ -393,4 +423,4 @@ class Offline(Method):
 def protocols(method: type[Method] | Method) -> tuple[str, ...]:
     """Names of the protocols that a method implements."""
     kind = method if isinstance(method, type) else type(method)
-    return tuple(p.__name__ for p in (Tokens, Routing, Cache, Offline) if issubclass(kind, p))
+    return tuple(p.__name__ for p in (Tokens, Routing, Experts, Cache, Offline) if issubclass(kind, p))

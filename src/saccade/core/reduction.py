@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,15 @@ class Reduction:
         sample, row, column = matrix.nonzero(as_tuple=True)
         rows, inputs = matrix.shape[1:]
         return cls(inputs, anchor, (sample * rows + row, sample * inputs + column, matrix[sample, row, column]))
+
+    def to(self, device: torch.device) -> Reduction:
+        """The same on ``device``."""
+        if self.entries is None:
+            return replace(self, anchor=self.anchor.to(device))
+        target, source, weight = self.entries
+        return replace(
+            self, anchor=self.anchor.to(device), entries=(target.to(device), source.to(device), weight.to(device))
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:

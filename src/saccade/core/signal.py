@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from saccade.core.reduction import Reduction
@@ -162,6 +163,10 @@ class Attention:
         """The rows of some entries of the batch."""
         return Attention(self.logits[batch], self.lse[batch])
 
+    def to(self, device: torch.device) -> Attention:
+        """The same on ``device``."""
+        return Attention(self.logits.to(device), self.lse.to(device))
+
     def after(self, reduction: Reduction) -> Attention:
         """The same rows over the keys that live on after an edit of the sequence."""
         keys = self.logits.permute(0, 3, 1, 2)
@@ -183,3 +188,14 @@ class ByItem(Protocol):
 Seen = Mapping[Signal, Any]
 """What was recorded, by the signal that asked for it. `Hidden`, `Halves`, `QueryKey` and `KeyValue` of a layer are there
 until the next layer's edits are made; everything else stays to the end of the forward."""
+
+
+def on(value: Any, device: torch.device) -> Any:
+    """A recorded signal (or numbers, or several) on ``device``; functions and signals by picture as they are."""
+    if isinstance(value, Tensor | Attention):
+        return value.to(device)
+    if type(value) in (tuple, list):
+        return type(value)(on(part, device) for part in value)
+    if type(value) is dict:
+        return {name: on(part, device) for name, part in value.items()}
+    return value

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from saccade.core.reduction import Reduction
+from saccade.core.signal import on
 
 Scope = Literal["prefill", "request", "session"]
 
@@ -42,4 +44,8 @@ class State:
         """Let every row-aligned entry follow an edit."""
         for entry in self._rows:
             value: Tensor = self._values[entry]
-            self._values[entry] = reduction.apply(value)
+            self._values[entry] = reduction.apply(value.to(reduction.anchor.device))
+
+    def to(self, device: torch.device) -> None:
+        """Bring all tensors to ``device``."""
+        self._values = {entry: on(value, device) for entry, value in self._values.items()}

@@ -62,6 +62,10 @@ class Calibration:
         """Weight ``[out, D]`` of a layer's query or key projection."""
         projection: Any = getattr(anatomy(self._model).attention(layer), {"query": "q_proj", "key": "k_proj"}[name])
         weight: Tensor = projection.weight.detach()
+        if weight.is_meta:
+            raise SaccadeError(
+                f"decoder layer {layer}: its weights are offloaded; calibrate on a model loaded without offloading"
+            )
         return weight
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from saccade.core.layout import Layout
-from saccade.core.signal import Function
+from saccade.core.signal import Function, on
 from saccade.models.anatomy import Anatomy
 
 
@@ -43,4 +43,6 @@ def function(anatomy: Anatomy, signal: Function) -> Callable[..., Any]:
         "embedding": model.get_input_embeddings(),
         "projector": anatomy.encoder.projector if anatomy.encoder else None,
     }
-    return made[signal.name]
+    called = made[signal.name]
+    # Where accelerate runs a part elsewhere, what it makes comes back to the rows.
+    return lambda x, *args, **kwargs: on(called(x, *args, **kwargs), x.device)

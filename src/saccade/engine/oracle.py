@@ -21,7 +21,7 @@ def prefill(parts: Anatomy, report: Report) -> Callable[[], Tensor]:
 
     Frozen rows only make keys and values. The model must have no session attached, or its hooks would be timed too.
     """
-    device = next(parts.language_model.parameters()).device
+    device = parts.home
     dtype = next(parts.layers[0].parameters()).dtype
     rows = [math.ceil(count) for count in report.rows]
     active = [math.ceil(count) for count in report.active]
@@ -77,4 +77,4 @@ def _layer(
     cache.update(*parts.keys_values(layer, x[:, :rest], frozen), layer)
     mask = torch.ones(1, 1, active, x.shape[1], dtype=torch.bool, device=x.device).tril(rest)
     out = module(x[:, rest:], attention_mask=mask, position_embeddings=running, past_key_values=cache, use_cache=True)
-    return torch.cat([x[:, :rest], out], dim=1)
+    return torch.cat([x[:, :rest].to(out.device), out], dim=1)

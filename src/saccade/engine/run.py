@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
-from saccade.core.method import Cache, Companion, Entries, Kept, Plan, Routing, Tokens, Traits
+from saccade.core.method import Cache, Companion, Entries, Experts, Kept, Method, Plan, Routing, Tokens, Traits
 from saccade.core.reduction import Reduction
 from saccade.core.signal import (
     Aligned,
@@ -30,6 +31,7 @@ from saccade.core.signal import (
     Rows,
     Signal,
     Site,
+    on,
 )
 from saccade.core.state import State
 from saccade.engine import masks, probe
@@ -48,6 +50,7 @@ class Program:
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
         routing: the method that routes each decoder layer.
+        experts: methods that weigh the experts of each decoder layer, in recipe order.
         cache: the owner of the cache.
         reads: the signals of each method, in its own order.
         cache_signals: signals that the owner of the cache alone reads.
@@ -56,6 +59,7 @@ class Program:
         signals_by_item: signals of pictures.
         halves, hidden, key_value: decoder layers of which these are read.
         given: functions and numbers, which no forward changes.
+        devices: where each decoder layer is run, if accelerate says so.
         asks_companion: whether the question's embedding is read.
         retain: whether the signals of all layers are to be there at the end (calibration).
     """
@@ -66,6 +70,7 @@ class Program:
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}
         self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
         self.routing: dict[int, Routing] = {}
+        self.experts: dict[int, list[Experts]] = {}
         self.cache: Cache | None = None
         # The sequence site comes before decoder[0]; within a site, recipe order.
         for kind in ("sequence", "decoder"):
@@ -78,6 +83,9 @@ class Program:
                     self.vision.setdefault((site.kind, site.layer, site.part), []).append(method)
             if isinstance(method, Routing):
                 self.routing.update(dict.fromkeys(method.routed(traits), method))
+            if isinstance(method, Experts):
+                for layer in method.weighed(traits):
+                    self.experts.setdefault(layer, []).append(method)
             if isinstance(method, Cache):
                 self.cache = method
 
@@ -92,12 +100,14 @@ class Program:
         self.key_value: set[int] = set()
         self.asks_companion = False
         self.retain = False
+        self.devices = [anatomy.device(layer) for layer in range(len(anatomy.layers))]
         every = dict.fromkeys(
             signal for signals in self.reads.values() for signal in signals if layer_of(signal) not in traits.recurrent
         )
-        device = next(anatomy.model.parameters()).device
         self.given: dict[Signal, Any] = {s: function(anatomy, s) for s in every if isinstance(s, Function)}
-        self.given |= {s: _on(traits.artifacts[s.method].numbers, device) for s in every if isinstance(s, Numbers)}
+        self.given |= {
+            s: on(dict(traits.artifacts[s.method].numbers), anatomy.home) for s in every if isinstance(s, Numbers)
+        }
         for signal in every:
             self._sort(signal)
 
@@ -124,10 +134,6 @@ def layer_of(signal: Signal) -> int | None:
     if isinstance(signal, Rows | Columns | QueryKey | KeyValue) and signal.site.kind == "decoder":
         return signal.site.layer
     return None
-
-
-def _on(numbers: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in numbers.items()}
 
 
 class _ByItem:
@@ -176,6 +182,7 @@ class Run:
         self.cached: list[Layout] = []
         self.ran: list[tuple[tuple[int, ...], Any]] = []
         self.routes: list[Plan | None] = []
+        self.slots: dict[int, Tensor] = {}
         self.seen: dict[Signal, Any] = dict(program.given)
         self.scores: list[Tensor | None] = []
         self.kept: list[Tensor | None] = []
@@ -183,6 +190,7 @@ class Run:
         end = intake.tail
         self._end = None if end is None else end.to(positions.device)
         self._intake, self._positions, self._looks = intake, positions, looks
+        self._device = positions.device
         self._shift: Tensor | None = None
         self._version = 0
         self._route: _Route | None = None
@@ -217,11 +225,15 @@ class Run:
         return x, kwargs
 
     def _prepare(self, layer: int, x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        self._go(x.device)
         if self.reads_images:
             if layer == 0:
                 x = self._arrive(x)
             for site, method in self.program.tokens.get(layer, ()):
                 x = self._edit(layer, site, method, x)
+        if self.program.devices[layer] is not None:
+            x = x.to(self.program.devices[layer])  # accelerate would do so later
+            self._go(x.device)
         if self.rows > 1:
             self._forget(layer - 1)
             self.layouts.append(self.layout)
@@ -246,6 +258,22 @@ class Run:
         kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), old, new, x)
         return x, kwargs
 
+    def weigh(self, layer: int, index: Tensor, weights: Tensor) -> Tensor:
+        """Weights of the experts ``index`` ``[rows, K]`` that ``layer`` is to run with, instead of the router's."""
+        if not self._inside:
+            return weights  # a method calls the layer's parts itself
+        batch, route = self._positions.shape[1], self._route
+        new, chosen = (part.unflatten(0, (batch, -1)) for part in (weights, index))
+        if route is not None:
+            new, chosen = (route.merge(part, part.new_zeros(*self.layout.shape, part.shape[2])) for part in (new, chosen))
+        for method in self.program.experts[layer]:
+            with nullcontext() if self.rows == 1 else self.clock.lap("method"):
+                weighed = method.weigh(layer, new, chosen, self.layout, self._read(method), self.state)
+            new = new if weighed is None else weighed.to(new.dtype)
+        if self.rows > 1:
+            self.slots[layer] = ((new != 0) & self.layout.valid[..., None]).sum((1, 2))
+        return (new if route is None else route.active.apply(new)).flatten(0, 1)
+
     def leave(self, layer: int, x: Tensor) -> Tensor:
         """What decoder ``layer`` is to return instead of ``x``."""
         self._inside = False
@@ -269,11 +297,13 @@ class Run:
 
     def finish(self, x: Tensor) -> Tensor:
         """The last hidden state in the caller's layout; dropped rows are zero."""
+        self._go(x.device)
         if self.rows > 1:
             self.layouts.append(self.layout)
         if self.scoring_cache and self.program.cache is not None:
             with self.clock.lap("method"):
-                plans = self.program.cache.plan(self.scores, self.cached)
+                layouts = [layout.to(x.device) for layout in self.cached]
+                plans = self.program.cache.plan(on(self.scores, x.device), layouts)
             self.kept = [None if kept is None else kept.entries for kept in plans]
             for layer, kept in enumerate(plans):
                 self._compress(layer, kept)
@@ -320,7 +350,7 @@ class Run:
     def _queries(self, signal: Rows, query: Tensor) -> Tensor:
         """``[B, Q]`` the rows that a signal asks for."""
         if isinstance(signal.queries, int):
-            end = None if self.edited or self._route else self._end
+            end = None if self.edited or self._route or self._end is None else self._end.to(query.device)
             return probe.last_rows(signal.queries, query.shape[2], end, query.shape[0], query.device)
         question = self.layout.question
         if self._route is not None:
@@ -335,6 +365,22 @@ class Run:
     def _written(self) -> int:
         """Entries that the current layer adds to its cache."""
         return self.layout.shape[1] if self._route is None else self._route.restore.inputs
+
+    def _read(self, method: Method) -> dict[Signal, Any]:
+        """What there is of the signals that a method asks for, in its own order; these, and its state, come to the rows."""
+        self.state.to(self._device)
+        return {s: on(self.seen[s], self._device) for s in self.program.reads[method] if s in self.seen}
+
+    def _go(self, device: torch.device) -> None:
+        """Follow the rows to another device."""
+        if device == self._device:
+            return
+        if "layout" in self.__dict__:
+            self.layout = self.layout.to(device)
+        self._positions = self._positions.to(device)
+        self._shift = None if self._shift is None else self._shift.to(device)
+        self._device = device
+        self._version += 1
 
     def _forget(self, layer: int) -> None:
         """Let go of a layer's large signals once the next layer's edits are made."""
@@ -375,10 +421,8 @@ class Run:
         return self._apply(0, edit, x)
 
     def _edit(self, layer: int, site: Site, method: Tokens, x: Tensor) -> Tensor:
-        reads = self.program.reads[method]
         with self.clock.lap("method"):
-            seen = {signal: self.seen[signal] for signal in reads if signal in self.seen}
-            edit = method.edit(site, x, self.layout, seen, self.state)
+            edit = method.edit(site, x, self.layout, self._read(method), self.state)
         return x if edit is None else self._apply(layer, edit, x)
 
     def _apply(self, layer: int, edit: Edit, x: Tensor) -> Tensor:
@@ -406,11 +450,11 @@ class Run:
         ledger = self._once(lambda old: old.kept(entries[:, None], holes), cache.ledger, key="cut")
         cache.keep(entries[:, None], holes)
         cache.ledger = ledger
-        self.cached[layer] = self.layout
+        self.cached[layer] = self.layout.to(rows.device)
 
     def _entries_left(self, rows: Tensor, held: int) -> Tensor:
         """``[B, k]`` entries of a layer with rows ``rows`` ``[B, n]`` (origins, ascending) that the layout still has."""
-        wanted = self.layout.origin
+        wanted = self.layout.origin.to(rows.device)
         index = torch.searchsorted(rows.contiguous(), wanted.contiguous()).clamp(max=rows.shape[1] - 1)
         there = (rows.gather(1, index) == wanted) & (wanted >= 0)
         past = held - rows.shape[1]
@@ -426,7 +470,9 @@ class Run:
         return old.appended(self._tokens, self.past + self.rows, not self.layout.dense, self._moved(old))
 
     def _moved(self, old: Ledger) -> Tensor | None:
-        return old.shift if self._shift is None else self._shift if old.shift is None else old.shift + self._shift
+        if self._shift is None or old.shift is None:
+            return old.shift if self._shift is None else self._shift
+        return old.shift.to(self._device) + self._shift
 
     def _visual(self, old: Ledger) -> Tensor | None:
         """Which tokens of the conversation are visual."""
@@ -452,10 +498,10 @@ class Run:
         if not self.edited and old.shift is None:
             return given
         kind = self.anatomy.config.layer_types[layer] if self.anatomy.typed_rotary else None
-        return self._once(self._tables, old.shift, key=(kind, x.device), then=(layer, x))
+        return self._once(self._tables, old.shift, key=kind, then=(layer, x))
 
     def _tables(self, shift: Tensor | None, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        positions = self.layout.positions.to(x.device)
+        positions = self.layout.positions
         if shift is not None:
             positions = (positions - shift.to(x.device)[:, None]).clamp(min=0)
         return self.anatomy.rotary(layer, x, positions)
@@ -469,14 +515,14 @@ class Run:
             return None
         if queries is not None:
             return self._pick(base, new, x, queries)
-        return self._once(self._pick, base, key=(id(old), x.device), then=(new, x, self._tokens))
+        return self._once(self._pick, base, key=id(old), then=(new, x, self._tokens))
 
     def _pick(self, base: Tensor | None, new: Ledger, x: Tensor, queries: Tensor) -> Tensor:
         keys = new.tokens(x.shape[0], x.device)
         if new.blocked:  # what lies in blocks is seen by every query, and read elsewhere
             keys = keys[:, :1, new.blocked :]
         base = None if base is None else base.to(x.device)
-        return self._by_head(masks.pick(base, queries.to(x.device), keys, self.past, self.anatomy.kernel, x))
+        return self._by_head(masks.pick(base, queries, keys, self.past, self.anatomy.kernel, x))
 
     def _by_head(self, mask: Tensor) -> Tensor:
         """A mask by key-value head, repeated for the query heads that share it."""
@@ -506,10 +552,8 @@ class Run:
         method = self.program.routing.get(layer)
         if method is None or not self.reads_images:
             return None
-        reads = self.program.reads[method]
         with self.clock.lap("method"):
-            seen = {signal: self.seen[signal] for signal in reads if signal in self.seen}
-            return method.plan(layer, x, self.layout, seen, self.state)
+            return method.plan(layer, x, self.layout, self._read(method), self.state)
 
     def _part(self, layer: int, x: Tensor, plan: Plan, old: Ledger, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Let the layer see the active rows only; frozen ones have their keys and values in the cache before it runs."""
@@ -518,7 +562,7 @@ class Run:
         route = self._route = _Route(x, self.layout, plan)
         self.ran.append((self.layout.live if plan.frozen else route.counts, route.counts))
         cache, tokens = self.caches[layer], self._tokens
-        tables = [table.expand(x.shape[0], -1, -1) for table in rope]
+        tables = [table.to(x.device).expand(x.shape[0], -1, -1) for table in rope]
         mine = route.active.take(tokens).masked_fill(~route.active.valid, -1)
         kwargs["position_embeddings"] = tuple(route.active.take(table) for table in tables)
         base = kwargs.get("attention_mask")
@@ -554,7 +598,7 @@ class Run:
                 return torch.cat([stored[:, :, :past], new], dim=2) if past else new
 
             cache.keys, cache.values = in_order(cache.keys), in_order(cache.values)
-        return route.merge(x)
+        return route.merge(x, route.x)
 
     # The cache.
 
@@ -576,8 +620,7 @@ class Run:
             return
         sliding = cache.sliding_window is not None  # holds the last tokens only, whatever they score
         with self.clock.lap("method"):
-            reads = self.program.reads[method]
-            seen = {signal: self.seen[signal] for signal in reads if signal in self.seen}
+            seen = self._read(method)
             if skipping and route:
                 seen = {signal: _follow(value, route.active) for signal, value in seen.items()}
             if self.scoring_cache:
@@ -605,10 +648,10 @@ class Run:
         method = self.program.cache
         live = layout.live
         if kept is not None and kept.ragged:
-            cache.keep_ragged(kept.entries)
+            cache.keep_ragged(kept.entries.to(cache.keys.device))
         elif kept is not None:
             counts = kept.counts or live
-            cache.keep(kept.entries, holes=len(set(counts)) > 1)
+            cache.keep(kept.entries.to(cache.keys.device), holes=len(set(counts)) > 1)
             live = counts
         if type(method).step is not Cache.step and cache.sliding_window is None and cache.blocks is None:
             if kept is not None and kept.counts is None:
@@ -643,6 +686,7 @@ class _Route:
     """Rows of one layer, parted into active ones and others.
 
     Attributes:
+        x: all rows, as they entered.
         plan: what said so.
         active, frozen: the rows of each part.
         counts: active rows of each sample.
@@ -650,7 +694,7 @@ class _Route:
     """
 
     def __init__(self, x: Tensor, layout: Layout, plan: Plan) -> None:
-        self._x = x
+        self.x = x
         self.plan = plan
         # Padding rows are neither: they pass through and write no entry that is ever read.
         live = plan.active & layout.valid
@@ -666,16 +710,17 @@ class _Route:
         where.scatter_(1, order.masked_fill(order < 0, rows), column)
         self.restore = Reduction.gather(where[:, :rows], order.shape[1])
 
-    def merge(self, x: Tensor) -> Tensor:
-        """``x`` ``[B, active, D]`` among the other rows."""
-        rows = self._x.shape[1]
-        out = torch.cat([self._x, self._x[:, :1]], dim=1)
+    def merge(self, x: Tensor, others: Tensor) -> Tensor:
+        """``x`` ``[B, active, D]`` in the place of its rows of ``others`` ``[B, N, D]``."""
+        rows = others.shape[1]
+        out = torch.cat([others, others[:, :1]], dim=1)
         index = self.active.anchor.masked_fill(~self.active.valid, rows)
         return out.scatter_(1, index[..., None].expand_as(x), x)[:, :rows]
 
 
 def _follow(value: Any, reduction: Reduction) -> Any:
     """A recorded signal after an edit of the sequence; functions, and signals of pictures, stay."""
+    value = on(value, reduction.anchor.device)
     if isinstance(value, Attention):
         return value.after(reduction) if value.logits.shape[-1] == reduction.inputs else value
     if isinstance(value, Tensor):

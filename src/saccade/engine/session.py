@@ -16,12 +16,12 @@ from transformers.cache_utils import DynamicCache
 from saccade.core.artifact import Artifact
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Layout
-from saccade.core.method import Cache, Companion, ItemTokens, Method, Plan, Routing, Tokens, Traits
+from saccade.core.method import Cache, Companion, Experts, ItemTokens, Method, Plan, Routing, Tokens, Traits
 from saccade.core.recipe import Recipe
 from saccade.core.report import Report, Trace
-from saccade.core.signal import Seen
+from saccade.core.signal import Seen, on
 from saccade.core.state import State
-from saccade.engine import blocks, probe
+from saccade.engine import blocks, experts, probe
 from saccade.engine.cache import SaccadeLayer, adopt
 from saccade.engine.clock import Clock
 from saccade.engine.flops import prefill_flops
@@ -84,6 +84,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
     if len(owners) > 1:
         raise SaccadeError(f"{owners[0]} + {owners[1]}: each owns the cache; use one of them")
     _check_grids(recipe, traits)
+    _check_experts(recipe, traits)
     routed: dict[int, str] = {}
     for method in recipe.methods:
         if not isinstance(method, Routing):
@@ -113,6 +114,18 @@ def _check_grids(recipe: Recipe, traits: Traits) -> None:
             )
 
 
+def _check_experts(recipe: Recipe, traits: Traits) -> None:
+    for method in (m for m in recipe.methods if isinstance(m, Experts)):
+        if not traits.sparse:
+            raise SaccadeError(
+                f"{method.name}: {traits.family} has no experts; load a mixture-of-experts model such as qwen3_vl_moe"
+            )
+        dense = sorted(set(method.weighed(traits)) - set(traits.sparse))
+        if dense:
+            there = ", ".join(map(str, traits.sparse))
+            raise SaccadeError(f"{method.name}: decoder layer {dense[0]} has no experts; layers with experts: {there}")
+
+
 class Session:
     """A recipe at work in a model. Made by `attach`.
 
@@ -132,7 +145,7 @@ class Session:
         self.attached = True
         self._program = Program(tuple(method.fitted(traits) for method in recipe.methods), parts, traits)
         self._companion = companion
-        self._clock = Clock(next(parts.model.parameters()).device)
+        self._clock = Clock(parts.home)
         self._state = State()
         self._state.put("session", "seed", seed)
         self._state.put("session", "traits", traits)
@@ -146,6 +159,7 @@ class Session:
         self._generating: bool | None = None
         self._prefill: list[Layout] = []
         self._ran: list[tuple[Any, Any]] = []
+        self._slots: dict[int, Tensor] = {}
         self._kv_bytes: tuple[int, ...] = ()
         self._drop_cache = False
         self._undo: list[Callable[[], None]] = []
@@ -196,6 +210,7 @@ class Session:
         visual = [
             tuple(v - (n - rows) for v, n, rows in zip(lay.visual, lay.live, there)) for lay, there in zip(entering, live)
         ]
+        ran = {layer: tuple(slots.tolist()) for layer, slots in self._slots.items()}
         return Report(
             recipe=str(self.recipe),
             samples=samples,
@@ -211,9 +226,14 @@ class Session:
             signal_seconds=clock.seconds("encoder signals"),
             method_seconds=clock.seconds("method") + clock.seconds("decoder signals"),
             engine_seconds=max(clock.seconds("engine") - clock.seconds("method"), 0.0),
-            flops=prefill_flops(config, live, active),
-            flops_unmodified=prefill_flops(config, before, before),
+            flops=prefill_flops(config, live, active, self._chosen(active) | ran),
+            flops_unmodified=prefill_flops(config, before, before, self._chosen(before)),
         )
+
+    def _chosen(self, active: list[Any]) -> dict[int, tuple[int, ...]]:
+        """Experts that the router chooses for the active rows, by layer with experts and sample."""
+        traits = self._program.traits
+        return {layer: tuple(traits.experts * n for n in active[layer]) for layer in traits.sparse if active}
 
     def _install(self) -> None:
         parts, hook, program = self.anatomy, self._hook, self._program
@@ -234,6 +254,8 @@ class Session:
         for layer, module in enumerate(parts.layers):
             hook(module, self._before_layer(layer), pre=True)
             hook(module, self._after_layer(layer))
+        for layer in program.experts:
+            self._undo.append(experts.install(parts.experts(layer), self._weigh(layer)))
         for layer in program.halves:
             for number, part in enumerate(parts.halves(layer)):
                 hook(part, self._observe_half(layer, number))
@@ -249,7 +271,7 @@ class Session:
             return
         for layer, block in enumerate(encoder.blocks):
             if ("encoder", layer, "middle") in program.vision and encoder.halves is not None:
-                self._undo.append(blocks.install(block, encoder.halves(block), self._middle(layer)))
+                self._undo.append(blocks.install(block, encoder.halves, self._middle(layer)))
             if not encoder.packed:
                 self._hook(block, self._before_block(layer), pre=True)
                 self._hook(block, self._after_block(layer))
@@ -425,7 +447,7 @@ class Session:
             return args, kwargs
         with self._clock.lap("engine"):
             self._state.begin("prefill" if past else "request")
-            self._take_deepstack(kwargs)
+            self._take_deepstack(kwargs, embeds.device)
             self._run = Run(
                 self._program,
                 self.anatomy,
@@ -453,6 +475,18 @@ class Session:
             return (x, *args[1:]), kwargs
 
         return hook
+
+    def _weigh(self, layer: int) -> Callable[[Tensor, Tensor], Tensor]:
+        def weigh(index: Tensor, weights: Tensor) -> Tensor:
+            run = self._run
+            if run is None:
+                return weights
+            if run.rows == 1:
+                return run.weigh(layer, index, weights)
+            with self._clock.lap("engine"):
+                return run.weigh(layer, index, weights)
+
+        return weigh
 
     def _observe_decoder(self, layer: int) -> probe.Listener:
         def listener(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
@@ -500,9 +534,10 @@ class Session:
             with self._clock.lap("engine"):
                 output["last_hidden_state"] = run.finish(output["last_hidden_state"])
             if self._program.retain:
-                self.read = run.layouts[0], run.seen
+                device = output["last_hidden_state"].device
+                self.read = run.layouts[0].to(device), on(run.seen, device)
             if run.reads_images or run.past == 0:
-                self._record(run.layouts, run.past, run.kept, run.ran, run.routes)
+                self._record(run.layouts, run.past, run.kept, run.ran, run.routes, run.slots)
         self._kv_bytes = tuple(_bytes(layer) for layer in self._cache.layers)
         del self._cache
         if self._drop_cache:
@@ -518,6 +553,7 @@ class Session:
         kept: list[Tensor | None],
         ran: list[tuple[Any, Any]],
         routes: list[Plan | None],
+        slots: dict[int, Tensor],
     ) -> None:
         if past == 0:
             self.trace.log, self.trace.routes, self.trace.kept = [], [], kept
@@ -525,12 +561,12 @@ class Session:
             self.trace.log.append(layouts)
             self.trace.routes.append(routes)
         if layouts:
-            self._prefill, self._ran = layouts, ran
+            self._prefill, self._ran, self._slots = layouts, ran, slots
 
     def _record_unmodified(self, intake: Intake, positions: Tensor, past: int) -> None:
         if positions.shape[2] > 1:
             layout, layers = intake.layout(positions), len(self.anatomy.layers)
-            self._record([layout] * (layers + 1), past, [], [(layout.live, layout.live)] * layers, [None] * layers)
+            self._record([layout] * (layers + 1), past, [], [(layout.live, layout.live)] * layers, [None] * layers, {})
 
     def _positions(self, given: Tensor | None, embeds: Tensor, past: int) -> Tensor:
         """``[R, B, N]``, as the language model would make them itself."""
@@ -539,15 +575,16 @@ class Session:
             given = torch.arange(past, past + rows, device=embeds.device)[None]
         return (given if given.ndim == 3 else given[None]).expand(-1, batch, -1)
 
-    def _take_deepstack(self, kwargs: dict[str, Any]) -> None:
+    def _take_deepstack(self, kwargs: dict[str, Any], device: torch.device) -> None:
         """Take over what the language model would add to visual rows after its first layers."""
         levels = kwargs.pop("deepstack_visual_embeds", None)
         where = kwargs.pop("visual_pos_masks", None)
         if levels is None or where is None:
             return
-        stacked = torch.stack(list(levels), dim=1)  # [visual, L, D]
+        stacked = torch.stack([level.to(device) for level in levels], dim=1)  # [visual, L, D]
         rows = stacked.new_zeros(*where.shape, *stacked.shape[1:])
-        self._state.put("prefill", "deepstack", rows.masked_scatter(where[..., None, None], stacked), rows=True)
+        filled = rows.masked_scatter(where.to(device)[..., None, None], stacked)
+        self._state.put("prefill", "deepstack", filled, rows=True)
 
 
 def _bytes(layer: Any) -> int:

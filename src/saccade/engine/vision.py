@@ -18,7 +18,7 @@ from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Item, Layout, Role
 from saccade.core.method import Companion, Tokens
 from saccade.core.reduction import Reduction
-from saccade.core.signal import Aligned, Attention, Columns, Features, QueryKey, Signal, Site
+from saccade.core.signal import Aligned, Attention, Columns, Features, QueryKey, Signal, Site, on
 from saccade.core.state import State
 from saccade.engine import probe
 from saccade.engine.clock import Clock
@@ -196,8 +196,9 @@ class Look:
         layout = self._layout
         if not self.edited or layout is None:
             return x
+        layout = layout.to(x.device)
         full = _dense(x, layout, self._rows)
-        for signal, value in self._seen.items():
+        for signal, value in on(self._seen, x.device).items():
             if _length(value) == layout.shape[1]:
                 self._seen[signal] = _dense_signal(value, layout, self._rows)
         rank, counts = _ranks(layout, self._rows).flatten(), layout.visual
@@ -243,6 +244,7 @@ class Look:
                 value = torch.stack(value)
         else:
             value = self._of_views(signal, views)
+        value = on(value, ordinal.device)
         if isinstance(value, Attention):
             index = ordinal[:, None, None].expand(-1, *value.logits.shape[1:3], -1)
             return Attention(value.logits.gather(3, index), value.lse)
@@ -266,9 +268,10 @@ class Look:
             self._rows = side * side
             there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
             self._layout = _layout([(side, side)] * x.shape[0], there, prefix)
+        self._layout = self._layout.to(x.device)
         if pending is not None:
             self._pending = None
-            x = self._apply(_behind_prefix(pending, prefix), x)
+            x = self._apply(_behind_prefix(Edit(pending.reduction.to(x.device)), prefix), x)
         for method in methods:
             seen = {signal: self._now(signal, prefix) for signal in self.program.reads[method]}
             edit = self._ask(method, Site(kind, layer, part), x, self._layout, seen)  # type: ignore[arg-type]
@@ -278,7 +281,8 @@ class Look:
         return x
 
     def _ask(self, method: Tokens, site: Site, x: Tensor, layout: Layout, seen: Mapping[Signal, Any]) -> Edit | None:
-        there = {signal: value for signal, value in seen.items() if value is not None}
+        there = {signal: on(value, x.device) for signal, value in seen.items() if value is not None}
+        self._state.to(x.device)
         with self.clock.lap("encoder signals"):
             return method.edit(site, x, layout, there, self._state)
 
@@ -294,7 +298,7 @@ class Look:
         if edit.key_bias is not None:
             self._bias = edit.key_bias
         elif self._bias is not None:
-            self._bias = edit.reduction.take(self._bias)
+            self._bias = edit.reduction.take(self._bias.to(x.device))
         self.edited = True
         return edit.values if edit.values is not None else edit.reduction.apply(x)
 
@@ -303,9 +307,9 @@ class Look:
         layout = self._layout
         if layout is None or (self._bias is None and layout.dense):
             return None
-        bias = x.new_zeros(layout.shape) if self._bias is None else self._bias.to(x.dtype)
+        bias = x.new_zeros(layout.shape) if self._bias is None else self._bias.to(x)
         if not layout.dense:
-            bias = bias.masked_fill(~layout.valid, torch.finfo(x.dtype).min)
+            bias = bias.masked_fill(~layout.valid.to(x.device), torch.finfo(x.dtype).min)
         return bias[:, None, None].expand(-1, -1, x.shape[1], -1)
 
     def _now(self, signal: Signal, prefix: int) -> Any:
@@ -341,7 +345,8 @@ class Look:
         total, group = sum(c.numel() for c in cells), cells[0].shape[1]
         place = torch.arange(total, device=rows.device) if order is None else order.to(rows.device)
         if self._kept_cells is not None:
-            encoded = torch.zeros(total // group, dtype=torch.bool, device=rows.device).index_fill(0, self._kept_cells, True)
+            kept = self._kept_cells.to(rows.device)
+            encoded = torch.zeros(total // group, dtype=torch.bool, device=rows.device).index_fill(0, kept, True)
             place = place[encoded[place // group]]
         elif order is None:
             return rows
@@ -529,6 +534,7 @@ def _strip(value: Any, prefix: int) -> Any:
 
 def _follow(value: Any, reduction: Any) -> Any:
     """A signal by row, after an edit of the rows; queries and keys of a block are not read behind its own edits."""
+    value = on(value, reduction.anchor.device)
     if isinstance(value, Attention | Tensor) and _length(value) != reduction.inputs:
         return value
     if isinstance(value, Attention):
@@ -544,4 +550,4 @@ def _follow(value: Any, reduction: Any) -> Any:
 
 
 def _spread(x: Tensor, kept: Tensor, total: int) -> Tensor:
-    return x.new_zeros(total, *x.shape[1:]).index_copy(0, kept, x)
+    return x.new_zeros(total, *x.shape[1:]).index_copy(0, kept.to(x.device), x)

@@ -173,6 +173,16 @@ class Anatomy:
         """The attention implementation of the language model."""
         return str(self.config._attn_implementation)
 
+    @property
+    def home(self) -> torch.device:
+        """Where the model runs, or begins to, if accelerate spread it over several devices."""
+        device = _execution_device(self.model)
+        return next(self.model.parameters()).device if device is None else device
+
+    def device(self, layer: int) -> torch.device | None:
+        """Where accelerate runs a decoder layer; None where it does not meddle."""
+        return _execution_device(self.layers[layer])
+
     def attention(self, layer: int) -> nn.Module:
         """The attention module of a decoder layer.
 
@@ -185,6 +195,13 @@ class Anatomy:
                 f"decoder layer {layer}: has a recurrent state and no attention; layers with attention: {there}"
             )
         return self.layers[layer].self_attn  # type: ignore[return-value]
+
+    def experts(self, layer: int) -> nn.Module | None:
+        """The experts of a decoder layer, called with rows ``[T, D]``, chosen experts ``[T, K]`` and weights ``[T, K]``.
+
+        None where the layer is dense.
+        """
+        return getattr(getattr(self.layers[layer], "mlp", None), "experts", None)
 
     def halves(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
         """Modules whose outputs are input and output of a layer's attention, and of its MLP (norms included)."""
@@ -213,9 +230,9 @@ class Anatomy:
 
     def _rotary(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         ids = positions[0] if self.rotary_rows == 1 else positions
-        if self.typed_rotary:
-            return self.language_model.rotary_emb(x, ids, self.config.layer_types[layer])  # type: ignore[operator]
-        return self.language_model.rotary_emb(x, ids)  # type: ignore[operator]
+        kind = (self.config.layer_types[layer],) if self.typed_rotary else ()
+        cos, sin = self.language_model.rotary_emb(x, ids, *kind)  # type: ignore[operator]
+        return cos.to(x.device), sin.to(x.device)  # it may have a device of its own
 
     def _parts(self, parts: int) -> Tensor:
         """``[d]`` which of ``parts`` equal parts of its axis each frequency belongs to."""
@@ -243,6 +260,7 @@ class Anatomy:
     def rotate(self, layer: int, query: Tensor, key: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Both, turned by the rotary tables as the family does it."""
         family = vars(sys.modules[type(self.attention(layer)).__module__])
+        rope = rope[0].to(key.device), rope[1].to(key.device)
         if rope[0].ndim == 4:  # tables of all axes: older transformers pick the axes' sections as they rotate
             sections = self.config.rope_parameters["mrope_section"]
             query, key = family["apply_multimodal_rotary_pos_emb"](query, key, *rope, sections)
@@ -266,6 +284,7 @@ class Anatomy:
         # Without types all layers are of one kind (Mistral).
         kind = "sliding" if getattr(self.config, "sliding_window", None) else "full"
         kinds = getattr(self.config, "layer_types", None) or [kind] * len(self.layers)
+        sparse = tuple(layer for layer in range(len(self.layers)) if self.experts(layer) is not None)
         return Traits(
             family=self.family,
             decoder_layers=len(self.layers),
@@ -283,6 +302,8 @@ class Anatomy:
             cell=encoder.patches.cell if encoder and encoder.patches else None,
             companion=companion,
             patches=encoder.tile if encoder else None,
+            experts=self.config.num_experts_per_tok if sparse else None,
+            sparse=sparse,
         )
 
     @property
@@ -294,7 +315,7 @@ class Anatomy:
     @cached_property
     def axis_of_frequency(self) -> Tensor:
         """``[d / 2]`` which axis of the positions turns each frequency, found by turning one axis at a time."""
-        device = next(self.language_model.parameters()).device
+        device = self.home
         x = torch.zeros(1, 1, self.config.hidden_size, device=device)
         native = 3 if self.rotary_rows > 1 else 1
         turned = []
@@ -341,6 +362,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         "qwen2_vl": qwen2_vl.anatomy,
         "qwen2_5_vl": qwen2_5_vl.anatomy,
         "qwen3_5": qwen3_5.anatomy,
+        "qwen3_vl_moe": qwen3_vl.anatomy,
     }
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in families:
@@ -371,6 +393,13 @@ def block_cells(rows: int, columns: int, group: int) -> Tensor:
     """``[rows * columns, group * group]`` patches, in raster order, of each token of a grid of square groups."""
     patch = torch.arange(rows * columns * group * group).reshape(rows, group, columns, group)
     return patch.transpose(1, 2).reshape(rows * columns, group * group)
+
+
+def _execution_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate's hooks, if any, run a module (its parameters may be kept elsewhere)."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    found = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,))]
+    return next((torch.device(device) for device in found if device is not None), None)
 
 
 def _artifacts(folder: str) -> dict[str, Artifact]:

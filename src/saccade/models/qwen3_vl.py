@@ -5,6 +5,8 @@ of their own (``deepstack_merger_list``) whose tokens the language model adds to
 these features too. The frames of a video stand apart in the prompt, a timestamp in front of each; its placeholders, in
 order, are still its tokens in order.
 
+In ``qwen3_vl_moe`` the MLP of most decoder layers is a router (``mlp.gate``) and experts (``mlp.experts``).
+
 What is common to the Qwen families is in `saccade.models.qwen_vision`.
 """
 
@@ -17,6 +19,6 @@ from saccade.models.qwen_vision import interpolated, packed, qwen
 
 
 def anatomy(model: Any) -> Anatomy:
-    """Anatomy of a ``Qwen3VLForConditionalGeneration``."""
+    """Anatomy of a ``Qwen3VLForConditionalGeneration`` or ``Qwen3VLMoeForConditionalGeneration``."""
     tower = model.model.visual
     return qwen(model, packed(tower, interpolated(tower)))

@@ -64,6 +64,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         vision_config=dict(_PACKED, deepstack_visual_indexes=[1, 3, 5]),
         text_config=dict(_TEXT, rope_parameters=_mrope(mrope_interleaved=True)),
     ),
+    "qwen3_vl_moe": dict(
+        _QWEN_IDS,
+        vision_config=dict(_PACKED, deepstack_visual_indexes=[1, 3, 5]),
+        text_config=dict(
+            _TEXT,
+            rope_parameters=_mrope(mrope_interleaved=True),
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=16,
+        ),
+    ),
     "qwen3_5": dict(
         _QWEN_IDS,
         vision_config=_PACKED,
