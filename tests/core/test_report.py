@@ -18,6 +18,7 @@ REPORT = Report(
     rows=(80.0, 80.0, 48.0),
     active=(80.0, 80.0, 48.0),
     kv_bytes=(2**20, 2**20, 2**19),
+    workspace=3 * 2**19,
     encode_seconds=0.5,
     prefill_seconds=1.25,
     decode_seconds=0.5,
@@ -38,6 +39,7 @@ NOTHING = replace(
     rows=(),
     active=(),
     kv_bytes=(),
+    workspace=0,
     decode_steps=0,
     flops=0.0,
     flops_unmodified=0.0,
@@ -49,12 +51,13 @@ def layout(rows: int, columns: int) -> Layout:
     return Layout.build(visual, visual, torch.arange(rows * columns)[None, None], [[Item(rows, columns, 0)]])
 
 
-def test_a_report_says_everything_on_six_lines() -> None:
+def test_a_report_says_everything_on_seven_lines() -> None:
     assert str(REPORT).splitlines() == [
         "recipe         fastv(keep=0.5)",
         "visual tokens  64 -> 64 (layers 0-1), 32 (layer 2)",
         "rows           80 (layers 0-1), 48 (layer 2) (32 visual in the last layer)",
         "KV cache       2.50 MiB",
+        "workspace      1.50 MiB at most",
         "prefill FLOPs  7.5e+09 (25.0% saved)",
         "seconds        encode 0.5000, prefill 1.2500 (methods 0.1250, engine 0.0625), per token 0.1250",
     ]

@@ -188,6 +188,30 @@ def test_a_compressed_cache_goes_on_under_a_new_session() -> None:
             torch.testing.assert_close(model(input_ids=ids, past_key_values=cache).logits, expected)
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "uniform(keep=6)",
+        "snapkv(keep=0.5, window=4)",
+        "mixkv(keep=0.5, window=4, host='adakv')",
+        "prefixkv(keep=0.5, distance=-4)",
+        "sparsevila(keep=6, decode_keep=0.5)",
+    ],
+)
+def test_a_sample_without_padding_is_decoded_without_a_mask(recipe: str) -> None:
+    model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
+    masks: list[Any] = []
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        masks.append(kwargs["attention_mask"])
+
+    with saccade.attach(model, recipe):
+        for layer in model.model.language_model.layers:
+            layer.register_forward_pre_hook(note, with_kwargs=True)
+        generate(model, inputs, 6)
+    assert masks == [None] * 4 * 6
+
+
 def test_static_caches_are_refused_with_the_remedy() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     cache = StaticCache(config=model.config.text_config, max_cache_len=64)

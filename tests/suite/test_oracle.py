@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 import torch
 
@@ -30,6 +35,46 @@ def test_the_limit_of_frozen_rows_computes_their_keys_and_values_only() -> None:
         model(**inputs)
     assert session.report.active[1] == session.report.rows[1] - 16
     assert oracle.prefill(anatomy(model), session.report)().shape[1] == session.report.rows[-1]
+
+
+def test_the_limit_of_rows_that_skip_layers_leaves_them_out_until_they_come_back() -> None:
+    model, inputs = BODIES["llava-clip"].model(), BODIES["llava-clip"].inputs(ONE)
+    recipe = "hidrop(late_entry=2, layer_list=(2,), keep_list=(6,), early_exit=4)"
+    with torch.no_grad(), saccade.attach(model, recipe) as session:
+        model(**inputs)
+    with calls_of_layers(model) as calls:
+        oracle.prefill(anatomy(model), session.report)()
+    assert [rows for rows, _ in calls] == list(session.report.rows) == [11, 27, 17, 11]
+
+
+@pytest.mark.parametrize("recipe", ["none", "snapkv(keep=0.5, window=4)", "mixkv(keep=0.5, window=4, host='adakv')"])
+def test_the_limit_of_decoding_reads_as_many_entries_as_the_recipe_left(recipe: str) -> None:
+    model, inputs = BODIES["llava-clip"].model(), BODIES["llava-clip"].inputs(ONE)
+    prompt = inputs["input_ids"].shape[1]
+    with torch.no_grad(), saccade.attach(model, recipe):
+        entries = oracle.held(model(**inputs, use_cache=True).past_key_values)
+    assert entries == pytest.approx([prompt if recipe == "none" else prompt // 2] * 4, abs=1)
+    with calls_of_layers(model) as calls:
+        oracle.decode(anatomy(model), 1, entries, 2)()
+    before = [math.ceil(count) for count in entries]
+    assert calls == [(1, count) for count in [*before, *(count + 1 for count in before)]]
+
+
+@contextmanager
+def calls_of_layers(model: Any) -> Iterator[list[tuple[int, int]]]:
+    """Collects how many rows each decoder layer was fed, and how many entries its cache held."""
+    calls: list[tuple[int, int]] = []
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        layer = module.self_attn.layer_idx
+        calls.append((args[0].shape[1], kwargs["past_key_values"].get_seq_length(layer)))
+
+    hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in anatomy(model).layers]
+    try:
+        yield calls
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 def test_calibrating_shortv_finds_that_the_last_layer_contributes_nothing(tmp_path) -> None:

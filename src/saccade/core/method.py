@@ -16,6 +16,7 @@ from saccade.core.budget import Budget
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
 from saccade.core.layout import Positions as Positions
+from saccade.core.shape import Shape
 from saccade.core.signal import ByItem, Question, Seen, Signal, Site
 from saccade.core.state import State
 
@@ -125,6 +126,13 @@ class Method(ABC):
         """The signals to record."""
         return ()
 
+    def workspace(self, shape: Shape) -> int:
+        """Most bytes that it and the engine hold beside what the unmodified model needs, artifacts not counted.
+
+        The default is for methods that read nothing large: the engine's share.
+        """
+        return shape.edits
+
     def parameters(self) -> dict[str, Any]:
         """The budget, and the hyperparameters that differ from their defaults."""
         values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
@@ -230,6 +238,10 @@ class ItemTokens(Tokens):
         """Tokens to keep of each image."""
         return Budget(self.keep, name=f"{self.name}: keep")
 
+    def workspace(self, shape: Shape) -> int:
+        """Beside the edit, each image's tokens and question."""
+        return shape.edits + 2 * shape.hidden
+
     @abstractmethod
     def select(self, images: ItemBatch, k: int) -> Tensor:
         """Indices ``[I, k]`` into the tokens alive that are to stay, ascending, without duplicates."""
@@ -257,6 +269,8 @@ class ItemTokens(Tokens):
             item = layout.items[b][j]
             groups.setdefault((item.rows, item.columns, alive[b][j]), []).append((b, j))
         kept = torch.zeros_like(layout.valid)
+        asking = layout.question_rows[..., None]
+        question = x.gather(1, asking.clamp(min=0).expand(-1, -1, x.shape[2])).masked_fill(asking < 0, 0)
         for (rows, columns, _), entries in groups.items():
             sample = torch.tensor([b for b, _ in entries], device=x.device)
             where = layout.where(entries)
@@ -267,7 +281,7 @@ class ItemTokens(Tokens):
                 number=tuple(j for _, j in entries),
                 seen={signal: value.of(entries) for signal, value in seen.items() if isinstance(value, ByItem)},
                 x=x[sample[:, None], where],
-                question=(x * layout.question[..., None])[sample],
+                question=question[sample],
                 companion=tuple(v[b] for s, v in seen.items() if isinstance(s, Question) for b, _ in entries),
                 seed=state.get("session", "seed", 0),
                 device=x.device,

@@ -15,10 +15,11 @@ class Report:
     """The cost of the last request (everything since its cache was empty).
 
     Token counts are means over the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are
-    totals over the batch. ``active`` rows are those not frozen. FLOPs count the matrix products of the language model's
-    layers in the prefill. Every forward after the prefill counts as a decode step, a later turn's prompt too.
-    ``encode_seconds`` include the ``signal_seconds`` spent on what methods read in the encoder;
-    ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead.
+    totals over the batch. ``workspace`` is the most bytes that the methods say they need beside the unmodified model's peak
+    (`saccade.core.method.Method.workspace`). ``active`` rows are those not frozen. FLOPs count the matrix products of the
+    language model's layers in the prefill. Every forward after the prefill counts as a decode step, a later turn's prompt
+    too. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read in the encoder; ``prefill_seconds``
+    include the methods' own arithmetic and the engine's overhead.
     """
 
     recipe: str
@@ -28,6 +29,7 @@ class Report:
     rows: tuple[float, ...]
     active: tuple[float, ...]
     kv_bytes: tuple[int, ...]
+    workspace: int
     encode_seconds: float
     prefill_seconds: float
     decode_seconds: float
@@ -48,6 +50,7 @@ class Report:
                 f"visual tokens  {self.original_visual_tokens:g} -> {_run_lengths(self.visual_tokens)}",
                 f"rows           {_run_lengths(self.rows)} ({last:g} visual in the last layer)",
                 f"KV cache       {sum(self.kv_bytes) / 2**20:.2f} MiB",
+                f"workspace      {self.workspace / 2**20:.2f} MiB at most",
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
                 f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
                 f"(methods {self.method_seconds:.4f}, engine {self.engine_seconds:.4f}), per token {step:.4f}",

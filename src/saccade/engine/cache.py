@@ -98,6 +98,12 @@ class Ledger:
         prefix = tokens.expand(-1, heads, -1).gather(2, entries.clamp(min=0)).masked_fill(entries < 0, -1)
         return replace(self, prefix=prefix, start=self.seen, tail=0, holes=holes)
 
+    def without(self, entry: int, batch: int, device: torch.device) -> Ledger:
+        """With one entry less."""
+        tokens = self.tokens(batch, device)
+        prefix = torch.cat([tokens[..., :entry], tokens[..., entry + 1 :]], dim=-1)
+        return replace(self, prefix=prefix, start=self.seen, tail=0)
+
     def last(self, count: int) -> Ledger:
         """With the last ``count`` entries only."""
         if count <= self.tail:
@@ -162,6 +168,7 @@ class SaccadeLayer(DynamicLayer):
         self.length: tuple[int, ...] = ()
         self.prompt_tokens = 0
         self._full: _Full | None = None
+        self._evicting: int | None = None
         self._owner: Any = lambda: None
 
     @classmethod
@@ -187,9 +194,21 @@ class SaccadeLayer(DynamicLayer):
         full = 0 if self._full is None else self._full.keys.nbytes + self._full.values.nbytes
         return int(self.keys.nbytes + self.values.nbytes + full) + (0 if self.blocks is None else self.blocks.nbytes)
 
+    @property
+    def held(self) -> float:
+        """Entries that attention reads, on average over samples and heads (read from the device where they are ragged)."""
+        early = 0.0 if self.blocks is None else float(self.blocks.there.sum()) / (self.keys.shape[0] * self.keys.shape[1])
+        return self.keys.shape[2] + early
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append; the owner accounts for the entries, without one they are the next tokens."""
-        keys, values = super().update(key_states, value_states)
+        if self._evicting is None:
+            super().update(key_states, value_states)
+        else:  # in one copy
+            slot, self._evicting = self._evicting, None
+            self.keys = torch.cat([self.keys[:, :, :slot], self.keys[:, :, slot + 1 :], key_states], dim=2)
+            self.values = torch.cat([self.values[:, :, :slot], self.values[:, :, slot + 1 :], value_states], dim=2)
+        keys, values = self.keys, self.values
         if not self._owned:
             self._refuse_unless_consecutive()
             self.ledger = self.ledger.extended(key_states.shape[-2])
@@ -216,10 +235,17 @@ class SaccadeLayer(DynamicLayer):
         self.ledger = replace(self.ledger.kept(entries, False), blocked=entries.shape[2])
 
     def evict(self, slots: Sequence[int | None]) -> None:
-        """Evict one entry, counted from each sample's first, of the samples where there is one to evict."""
+        """Evict one entry, counted from each sample's first, of the samples where there is one to evict.
+
+        Where it is the same one of all samples it goes when the next `update` copies the cache anyway.
+        """
         assert self.counts is not None
         held, width = self.counts, self.keys.shape[2]
         after = tuple(count - (slot is not None) for count, slot in zip(held, slots))
+        if len(set(slots)) == 1 and slots[0] is not None and all(count == width for count in held):
+            self._evicting, self.counts = slots[0], after
+            self.ledger = self.ledger.without(slots[0], len(held), self.keys.device)
+            return
         longest = max(after)
         index = [
             [-1] * (longest - left)

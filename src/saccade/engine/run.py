@@ -61,6 +61,7 @@ class Program:
         given: functions and numbers, which no forward changes.
         devices: where each decoder layer is run, if accelerate says so.
         asks_companion: whether the question's embedding is read.
+        passing: queries and keys of encoder blocks that nobody reads behind their own block.
         retain: whether the signals of all layers are to be there at the end (calibration).
     """
 
@@ -110,6 +111,14 @@ class Program:
         }
         for signal in every:
             self._sort(signal)
+        self.passing = {signal for signal in every if isinstance(signal, QueryKey) and self._passes(signal)}
+
+    def _passes(self, signal: QueryKey) -> bool:
+        readers = [method for method, signals in self.reads.items() if signal in signals]
+        return signal.site.kind == "encoder" and all(
+            isinstance(method, Tokens) and all(site.kind == "encoder" for site in method.sites(self.traits))
+            for method in readers
+        )
 
     def _sort(self, signal: Signal) -> None:
         if isinstance(signal, Features | Aligned):
@@ -187,12 +196,9 @@ class Run:
         self.scores: list[Tensor | None] = []
         self.kept: list[Tensor | None] = []
         self.edited = False
-        end = intake.tail
-        self._end = None if end is None else end.to(positions.device)
         self._intake, self._positions, self._looks = intake, positions, looks
         self._device = positions.device
         self._shift: Tensor | None = None
-        self._version = 0
         self._route: _Route | None = None
         self._inside = False
         self._memo: dict[tuple[Any, ...], Any] = {}
@@ -312,7 +318,11 @@ class Run:
         out = x.new_zeros(x.shape[0], self.rows + 1, x.shape[2])
         # Padding rows are written to a spare last row.
         index = self.layout.origin.masked_fill(self.layout.origin < 0, self.rows)
-        return out.scatter(1, index[..., None].expand_as(x), x)[:, : self.rows]
+        return out.scatter_(1, index[..., None].expand_as(x), x)[:, : self.rows]
+
+    def close(self) -> None:
+        """Let go of what was recorded: some of it refers back to the run, which would wait for the garbage collector."""
+        self.seen = {}
 
     def observe(self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
         """Record what ``layer``'s attention shows."""
@@ -358,6 +368,10 @@ class Run:
         return Reduction.keeping(question, self._question_counts).anchor
 
     @cached_property
+    def _end(self) -> Tensor | None:
+        return self._intake.tail
+
+    @cached_property
     def _question_counts(self) -> tuple[int, ...]:
         return tuple(self._intake.question.sum(1).tolist())
 
@@ -380,7 +394,7 @@ class Run:
         self._positions = self._positions.to(device)
         self._shift = None if self._shift is None else self._shift.to(device)
         self._device = device
-        self._version += 1
+        self._memo.clear()
 
     def _forget(self, layer: int) -> None:
         """Let go of a layer's large signals once the next layer's edits are made."""
@@ -432,7 +446,7 @@ class Run:
             down = edit.reduction.take(self.layout.positions[-1])[:, -1] - after.positions[-1][:, -1]
             self._shift = down if self._shift is None else self._shift + down
         self.layout, self.edited = after, True
-        self._version += 1
+        self._memo.clear()
         self.state.compact(edit.reduction)
         self.seen = {signal: _follow(value, edit.reduction) for signal, value in self.seen.items()}
         if edit.all_layers:
@@ -464,7 +478,8 @@ class Run:
     # Positions, masks and ledgers.
 
     def _extend(self, old: Ledger) -> Ledger:
-        old = replace(old, visual=self._visual(old))
+        if self.reads_images:
+            old = replace(old, visual=self._visual(old))
         if not self.edited:
             return old.extended(self.rows)
         return old.appended(self._tokens, self.past + self.rows, not self.layout.dense, self._moved(old))
@@ -476,8 +491,6 @@ class Run:
 
     def _visual(self, old: Ledger) -> Tensor | None:
         """Which tokens of the conversation are visual."""
-        if not self.reads_images:
-            return old.visual
         now = self._intake.visual.to(self._positions.device)
         before = now.new_zeros(now.shape[0], self.past)
         if old.visual is not None:
@@ -487,6 +500,9 @@ class Run:
     @property
     def _tokens(self) -> Tensor:
         """``[B, n]`` token number of each row, -1 = padding made by an edit."""
+        if not self.edited:
+            batch, device = self._positions.shape[1], self._positions.device
+            return torch.arange(self.past, self.past + self.rows, device=device).expand(batch, -1)
         return torch.where(self.layout.origin >= 0, self.layout.origin + self.past, -1)
 
     @staticmethod
@@ -501,7 +517,7 @@ class Run:
         return self._once(self._tables, old.shift, key=kind, then=(layer, x))
 
     def _tables(self, shift: Tensor | None, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        positions = self.layout.positions
+        positions = (self.layout.positions if self.edited else self._positions).to(x.device)
         if shift is not None:
             positions = (positions - shift.to(x.device)[:, None]).clamp(min=0)
         return self.anatomy.rotary(layer, x, positions)
@@ -675,7 +691,7 @@ class Run:
 
     def _once(self, make: Callable[..., Any], subject: Any, key: Any = None, then: tuple[Any, ...] = ()) -> Any:
         """Layers that share a ledger, a table or a mask share what is made of it."""
-        entry = (getattr(make, "__qualname__", ""), id(subject), key, self._version)
+        entry = (getattr(make, "__qualname__", ""), id(subject), key)
         if entry not in self._memo:
             # Keeping the subject keeps its id from being given to another object.
             self._memo[entry] = (subject, make(subject, *then))

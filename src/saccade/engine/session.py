@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -19,6 +20,7 @@ from saccade.core.layout import Layout
 from saccade.core.method import Cache, Companion, Experts, ItemTokens, Method, Plan, Routing, Tokens, Traits
 from saccade.core.recipe import Recipe
 from saccade.core.report import Report, Trace
+from saccade.core.shape import Shape
 from saccade.core.signal import Seen, on
 from saccade.core.state import State
 from saccade.engine import blocks, experts, probe
@@ -27,7 +29,7 @@ from saccade.engine.clock import Clock
 from saccade.engine.flops import prefill_flops
 from saccade.engine.intake import Intake
 from saccade.engine.run import Program, Run, layer_of
-from saccade.engine.vision import Kind, Look
+from saccade.engine.vision import Kind, Look, encoded
 from saccade.models.anatomy import Anatomy, anatomy
 from saccade.ops import ragged
 
@@ -158,6 +160,7 @@ class Session:
         self.read: tuple[Layout, Seen] | None = None
         self._generating: bool | None = None
         self._prefill: list[Layout] = []
+        self._pictures = (0, 0)
         self._ran: list[tuple[Any, Any]] = []
         self._slots: dict[int, Tensor] = {}
         self._kv_bytes: tuple[int, ...] = ()
@@ -219,6 +222,7 @@ class Session:
             rows=tuple(map(mean, live)),
             active=tuple(map(mean, active)),
             kv_bytes=self._kv_bytes,
+            workspace=sum(method.workspace(self._shape(before[0])) for method in self._program.methods) if before else 0,
             encode_seconds=clock.seconds("vision") + clock.seconds("projector"),
             prefill_seconds=clock.seconds("prefill"),
             decode_seconds=clock.seconds("decode"),
@@ -234,6 +238,28 @@ class Session:
         """Experts that the router chooses for the active rows, by layer with experts and sample."""
         traits = self._program.traits
         return {layer: tuple(traits.experts * n for n in active[layer]) for layer in traits.sparse if active}
+
+    def _shape(self, rows: tuple[int, ...]) -> Shape:
+        """The last prompt, of so many ``rows`` before anything was dropped."""
+        config, encoder, cell = self.anatomy.config, self.anatomy.encoder, self._program.traits.cell
+        heads, (images, image_rows) = config.num_attention_heads, self._pictures
+        return Shape(
+            samples=len(rows),
+            rows=max(rows),
+            visual=max(self._prefill[0].originals),
+            layers=len(self.anatomy.layers),
+            width=config.hidden_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            itemsize=next(self.anatomy.layers[0].parameters()).element_size(),
+            images=images,
+            image_rows=image_rows,
+            image_width=encoder.width if encoder else 0,
+            image_heads=encoder.heads if encoder else 0,
+            cls=self._program.traits.has_cls,
+            cell=math.prod(cell) if cell else 0,
+        )
 
     def _install(self) -> None:
         parts, hook, program = self.anatomy, self._hook, self._program
@@ -509,9 +535,10 @@ class Session:
             cache = self._cache.layers[layer] if self._run is not None else None
             if not isinstance(cache, SaccadeLayer) or cache.blocks is None:
                 return None
-            rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
-            plain = mask is None and query.shape[2] == 1
-            allowed = None if plain else probe.visible(mask, rows, query.shape[2], key.shape[2])
+            allowed = None
+            if mask is not None or query.shape[2] > 1:
+                rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
+                allowed = probe.visible(mask, rows, query.shape[2], key.shape[2])
             return ragged.attend(query, cache.blocks, key, value, allowed, scale)
 
         return attention
@@ -538,6 +565,7 @@ class Session:
                 self.read = run.layouts[0].to(device), on(run.seen, device)
             if run.reads_images or run.past == 0:
                 self._record(run.layouts, run.past, run.kept, run.ran, run.routes, run.slots)
+            run.close()
         self._kv_bytes = tuple(_bytes(layer) for layer in self._cache.layers)
         del self._cache
         if self._drop_cache:
@@ -562,6 +590,7 @@ class Session:
             self.trace.routes.append(routes)
         if layouts:
             self._prefill, self._ran, self._slots = layouts, ran, slots
+            self._pictures = encoded(self.anatomy.encoder, self._looks)
 
     def _record_unmodified(self, intake: Intake, positions: Tensor, past: int) -> None:
         if positions.shape[2] > 1:

@@ -137,6 +137,9 @@ class Look:
         self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Site *encoder[layer].before*, and the key bias of merged rows."""
+        for signal in self.program.passing:
+            if signal.site.layer < layer:
+                self._seen.pop(signal, None)
         x = self._sites("encoder", layer, "before", args[0] if args else kwargs["hidden_states"], self._encoder.prefix)
         mask = self._mask(x)
         rest = list(args[1:])
@@ -442,6 +445,17 @@ class Look:
                 slots.append(slot)
             start += len(placement)
         return slots
+
+
+def encoded(encoder: Encoder | None, looks: Sequence[Look]) -> tuple[int, int]:
+    """How many pictures (tiles) the encoder was shown, and its rows for the largest one."""
+    cells = [view.cells for look in looks for view in look.views if view.cells is not None]
+    if encoder is None or not cells:
+        return 0, 0
+    if encoder.tile is None:
+        return len(cells), max(c.numel() for c in cells)
+    tiles = sum(max(int(v.cells.max()) for v in look.views if v.cells is not None) // encoder.tile + 1 for look in looks)
+    return tiles, encoder.tile + encoder.prefix
 
 
 def _layout(grids: Sequence[tuple[int, int]], there: Tensor, prefix: int, ordinal: Tensor | None = None) -> Layout:

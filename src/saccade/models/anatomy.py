@@ -108,6 +108,16 @@ class Encoder:
     halves: Callable[[nn.Module], Halves] | None = None
     patches: Patches | None = None
 
+    @property
+    def width(self) -> int:
+        """Of its hidden states."""
+        return next(part.in_features for part in self.attention[0].modules() if isinstance(part, nn.Linear))
+
+    @property
+    def heads(self) -> int:
+        """Of its attention."""
+        return int(self.attention[0].num_heads)  # type: ignore[arg-type]
+
     def fed(self, view: View) -> Tensor | None:
         """``[rows * columns, g]`` rows of the projector's input that a view's tokens are made of, counted as cells are."""
         if view.cells is None or not self.shuffled:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+CHUNK = 64
+"""Queries whose attention is held at a time, over all keys and heads."""
 Allowed = Callable[[int, int], Tensor]
 """Which keys the queries from ``start`` to ``stop`` may see: ``(start, stop)`` to ``[B or 1, stop - start, K]`` bool."""
 
@@ -35,7 +37,7 @@ def causal(valid: Tensor) -> Allowed:
 
 
 def received(
-    query: Tensor, key: Tensor, weight: Tensor, scale: float, allowed: Allowed | None = None, chunk: int = 64
+    query: Tensor, key: Tensor, weight: Tensor, scale: float, allowed: Allowed | None = None, chunk: int = CHUNK
 ) -> Tensor:
     """Attention received by each key from groups of queries: weighted sums over queries of the mean over heads, float32.
 
@@ -67,7 +69,7 @@ def received(
     return total
 
 
-def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None, chunk: int = 64) -> Tensor:
+def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None, chunk: int = CHUNK) -> Tensor:
     """Attention received by each key: the mean over heads and over the queries that may see it, float32.
 
     Args:
@@ -86,7 +88,7 @@ def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = N
     return received(query, key, every, scale, mask, chunk)[:, 0] / seen_by
 
 
-def from_rows(query: Tensor, key: Tensor, rows: Tensor, allowed: Tensor, chunk: int = 64) -> Tensor:
+def from_rows(query: Tensor, key: Tensor, rows: Tensor, allowed: Tensor, chunk: int = CHUNK) -> Tensor:
     """Attention that each key gets from some queries: the mean over heads and over those queries, float32.
 
     Args:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saccade.core.reduction import Reduction
+from saccade.core.shape import INDEX, Shape
 
 Order = Literal["grouped", "similarity", "raster"]
 
@@ -92,3 +93,10 @@ def averaging(assignment: Tensor, anchor: Tensor, size: Tensor) -> Reduction:
     own = size.masked_fill(assignment < 0, 0)
     total = own.new_zeros(anchor.shape).scatter_add(1, goes, own)
     return Reduction.merging(assignment, own / total.gather(1, goes).clamp(min=torch.finfo(own.dtype).tiny), anchor)
+
+
+def matching_bytes(shape: Shape) -> int:
+    """Most bytes of a matching of the encoder's rows, by the keys of a block, and of their merge."""
+    similarities = 3 * shape.images * shape.image_rows**2
+    numbers = 32 * shape.images * shape.image_rows * INDEX
+    return similarities + numbers + 4 * shape.features + 4 * shape.floats(shape.features)

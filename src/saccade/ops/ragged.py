@@ -7,6 +7,7 @@ of a head has room to spare.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,6 +53,11 @@ class Blocks:
 
         return cls(stored(keys), stored(values), chosen >= 0, owner, (batch, heads))
 
+    @cached_property
+    def bias(self) -> Tensor:
+        """``[n, 1, SIZE]`` added to logits: -inf where a slot is not in use."""
+        return self.keys.new_zeros(self.there.shape).masked_fill(~self.there, float("-inf"))[:, None]
+
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
@@ -83,19 +89,19 @@ def attend(query: Tensor, blocks: Blocks, keys: Tensor, values: Tensor, allowed:
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     folded = query.reshape(batch * kv_heads, group * rows, width)
-    early = (folded.index_select(0, blocks.owner) @ blocks.keys.transpose(1, 2)).float() * scale  # [n, g, SIZE]
-    early = early.masked_fill(~blocks.there[:, None], float("-inf"))
-    late = (query.reshape(batch, kv_heads, group * rows, width) @ keys.transpose(2, 3)).float() * scale
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    # Few and large operations: this runs in every layer of every step.
+    early = torch.baddbmm(blocks.bias, folded.index_select(0, blocks.owner), blocks.keys.mT, alpha=scale).float()
+    late = torch.baddbmm(folded.new_zeros(()), folded, keys.mT, alpha=scale).float()  # [B Hkv, g, m]
     if allowed is not None:
-        visible = allowed.expand(batch, heads, rows, -1).reshape(batch, kv_heads, group * rows, -1)
+        visible = allowed.expand(batch, heads, rows, -1).reshape(late.shape)
         late = late.masked_fill(~visible, float("-inf"))
-    late = late.flatten(0, 1)  # [B Hkv, g, m]
 
     top = late.amax(-1) if late.shape[-1] else late.new_full(late.shape[:-1], float("-inf"))
     largest = early.amax(-1)
-    top = top.scatter_reduce(0, blocks.owner[:, None].expand_as(largest), largest, "amax")
-    early, late = (early - top[blocks.owner][..., None]).exp(), (late - top[..., None]).exp()
-    total = late.sum(-1).index_add(0, blocks.owner, early.sum(-1))
-    out = (late.to(values.dtype) @ values.flatten(0, 1)).float()
+    top = top.scatter_reduce(0, blocks.owner[:, None].expand_as(largest), largest, "amax")[..., None]
+    early, late = (early - top.index_select(0, blocks.owner)).exp(), (late - top).exp()
+    total = late.sum(-1, keepdim=True).index_add(0, blocks.owner, early.sum(-1, keepdim=True))
+    out = (late.to(values.dtype) @ values).float()
     out = out.index_add(0, blocks.owner, (early.to(values.dtype) @ blocks.values).float())
-    return (out / total[..., None]).to(query.dtype).reshape(batch, heads, rows, width)
+    return (out / total).to(query.dtype).reshape(batch, heads, rows, width)

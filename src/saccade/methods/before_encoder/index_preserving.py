@@ -22,6 +22,7 @@ from saccade.core.layout import VISUAL, Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.reduction import Reduction
 from saccade.core.registry import register
+from saccade.core.shape import FLOAT, Shape
 from saccade.core.signal import Numbers, Seen, Signal, Site
 from saccade.core.state import State
 from saccade.ops.select import top_k
@@ -171,6 +172,11 @@ class IndexPreserving(Tokens):
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The classifier."""
         return (Numbers(self.name),)
+
+    def workspace(self, shape: Shape) -> int:
+        """Copies of the pixels, and the classifier's features."""
+        cells = shape.images * shape.image_rows
+        return shape.edits + 6 * cells * (shape.cell + 256) * FLOAT
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Classify, dilate, keep at least one cell of each image."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from saccade.core.method import ItemBatch, ItemTokens, Positions, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Aligned, Question, Signal
 from saccade.ops.dpp import greedy_map
 
@@ -88,6 +89,10 @@ class CDPruner(ItemTokens):
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """Both sides in the companion's space; the language model's own embeddings need no signal."""
         return (Aligned(), Question()) if self._asks_companion(traits) else ()
+
+    def workspace(self, shape: Shape) -> int:
+        """Similarities of all tokens, the factorisation, and both sides of relevance."""
+        return super().workspace(shape) + 3 * shape.pairs + 3 * shape.floats(shape.hidden) + 2 * shape.floats(shape.features)
 
     def select(self, images: ItemBatch, k: int) -> Tensor:
         """Relevance, the DPP, then raster order."""

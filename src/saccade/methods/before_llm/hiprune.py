@@ -18,7 +18,9 @@ from torch import Tensor
 
 from saccade.core.method import ItemBatch, ItemTokens, Positions, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Columns, Signal, Site
+from saccade.ops.attention import CHUNK
 from saccade.ops.select import top_k
 
 Border = Literal["intersect", "clamp"]
@@ -100,6 +102,10 @@ class HiPrune(ItemTokens):
         """Attention received in the object layer and in the output layer."""
         layer = self.object_layer or max(1, round(9 / 24 * (traits.encoder_layers or 0)))
         return Columns(Site("encoder", layer - 1)), Columns(Site("encoder", traits.feature_layer or 0))
+
+    def workspace(self, shape: Shape) -> int:
+        """Attention of a chunk of the encoder's queries."""
+        return super().workspace(shape) + shape.image_attention(CHUNK)
 
     def select(self, images: ItemBatch, k: int) -> Tensor:
         """Rank by both layers."""

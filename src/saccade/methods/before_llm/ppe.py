@@ -24,6 +24,7 @@ from saccade.core.layout import Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.reduction import Reduction
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Seen, Site
 from saccade.core.state import State
 from saccade.ops.cluster import density_peaks, members
@@ -138,6 +139,11 @@ class PPE(Tokens):
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Before the language model, or before some of its layers."""
         return tuple(Site("decoder", layer) for layer in self.layers) or (Site("sequence"),)
+
+    def workspace(self, shape: Shape) -> int:
+        """Distances of all tokens, and the positions of each token's members."""
+        positions = 4 * (self.capacity or 32) * shape.ids
+        return shape.edits + 4 * shape.pairs + 5 * shape.floats(shape.hidden) + positions
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Cluster the images by size, all of one size at once."""

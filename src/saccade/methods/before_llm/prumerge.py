@@ -25,6 +25,7 @@ from saccade.core.layout import Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.reduction import Reduction
 from saccade.core.registry import register
+from saccade.core.shape import FLOAT, Shape
 from saccade.core.signal import QueryKey, Seen, Signal, Site
 from saccade.core.state import State
 from saccade.ops.attention import columns, row_logits
@@ -200,6 +201,16 @@ class PruMerge(Tokens):
         """Queries and keys of the block."""
         layer = (traits.feature_layer or 0) + 1 if self.layer is None else self.layer
         return (QueryKey(Site("encoder", layer)),)
+
+    def workspace(self, shape: Shape) -> int:
+        """Queries and keys of a block, similarities of a chunk of tokens, a copy of each token for every one it joins."""
+        tokens, budget = shape.image_rows, self.budget()
+        most = tokens if self.plus else tokens // 4  # no more than a quarter lies above the third quartile
+        kept = min(most if budget is None else budget.of(tokens), tokens) + 1
+        near = 32 * min(kept, CHUNK) * tokens
+        merged = kept * (self.neighbours + 1) + tokens
+        by_image = near + merged * (64 + 2 * FLOAT * shape.image_width)
+        return shape.edits + 4 * shape.features + 3 * shape.floats(shape.features) + shape.images * by_image
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Choose in each image, merge with what is near."""

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from saccade.core.method import ItemBatch, ItemTokens, Positions, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Columns, Features, Rows, Signal, Site
+from saccade.ops.attention import CHUNK
 
 
 @torch.no_grad()
@@ -91,6 +93,11 @@ class Scope(ItemTokens):
         """Features, and attention of the layer that they come from."""
         site = Site("encoder", traits.feature_layer or 0)
         return Features(), Rows(site, "cls") if self.saliency == "cls" else Columns(site)
+
+    def workspace(self, shape: Shape) -> int:
+        """Similarities of all tokens, twice, and attention of the encoder."""
+        read = shape.image_attention(1 if self.saliency == "cls" else CHUNK)
+        return super().workspace(shape) + 3 * shape.pairs + 3 * shape.floats(shape.features) + read
 
     def select(self, images: ItemBatch, k: int) -> Tensor:
         """Cover, then restore raster order."""

@@ -23,9 +23,10 @@ from saccade.core.layout import Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.reduction import Reduction
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import QueryKey, Rows, Seen, Signal, Site
 from saccade.core.state import State
-from saccade.ops.matching import Order, averaging, bipartite
+from saccade.ops.matching import Order, averaging, bipartite, matching_bytes
 
 MergeAttention = Literal["mean", "sum"]
 
@@ -159,6 +160,10 @@ class Folder(Tokens):
         """Keys and CLS attention of that block."""
         site = Site("encoder", traits.feature_layer or 0)
         return (QueryKey(site), Rows(site, "cls")) if self._in_encoder(traits) else ()
+
+    def workspace(self, shape: Shape) -> int:
+        """As `ToMe`'s, of the encoder's rows or of the projected tokens."""
+        return shape.edits + matching_bytes(shape) + shape.pairs + 6 * shape.floats(shape.hidden)
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Fold down to the budget of each image."""

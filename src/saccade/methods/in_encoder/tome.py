@@ -19,9 +19,10 @@ from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import QueryKey, Seen, Signal, Site
 from saccade.core.state import State
-from saccade.ops.matching import Order, averaging, bipartite
+from saccade.ops.matching import Order, averaging, bipartite, matching_bytes
 
 
 def parse_r(blocks: int, r: int | tuple[int, float] | Sequence[int]) -> list[int]:
@@ -118,6 +119,10 @@ class ToMe(Tokens):
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The keys of each block."""
         return tuple(QueryKey(Site("encoder", site.layer)) for site in self.sites(traits))
+
+    def workspace(self, shape: Shape) -> int:
+        """Similarities of even and odd tokens, keys of two blocks, and the merge of the wide rows."""
+        return shape.edits + matching_bytes(shape)
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Match by the block's keys, average by size."""

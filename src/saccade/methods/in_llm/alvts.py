@@ -23,9 +23,10 @@ from saccade.core.errors import SaccadeError
 from saccade.core.layout import VISUAL, Layout
 from saccade.core.method import ModelCall, Offline, Plan, Routing, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Function, Hidden, Numbers, Seen, Signal, Site
 from saccade.core.state import State
-from saccade.ops.attention import Allowed, causal, received
+from saccade.ops.attention import CHUNK, Allowed, causal, received
 from saccade.ops.select import top_rows
 
 HeadMode = Literal["mean", "joint"]
@@ -149,6 +150,11 @@ class ALVTS(Routing, Offline):
         functions = [Function("norm", layer) for layer in self.routed(traits)]
         functions += [Function("rotate", layer) for layer in self.routed(traits) if self.rope]
         return (Numbers(self.name), *functions) if functions else ()
+
+    def workspace(self, shape: Shape) -> int:
+        """Queries and keys of the selector, and attention of a chunk of them."""
+        selector = 3 * shape.hidden + 2 * (shape.queries + shape.keys)  # the factors' rank is below the width
+        return shape.routing + selector + shape.attention(CHUNK)
 
     def plan(self, layer: int, x: Tensor, layout: Layout, seen: Seen, state: State) -> Plan | None:
         """Text and the best visual rows of each sample are active."""

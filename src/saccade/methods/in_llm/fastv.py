@@ -16,8 +16,10 @@ from saccade.core.budget import Budget, Rounding
 from saccade.core.layout import VISUAL, Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Attention, Columns, Rows, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.ops.attention import CHUNK
 from saccade.ops.select import top_rows
 
 
@@ -67,6 +69,12 @@ class FastV(Tokens):
         """Attention of the layer before."""
         site = Site("decoder", self.layer - 1)
         return (Rows(site) if self.score == "last" else Columns(site),)
+
+    def workspace(self, shape: Shape) -> int:
+        """The rows of attention that are ranked by."""
+        if self.score == "last":
+            return shape.edits + shape.attention(1)
+        return shape.edits + shape.attention(CHUNK) + 2 * shape.masks
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Rank the visual rows of each sample jointly."""

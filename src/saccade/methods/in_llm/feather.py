@@ -17,6 +17,7 @@ from torch import Tensor
 from saccade.core.layout import VISUAL, Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Function, Hidden, Seen, Signal, Site
 from saccade.core.state import State
 from saccade.ops.attention import from_rows
@@ -86,6 +87,10 @@ class Feather(Tokens):
         """Input, and queries and keys, of the layer before each cut."""
         before = [site.layer - 1 for site in self.sites(traits)]
         return tuple(s for layer in before for s in (Hidden(Site("decoder", layer)), Function("query_key", layer)))
+
+    def workspace(self, shape: Shape) -> int:
+        """Input, queries and keys of a layer."""
+        return shape.edits + 3 * shape.hidden + 2 * (shape.queries + shape.keys) + shape.attention(1)
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """The first cut's count depends on how far attention and grid overlap: it is read from the device once."""

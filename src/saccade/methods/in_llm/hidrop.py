@@ -19,6 +19,7 @@ from torch import Tensor
 from saccade.core.layout import VISUAL, Edit, Layout
 from saccade.core.method import Plan, Routing, Tokens, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Function, Seen, Signal, Site
 from saccade.core.state import State
 from saccade.ops.attention import from_rows
@@ -125,6 +126,10 @@ class HiDrop(Tokens, Routing):
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """Queries and keys of the layer behind each filtering layer."""
         return tuple(Function("query_key", layer) for layer in self.fitted(traits).layer_list or ())
+
+    def workspace(self, shape: Shape) -> int:
+        """Rows that are not there yet; queries and keys of a layer."""
+        return shape.edits + shape.routing + shape.hidden + 4 * (shape.queries + shape.keys) + shape.attention(1)
 
     def routed(self, traits: Traits) -> tuple[int, ...]:
         """The layers before the entry."""

@@ -24,9 +24,10 @@ from torch import Tensor
 from saccade.core.layout import Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.registry import register
+from saccade.core.shape import FLOAT, Shape
 from saccade.core.signal import Function, KeyValue, Seen, Signal, Site
 from saccade.core.state import State
-from saccade.ops.attention import from_rows
+from saccade.ops.attention import CHUNK, from_rows
 from saccade.ops.select import top_k
 
 Mode = Literal["fixed", "union"]
@@ -142,6 +143,12 @@ class IVCPrune(Tokens):
         """Values of the layer before, and the rotation."""
         (site,) = self.sites(traits)
         return KeyValue(Site("decoder", site.layer - 1)), Function("rotate", site.layer)
+
+    def workspace(self, shape: Shape) -> int:
+        """Likeness of values, rotations in float64, and a layer's cache while it is cut."""
+        rotations = 8 * shape.samples * shape.rows * shape.head_width * FLOAT
+        asked = shape.attention(min(CHUNK, max(shape.rows - shape.visual, self._seeds(shape.visual))))
+        return shape.edits + asked + 4 * shape.keys + rotations
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Select in images of one size at a time."""

@@ -21,6 +21,7 @@ from saccade.core.layout import VISUAL, Layout
 from saccade.core.method import ModelCall, Offline, Plan, Routing, Traits
 from saccade.core.recipe import Recipe
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Seen
 from saccade.core.state import State
 
@@ -133,6 +134,10 @@ class ShortV(Routing, Offline):
         if self.layers is not None:
             return tuple(sorted(set(self.layers)))
         return tuple(sorted((self._order(traits) or ())[: self._count(traits)]))
+
+    def workspace(self, shape: Shape) -> int:
+        """The frozen rows' part."""
+        return shape.routing
 
     def plan(self, layer: int, x: Tensor, layout: Layout, seen: Seen, state: State) -> Plan | None:
         """All visual rows are frozen; a text-only prompt runs plainly."""

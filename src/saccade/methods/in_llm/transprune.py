@@ -19,9 +19,10 @@ from torch import Tensor
 from saccade.core.layout import VISUAL, Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Function, Halves, Seen, Signal, Site
 from saccade.core.state import State
-from saccade.ops.attention import from_rows
+from saccade.ops.attention import CHUNK, from_rows
 from saccade.ops.select import top_rows
 
 SUM = "transprune"
@@ -115,6 +116,12 @@ class TransPrune(Tokens):
         fit = self.fitted(traits)
         halves = tuple(Halves(Site("decoder", layer - 1)) for layer in fit.accumulate or ())
         return halves + tuple(Function("query_key", layer) for layer in fit.layers or ())
+
+    def workspace(self, shape: Shape) -> int:
+        """Both halves of a layer and their changes; queries and keys of the next, and what the question attends to."""
+        halves = 4 * shape.hidden + 5 * shape.floats(shape.hidden)
+        asked = shape.attention(min(CHUNK, shape.rows - shape.visual))
+        return shape.edits + halves + 4 * (shape.queries + shape.keys) + asked
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Add up transitions; at a stage rank the visual rows of each sample jointly."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from saccade.core.layout import VISUAL, Edit, Layout
 from saccade.core.method import Tokens, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Hidden, Seen, Signal, Site
 from saccade.core.state import State
 from saccade.ops.select import top_of_groups
@@ -71,6 +72,10 @@ class V2Drop(Tokens):
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """What entered the layer before each stage."""
         return tuple(Hidden(Site("decoder", site.layer - 1)) for site in self.sites(traits))
+
+    def workspace(self, shape: Shape) -> int:
+        """Input and output of a layer, and their difference."""
+        return shape.edits + shape.hidden + 4 * shape.floats(shape.hidden)
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Rank the tokens of each image; with several images, counts after the first stage are read from the device."""

@@ -20,6 +20,7 @@ from saccade.core.budget import Budget
 from saccade.core.layout import Layout
 from saccade.core.method import Cache, Kept, ModelCall, Offline, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Attention, KeyValue, Numbers, Rows, Seen, Signal, Site
 from saccade.methods.kv_cache.snapkv import best_entries, window_scores
 from saccade.ops.select import top_k
@@ -173,6 +174,11 @@ class MixKV(Cache, Offline):
         """The window's rows in every layer, and the table."""
         rows = tuple(Rows(Site("decoder", layer), self.window) for layer in _attention_layers(traits))
         return (*rows, Numbers(self.name)) if self.redundancy == "table" else rows
+
+    def workspace(self, shape: Shape) -> int:
+        """As `SnapKV`'s with two scores, and the geometry of a layer's keys."""
+        scores = 4 * (shape.layers + 4) * shape.entries
+        return shape.edits + shape.attention(self.window) + scores + 2 * shape.keys + 4 * shape.floats(shape.keys)
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
         """The host's score and the mixed one, ``[2, B, Hkv, n]``, window entries at inf; None where everything stays."""

@@ -23,7 +23,9 @@ from saccade.core.layout import Layout
 from saccade.core.method import Cache, Kept, ModelCall, Offline, Traits
 from saccade.core.reduction import Reduction
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Columns, Numbers, Seen, Signal, Site
+from saccade.ops.attention import CHUNK
 from saccade.ops.select import top_rows
 
 SHARES = tuple(step / 10 for step in range(1, 10))
@@ -155,6 +157,11 @@ class PrefixKV(Cache, Offline):
         """Attention received in every layer whose cache may shrink, and the profile."""
         columns = tuple(Columns(Site("decoder", layer)) for layer in _layers(traits))
         return (*columns, Numbers(self.name)) if self.search == "offline" else columns
+
+    def workspace(self, shape: Shape) -> int:
+        """Attention of a chunk of queries, scores and entries of all layers, one layer's cache while it shrinks."""
+        scores = 4 * shape.layers * shape.ids
+        return shape.edits + shape.attention(CHUNK) + 2 * shape.masks + scores + 2 * shape.keys
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
         """Importance ``[B, n]``; offline, where no other layer has a say, already the entries that stay."""

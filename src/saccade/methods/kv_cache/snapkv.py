@@ -18,6 +18,7 @@ from saccade.core.budget import Budget
 from saccade.core.layout import Layout
 from saccade.core.method import Cache, Kept, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Attention, Rows, Seen, Signal, Site
 from saccade.ops.select import top_k
 
@@ -79,6 +80,10 @@ class SnapKV(Cache):
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer."""
         return tuple(Rows(Site("decoder", layer), self.window) for layer in range(traits.decoder_layers))
+
+    def workspace(self, shape: Shape) -> int:
+        """The window's rows of one layer, scores and entries of all, one layer's cache while it shrinks."""
+        return shape.edits + shape.attention(self.window) + 3 * (shape.layers + 2) * shape.entries + 2 * shape.keys
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
         """Scores of one layer; None where the prompt fits into the window."""

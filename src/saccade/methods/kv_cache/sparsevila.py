@@ -20,8 +20,10 @@ from saccade.core.budget import Budget
 from saccade.core.layout import Edit, Layout
 from saccade.core.method import Cache, Entries, ItemBatch, ItemTokens, Positions, Traits
 from saccade.core.registry import register
+from saccade.core.shape import Shape
 from saccade.core.signal import Attention, Columns, Rows, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.ops.attention import CHUNK
 from saccade.ops.select import top_k, top_rows
 
 
@@ -95,6 +97,14 @@ class SparseVILA(ItemTokens, Cache):
             full = set(range(traits.decoder_layers)) - {*traits.sliding, *traits.recurrent}
             signals += [_question(layer) for layer in sorted(full)]
         return tuple(signals)
+
+    def workspace(self, shape: Shape) -> int:
+        """The question's rows of one layer, salience in the encoder, and the view beside the whole cache."""
+        text = shape.rows - shape.visual
+        seen = text + self._decode_budget().of(self.budget().of(shape.visual))
+        view = 2 * shape.keys * (shape.layers * seen // shape.rows + 1)
+        salience = shape.image_attention(1 if shape.cls else CHUNK) if self._prunes else 0
+        return super().workspace(shape) + shape.attention(text) + salience + view
 
     def select(self, images: ItemBatch, k: int) -> Tensor:
         """The most salient tokens, in raster order."""

@@ -1,0 +1,171 @@
+"""What a method holds beside the model: bounded by what it declares, and the declaration says something."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import saccade
+from saccade.core import registry
+from saccade.core.method import Method
+from saccade.core.recipe import Recipe
+from saccade.methods import ToMe
+from tests import tiny
+from tests.suite.pairs import artifacts, variants
+
+GRID = 12
+LOOSEST = 8
+"""A declaration may be so many times what was measured, and the engine's share on top."""
+PASSED_THROUGH = {
+    ("saccade.engine.session", "generate"),
+    ("saccade.engine.session", "prefill"),
+    ("saccade.engine.session", "features"),
+    ("saccade.engine.cache", "update"),
+    ("saccade.engine.blocks", "run"),
+    ("saccade.engine.probe", "attention"),
+}
+"""Functions of ours that call what the model would have called itself."""
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, of all and of those made on Saccade's account."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = self.peak = self.ours = self.peak_ours = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        given = {id(tensor.untyped_storage()) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._known | given:
+                size, ours = storage.nbytes(), _on_our_account()
+                self._known.add(id(storage))
+                self._add(size, ours)
+                weakref.finalize(storage, self._free, id(storage), size, ours)
+        return out
+
+    def _add(self, size: int, ours: bool) -> None:
+        self.total += size
+        self.ours += size * ours
+        self.peak, self.peak_ours = max(self.peak, self.total), max(self.peak_ours, self.ours)
+
+    def _free(self, key: int, size: int, ours: bool) -> None:
+        self._known.discard(key)
+        self._add(-size, ours)
+
+
+def _on_our_account() -> bool:
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("saccade.") and (module, frame.f_code.co_name) not in PASSED_THROUGH:
+            return True
+        frame = frame.f_back
+    return False
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Peaks of two requests, and what was declared."""
+
+    peak: int
+    ours: int
+    workspace: int
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """What waits for the garbage collector counts."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def measure(recipe: Recipe | Method, samples: int) -> Bytes:
+    model, inputs = model_and_inputs(samples)
+    with no_collector(), saccade.attach(model, recipe, artifacts=artifacts("llava-clip")) as session, Live() as live:
+        for _ in range(2):
+            model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    return Bytes(live.peak, live.peak_ours, session.report.workspace)
+
+
+@cache
+def model_and_inputs(samples: int) -> tuple[Any, dict[str, Tensor]]:
+    """A grid of 144 tokens, and prompts of different lengths."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for sample in range(samples):
+        words = torch.randint(11, tiny.VOCABULARY, (20 + 7 * sample,), generator=generator).tolist()
+        rows.append([1, *words[:4], *[tiny.IMAGE] * GRID**2, *words[4:]])
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    pixels = torch.randn(samples, 3, 8 * GRID, 8 * GRID, generator=generator)
+    return tiny.llava(grid=GRID), {"input_ids": ids, "attention_mask": (ids > 0).long(), "pixel_values": pixels}
+
+
+@cache
+def unmodified(samples: int) -> Bytes:
+    return measure(Recipe(), samples)
+
+
+@cache
+def baseline(samples: int) -> Bytes:
+    """The engine's share."""
+    return measure(registry.get("random")(keep=1.0), samples)
+
+
+def _methods() -> list[Method]:
+    """The suite's settings, and one that drops little: what is dropped makes room."""
+    found = []
+    for name, kind in registry.methods().items():
+        settings = variants(name)
+        if any(field.name == "keep" for field in fields(kind)):
+            settings = [*settings, replace(settings[0], keep=0.9)]
+        # Six of 144 are out of its reach.
+        found += [replace(m, keep=0.4) if isinstance(m, ToMe) and m.keep == 6 else m for m in settings]
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("method", _methods(), ids=str)
+def test_a_method_needs_no_more_memory_than_it_declares(method: Method, samples: int) -> None:
+    plain, found = unmodified(samples), measure(method, samples)
+    assert found.peak <= plain.peak + found.workspace
+    assert found.ours <= found.workspace
+    assert found.workspace <= LOOSEST * found.ours + baseline(samples).workspace
+
+
+def test_a_recipe_declares_the_sum_of_its_methods() -> None:
+    parts = [registry.get("random")(keep=0.5), registry.get("snapkv")(keep=0.5)]
+    together = measure(Recipe(tuple(parts)), 1)
+    assert together.workspace == sum(measure(part, 1).workspace for part in parts)
+    assert together.ours <= together.workspace
+
+
+@pytest.mark.parametrize("recipe", ["hiprune(keep=40) + fastv(keep=0.5)", "tome(keep=0.4)", "sparsevila", "transprune"])
+def test_nothing_but_ledgers_outlives_the_forward(recipe: str) -> None:
+    assert _left_behind(recipe) <= 3 * _left_behind("none")
+
+
+def _left_behind(recipe: str) -> int:
+    model, inputs = model_and_inputs(1)
+    with no_collector(), saccade.attach(model, recipe), torch.no_grad(), Live() as live:
+        model(**inputs, use_cache=False)
+        return live.total
