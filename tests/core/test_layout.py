@@ -82,6 +82,20 @@ def test_every_row_of_the_positions_follows(layout: Layout, data: Data) -> None:
     assert torch.equal(after.positions[0], after.positions[2])
 
 
+def test_text_follows_the_longest_axis_of_an_image_whatever_row_numbers_the_tokens() -> None:
+    visual, valid = torch.tensor([[False, True, True, True, True, False]]), torch.ones(1, 6, dtype=torch.bool)
+    axes = torch.tensor([[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]])[:, None]
+    numbers = torch.arange(6).expand(1, 1, -1)
+    layout = Layout.build(visual, valid, torch.cat([numbers, axes]), [[Item(2, 2, 0)]])
+    kept = torch.tensor([[True, True, False, True, False, True]])
+
+    whole = layout.after(Edit(Reduction.keeping(valid), text_after="follow"))
+    ranked = layout.after(Edit(Reduction.keeping(kept), "rank"))
+
+    assert torch.equal(whole.positions[1:], axes)
+    assert ranked.positions[1:, 0].tolist() == [[0, 1, 1, 3], [0, 1, 2, 3], [0, 1, 1, 3]]
+
+
 @given(prompts(), st.data())
 def test_positions_can_be_set(layout: Layout, data: Data) -> None:
     reduction = data.draw(gathers(layout.valid))

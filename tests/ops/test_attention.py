@@ -50,6 +50,16 @@ def test_columns_are_means_of_the_whole_map(size: dict[str, int], chunk: int) ->
     assert_close(columns(query, key, SCALE, chunk=chunk), whole_logits(query, key).softmax(-1).mean((1, 2)))
 
 
+@given(sizes, chunks)
+def test_keys_elsewhere_take_their_share(size: dict[str, int], chunk: int) -> None:
+    query, key = drawn(**size)
+    here = key.shape[2] // 2 + 1
+    elsewhere = whole_logits(query, key[:, :, here:]).logsumexp(-1)
+
+    shown = columns(query, key[:, :, :here], SCALE, chunk=chunk, elsewhere=elsewhere)
+    assert_close(shown, columns(query, key, SCALE, chunk=chunk)[:, :here])
+
+
 @given(sizes, chunks, st.data())
 def test_columns_under_a_mask_are_means_over_the_queries_that_see_them(
     size: dict[str, int], chunk: int, data: st.DataObject

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from saccade.ops.ragged import SIZE, Blocks, attend
+from saccade.ops.ragged import SIZE, Blocks, attend, log_mass
 
 
 @given(
@@ -42,6 +42,10 @@ def test_it_equals_masked_attention(
         scale=0.3,
     )
     assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    shown = (query @ keys.repeat_interleave(group, dim=1).mT * 0.3).masked_fill(
+        ~kept.repeat_interleave(group, dim=1)[:, :, None], float("-inf")
+    )
+    assert_close(log_mass(query, blocks, 0.3), shown.logsumexp(-1), atol=1e-5, rtol=1e-5)
 
 
 def test_a_head_wastes_less_than_a_block() -> None:

@@ -238,9 +238,10 @@ def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int)
     """Rotary positions ``[R, B, L]`` in a layer: as its layouts say, and on from there for text that came later."""
     length = given.shape[2]
     given = given[-3:]  # a fourth row in front numbers the text
+    down = torch.zeros(given.shape[1], 1, dtype=torch.long)  # what earlier turns saved
     for start, log in zip(starts, trace.log):
         layout = log[layer]
-        told = layout.positions[1:] if layout.positions.shape[0] == 4 else layout.positions
+        told = (layout.positions[1:] if layout.positions.shape[0] == 4 else layout.positions) - down
         count = told.shape[0]
         last = start + int(log[0].origin.max())
         parts = max(count // given.shape[0], 1)
@@ -248,7 +249,8 @@ def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int)
         index = torch.where(layout.origin >= 0, layout.origin + start, length).expand(count, -1, -1)
         spare = torch.cat([table, table[..., :1]], dim=2)
         spare = spare.scatter(2, index, told)
-        moved = (given[-1:, :, last : last + 1] - told[-1:, :, -1:]).expand(count, -1, -1)
+        moved = given[-1, :, last : last + 1] - told[-1, :, -1:]
         spare[:, :, last + 1 : length] -= moved
+        down = down + moved
         given = spare[..., :length]
     return given

@@ -323,7 +323,9 @@ class Layout:
         else:
             start = torch.stack([self._item_start(number) for number in range(items)])  # [J, R, B, 1]
             rises = places - start
-        extent = torch.where(of_item, rises + 1, 0).amax(dim=(1, 3))  # [J, B]
+        # A fourth row in front numbers all tokens; how much room an item takes is said by the others.
+        axes = slice(1, None) if len(kept) == 4 else slice(None)
+        extent = torch.where(of_item, rises + 1, 0)[:, axes].amax(dim=(1, 3))  # [J, B]
         text = valid & (item < 0)
         before = (text.long().cumsum(1) - text.long())[None]  # text rows before each row
         first = torch.where(of_item, self._rank_of_first(item, items, before), 0)

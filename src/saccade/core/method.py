@@ -172,6 +172,9 @@ class Method(ABC):
 class Tokens(Method):
     """Drops, merges or inserts rows of the sequence at one or more sites."""
 
+    cuts_caches: ClassVar[bool] = False
+    """Whether its edits are for all layers (`Edit.all_layers`): earlier ones' caches are scored once they are made."""
+
     @abstractmethod
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Where it acts."""

@@ -91,8 +91,11 @@ class Ledger:
         return replace(self, prefix=prefix, start=seen, tail=0, holes=self.holes or holes, shift=shift)
 
     def kept(self, entries: Tensor, holes: bool) -> Ledger:
-        """With the entries ``[B, Hkv or 1, k]`` only (-1 = padding, if there are ``holes``)."""
+        """With the entries ``[B, Hkv or 1, k]`` only (-1 = padding, if there are ``holes``), and what lies in blocks."""
         tokens = self.tokens(entries.shape[0], entries.device)
+        if self.blocked:
+            early = torch.arange(self.blocked, device=entries.device).expand(*entries.shape[:2], -1)
+            entries = torch.cat([early, torch.where(entries >= 0, entries + self.blocked, -1)], dim=-1)
         heads = max(tokens.shape[1], entries.shape[1])
         entries = entries.expand(-1, heads, -1)
         prefix = tokens.expand(-1, heads, -1).gather(2, entries.clamp(min=0)).masked_fill(entries < 0, -1)
@@ -152,9 +155,10 @@ class SaccadeLayer(DynamicLayer):
     Attributes:
         ledger: which tokens the entries are that attention reads.
         blocks: entries by head, where heads keep different numbers; ``keys`` and ``values`` are then those that came later.
-        prompt, counts, length: entries left of the prompt, entries there now, tokens of the prompt: of each sample, where a
-            method evicts step by step.
+        prompt, spare, length: entries left of the prompt, padding in front of them, tokens of the prompt: of each sample,
+            where a method evicts step by step.
         prompt_tokens: length of the prompt, padding included.
+        record_past: whether what leaves the sliding window stays until the next `crop`.
     """
 
     def __init__(self, sliding_window: int | None = None) -> None:
@@ -164,9 +168,10 @@ class SaccadeLayer(DynamicLayer):
         self.is_sliding = sliding_window is not None
         self.blocks: Blocks | None = None
         self.prompt: tuple[int, ...] | None = None
-        self.counts: tuple[int, ...] | None = None
+        self.spare: tuple[int, ...] = ()
         self.length: tuple[int, ...] = ()
         self.prompt_tokens = 0
+        self.record_past = False
         self._full: _Full | None = None
         self._evicting: int | None = None
         self._owner: Any = lambda: None
@@ -175,6 +180,7 @@ class SaccadeLayer(DynamicLayer):
     def adopting(cls, layer: DynamicLayer) -> SaccadeLayer:
         """With the contents of a plain layer."""
         new = cls(getattr(layer, "sliding_window", None))
+        new.record_past = getattr(layer, "record_past", False)
         if layer.is_initialized and layer.keys is not None and layer.keys.numel():
             new.lazy_initialization(layer.keys, layer.values)
             new.keys, new.values = layer.keys, layer.values
@@ -200,6 +206,10 @@ class SaccadeLayer(DynamicLayer):
         early = 0.0 if self.blocks is None else float(self.blocks.there.sum()) / (self.keys.shape[0] * self.keys.shape[1])
         return self.keys.shape[2] + early
 
+    def activate_past_recording(self) -> None:
+        """From now on `crop` may take tokens back behind which the sliding window has moved on."""
+        self.record_past = True
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append; the owner accounts for the entries, without one they are the next tokens."""
         if self._evicting is None:
@@ -217,10 +227,8 @@ class SaccadeLayer(DynamicLayer):
 
     def settle(self) -> None:
         """Once attention has run: let go of what has left the sliding window."""
-        if self.sliding_window is not None and self.keys.shape[-2] >= self.sliding_window:
-            self.keys = self.keys[:, :, -self.sliding_window + 1 :]
-            self.values = self.values[:, :, -self.sliding_window + 1 :]
-            self.ledger = self.ledger.last(self.sliding_window - 1)
+        if not self.record_past:
+            self._slide()
 
     def keep(self, entries: Tensor, holes: bool) -> None:
         """Evict all but ``entries`` ``[B, Hkv or 1, k]`` (-1 = padding, if there are ``holes``)."""
@@ -239,22 +247,19 @@ class SaccadeLayer(DynamicLayer):
 
         Where it is the same one of all samples it goes when the next `update` copies the cache anyway.
         """
-        assert self.counts is not None
-        held, width = self.counts, self.keys.shape[2]
-        after = tuple(count - (slot is not None) for count, slot in zip(held, slots))
-        if len(set(slots)) == 1 and slots[0] is not None and all(count == width for count in held):
-            self._evicting, self.counts = slots[0], after
-            self.ledger = self.ledger.without(slots[0], len(held), self.keys.device)
+        width = self.keys.shape[2]
+        if len(set(slots)) == 1 and slots[0] is not None and not any(self.spare):
+            self._evicting = slots[0]
+            self.ledger = self.ledger.without(slots[0], len(slots), self.keys.device)
             return
-        longest = max(after)
-        index = [
-            [-1] * (longest - left)
-            + [entry for entry in range(width - count, width) if slot is None or entry != width - count + slot]
-            for count, left, slot in zip(held, after, slots)
+        kept = [
+            [entry for entry in range(spare, width) if slot is None or entry != spare + slot]
+            for spare, slot in zip(self.spare, slots)
         ]
-        entries = torch.tensor(index, device=self.keys.device)
-        self.keep(entries[:, None], holes=len(set(after)) > 1 or self.ledger.holes)
-        self.counts = after
+        longest = max(map(len, kept))
+        self.spare = tuple(longest - len(entries) for entries in kept)
+        index = [[-1] * spare + entries for spare, entries in zip(self.spare, kept)]
+        self.keep(torch.tensor(index, device=self.keys.device)[:, None], holes=any(self.spare) or self.ledger.holes)
 
     def look(self, entries: Tensor, holes: bool) -> None:
         """Let attention read ``entries`` ``[B, 1, k]`` and what comes later only; the rest stays, set aside."""
@@ -285,7 +290,7 @@ class SaccadeLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.ledger, self.blocks, self.counts, self.prompt, self._full = EMPTY, None, None, None, None
+        self.ledger, self.blocks, self.prompt, self._full = EMPTY, None, None, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take tokens back: a negative number of them, or (older transformers) the length to cut to."""
@@ -293,34 +298,42 @@ class SaccadeLayer(DynamicLayer):
         if count and self.is_initialized:
             self.ledger = self.ledger.cropped(count)
             self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+        if self.is_initialized:
+            self._slide()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""
         super().reorder_cache(beam_idx)
-        self._batched(beam_idx)  # among the beams of one sample, so its counts stay
+        self._batched(beam_idx)  # among the beams of one sample, so the host's numbers stay
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some samples."""
         super().batch_select_indices(indices)
-        self._batched(indices, indices.tolist() if self.counts is not None else ())
+        self._batched(indices, indices.tolist() if self.prompt is not None else ())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sample."""
         batch = torch.arange(self.keys.shape[0], device=self.keys.device).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
-        self._batched(batch, batch.tolist() if self.counts is not None else ())
+        self._batched(batch, batch.tolist() if self.prompt is not None else ())
+
+    def _slide(self) -> None:
+        if self.sliding_window is not None and self.keys.shape[-2] >= self.sliding_window:
+            self.keys = self.keys[:, :, -self.sliding_window + 1 :]
+            self.values = self.values[:, :, -self.sliding_window + 1 :]
+            self.ledger = self.ledger.last(self.sliding_window - 1)
 
     def _batched(self, index: Tensor, samples: Sequence[int] = ()) -> None:
-        """What lies beside keys and values follows; the host's counts follow ``samples``."""
+        """What lies beside keys and values follows; the host's numbers follow ``samples``."""
         self.ledger = self.ledger.batched(index)
         if self.blocks is not None:
             self.blocks = self.blocks.batched(index)
         if self._full is not None:
             keys, values = (x.index_select(0, index.to(x.device)) for x in (self._full.keys, self._full.values))
             self._full = _Full(keys, values, self._full.ledger.batched(index))
-        if self.counts is not None and self.prompt is not None and samples:
-            self.counts, self.prompt, self.length = (
-                tuple(of[sample] for sample in samples) for of in (self.counts, self.prompt, self.length)
+        if self.prompt is not None and samples:
+            self.prompt, self.spare, self.length = (
+                tuple(of[sample] for sample in samples) for of in (self.prompt, self.spare, self.length)
             )
 
     @property

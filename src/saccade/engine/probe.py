@@ -56,14 +56,22 @@ class Probe:
         self._modules, self._kernels = [], set()
 
 
-def chosen_rows(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, rows: Tensor) -> Attention:
-    """Attention of the query rows ``rows`` ``[B, Q]`` (-1 = padding), over all ``K`` keys."""
+def chosen_rows(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor | None, rows: Tensor, elsewhere: Tensor | None = None
+) -> Attention:
+    """Attention of the query rows ``rows`` ``[B, Q]`` (-1 = padding), over all ``K`` keys.
+
+    ``elsewhere`` ``[B, H, q]`` is the log-sum-exp of each query over further keys.
+    """
     there = (rows >= 0)[:, None, :, None]
     index = rows.clamp(min=0)
     chosen = query.gather(2, index[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
     allowed = visible(mask, index, query.shape[2], key.shape[2]) & there
     logits = row_logits(chosen, key, scale).masked_fill(~allowed, float("-inf"))
-    return Attention(logits, logits.logsumexp(-1).masked_fill(~there[..., 0], 0.0))
+    lse = logits.logsumexp(-1)
+    if elsewhere is not None:
+        lse = torch.logaddexp(lse, elsewhere.gather(2, index[:, None].expand_as(lse)))
+    return Attention(logits, lse.masked_fill(~there[..., 0], 0.0))
 
 
 def last_rows(count: int, total: int, end: Tensor | None, batch: int, device: torch.device) -> Tensor:
@@ -77,13 +85,20 @@ def last_rows(count: int, total: int, end: Tensor | None, batch: int, device: to
     return (end[:, None] + back).clamp(min=0)
 
 
-def received(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, causal: bool = True) -> Tensor:
-    """Attention received by each key under the layer's mask: ``[B, K]``."""
+def received(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    mask: Tensor | None,
+    causal: bool = True,
+    elsewhere: Tensor | None = None,
+) -> Tensor:
+    """Attention received by each key under the layer's mask: ``[B, K]``; ``elsewhere`` as in `chosen_rows`."""
     if mask is None and not causal:
         return columns(query, key, scale)
     rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
     allowed = visible(mask, rows, query.shape[2], key.shape[2])
-    return columns(query, key, scale, allowed[:, 0])
+    return columns(query, key, scale, allowed[:, 0], elsewhere=elsewhere)
 
 
 def visible(mask: Tensor | None, rows: Tensor, queries: int, keys: int) -> Tensor:

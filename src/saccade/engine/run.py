@@ -41,6 +41,7 @@ from saccade.engine.functions import function
 from saccade.engine.intake import Intake
 from saccade.engine.vision import Look
 from saccade.models.anatomy import Anatomy
+from saccade.ops import ragged
 
 
 class Program:
@@ -52,6 +53,7 @@ class Program:
         routing: the method that routes each decoder layer.
         experts: methods that weigh the experts of each decoder layer, in recipe order.
         cache: the owner of the cache.
+        cut: decoder layer before which rows may go from the caches of all earlier layers for the last time, 0 = none.
         reads: the signals of each method, in its own order.
         cache_signals: signals that the owner of the cache alone reads.
         encoder_signals, decoder_signals: what to record in each layer's attention.
@@ -73,11 +75,13 @@ class Program:
         self.routing: dict[int, Routing] = {}
         self.experts: dict[int, list[Experts]] = {}
         self.cache: Cache | None = None
+        self.cut = 0
         # The sequence site comes before decoder[0]; within a site, recipe order.
         for kind in ("sequence", "decoder"):
             for method in (m for m in methods if isinstance(m, Tokens)):
                 for site in (s for s in method.sites(traits) if s.kind == kind):
                     self.tokens.setdefault(site.layer, []).append((site, method))
+                    self.cut = max(self.cut, site.layer) if method.cuts_caches else self.cut
         for method in methods:
             if isinstance(method, Tokens):
                 for site in (s for s in method.sites(traits) if s.in_vision):
@@ -194,6 +198,7 @@ class Run:
         self.slots: dict[int, Tensor] = {}
         self.seen: dict[Signal, Any] = dict(program.given)
         self.scores: list[Tensor | None] = []
+        self._unscored: dict[int, dict[Signal, Any]] = {}
         self.kept: list[Tensor | None] = []
         self.edited = False
         self._intake, self._positions, self._looks = intake, positions, looks
@@ -237,6 +242,9 @@ class Run:
                 x = self._arrive(x)
             for site, method in self.program.tokens.get(layer, ()):
                 x = self._edit(layer, site, method, x)
+            if layer == self.program.cut:
+                while self._unscored:
+                    self._score(*self._unscored.popitem())
         if self.program.devices[layer] is not None:
             x = x.to(self.program.devices[layer])  # accelerate would do so later
             self._go(x.device)
@@ -248,7 +256,7 @@ class Run:
         cache = self.caches[layer]
         if not isinstance(cache, SaccadeLayer):
             return x, self._recur(layer, kwargs)
-        if self.rows == 1 and self.program.cache is not None and cache.counts is not None:
+        if self.rows == 1 and self.program.cache is not None and cache.prompt is not None:
             self._step(layer, cache)
         plan = self._plan(layer, x)
         self.routes.append(plan)
@@ -316,13 +324,22 @@ class Run:
         if not self.edited:
             return x
         out = x.new_zeros(x.shape[0], self.rows + 1, x.shape[2])
-        # Padding rows are written to a spare last row.
-        index = self.layout.origin.masked_fill(self.layout.origin < 0, self.rows)
-        return out.scatter_(1, index[..., None].expand_as(x), x)[:, : self.rows]
+        return out.scatter_(1, self._places[..., None].expand_as(x), x)[:, : self.rows]
 
     def close(self) -> None:
         """Let go of what was recorded: some of it refers back to the run, which would wait for the garbage collector."""
         self.seen = {}
+
+    @property
+    def alive(self) -> Tensor:
+        """``[B, rows]`` bool: which rows of the caller's layout have lived through all layers."""
+        alive = torch.zeros(len(self._places), self.rows + 1, dtype=torch.bool, device=self._places.device)
+        return alive.scatter(1, self._places, True)[:, : self.rows]
+
+    @property
+    def _places(self) -> Tensor:
+        """``[B, n]`` places of the rows in the caller's layout; padding rows have a spare one behind its last."""
+        return self.layout.origin.masked_fill(self.layout.origin < 0, self.rows)
 
     def observe(self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
         """Record what ``layer``'s attention shows."""
@@ -330,7 +347,7 @@ class Run:
             return
         with self.clock.lap("decoder signals"):
             for signal in self.program.decoder_signals[layer]:
-                self.seen[signal] = self._observe(signal, query, key, scale, mask)
+                self.seen[signal] = self._observe(layer, signal, query, key, scale, mask)
 
     def observe_half(self, layer: int, number: int, x: Tensor) -> None:
         """Record input or output of a half of ``layer`` (numbered as `saccade.core.signal.Halves` lists them)."""
@@ -343,18 +360,19 @@ class Run:
             a, b, c, d = self.seen[site]
             self.seen[site] = ((a, b), (c, d))
 
-    def _observe(self, signal: Signal, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Any:
+    def _observe(self, layer: int, signal: Signal, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Any:
         current = slice(key.shape[2] - self._written, None)
-        route = self._route
+        route, blocks = self._route, self.caches[layer].blocks
+        elsewhere = None if blocks is None else ragged.log_mass(query, blocks, scale)
         if isinstance(signal, QueryKey):
             return _reordered((query, key[:, :, current]), None if route is None else route.restore)
         if isinstance(signal, Rows):
-            rows = probe.chosen_rows(query, key, scale, mask, self._queries(signal, query))
+            rows = probe.chosen_rows(query, key, scale, mask, self._queries(signal, query), elsewhere)
             if signal.keys == "cache":
                 return rows
             shown = Attention(rows.logits[..., current], rows.lse)
             return shown if route is None else shown.after(route.restore)
-        received = probe.received(query, key, scale, mask)[:, current]
+        received = probe.received(query, key, scale, mask, elsewhere=elsewhere)[:, current]
         return received if route is None else route.restore.apply(received)
 
     def _queries(self, signal: Rows, query: Tensor) -> Tensor:
@@ -456,24 +474,29 @@ class Run:
 
     def _cut(self, layer: int) -> None:
         """Cut the rows that are gone from a finished layer's cache."""
-        cache, rows = self.caches[layer], self.cached[layer].origin
+        cache, route = self.caches[layer], self.routes[layer]
         if not isinstance(cache, SaccadeLayer) or cache.sliding_window is not None:
             return
-        entries = self._once(self._entries_left, rows, key=cache.keys.shape[2], then=(cache.keys.shape[2],))
-        holes = not self.layout.dense or cache.ledger.holes
-        ledger = self._once(lambda old: old.kept(entries[:, None], holes), cache.ledger, key="cut")
-        cache.keep(entries[:, None], holes)
+        before = self.cached[layer]
+        edit = self._once(self._rows_left, before, then=(route is None or route.frozen,))
+        past = cache.keys.shape[2] - before.shape[1]
+        entries = self._once(_behind, edit.reduction, key=past, then=(past,))
+        after = self.cached[layer] = self._once(before.after, edit)
+        holes = not after.dense or cache.ledger.holes
+        ledger = self._once(lambda old: old.kept(entries.anchor[:, None], holes), cache.ledger, key="cut")
+        cache.keep(entries.anchor[:, None], holes)
         cache.ledger = ledger
-        self.cached[layer] = self.layout.to(rows.device)
+        for signal, value in self._unscored.get(layer, {}).items():
+            whole = isinstance(signal, Rows) and signal.keys == "cache"
+            self._unscored[layer][signal] = value.after(entries) if whole else _follow(value, edit.reduction)
 
-    def _entries_left(self, rows: Tensor, held: int) -> Tensor:
-        """``[B, k]`` entries of a layer with rows ``rows`` ``[B, n]`` (origins, ascending) that the layout still has."""
-        wanted = self.layout.origin.to(rows.device)
-        index = torch.searchsorted(rows.contiguous(), wanted.contiguous()).clamp(max=rows.shape[1] - 1)
-        there = (rows.gather(1, index) == wanted) & (wanted >= 0)
-        past = held - rows.shape[1]
-        earlier = torch.arange(past, device=rows.device).expand(rows.shape[0], -1)
-        return torch.cat([earlier, torch.where(there, index + past, -1)], dim=1)
+    def _rows_left(self, before: Layout, everything: bool) -> Edit:
+        """The edit that leaves, of the rows ``before``, those that are alive now; ``everything`` alive is among them."""
+        now = self.layout.origin.to(before.origin.device).contiguous()
+        index = torch.searchsorted(now, before.origin.contiguous()).clamp(max=now.shape[1] - 1)
+        alive = (now.gather(1, index) == before.origin) & (before.origin >= 0)
+        live, visual = (self.layout.live, self.layout.visual) if everything else (None, None)
+        return Edit(Reduction.keeping(alive, live), live=live, visual=visual)
 
     # Positions, masks and ledgers.
 
@@ -534,9 +557,7 @@ class Run:
         return self._once(self._pick, base, key=id(old), then=(new, x, self._tokens))
 
     def _pick(self, base: Tensor | None, new: Ledger, x: Tensor, queries: Tensor) -> Tensor:
-        keys = new.tokens(x.shape[0], x.device)
-        if new.blocked:  # what lies in blocks is seen by every query, and read elsewhere
-            keys = keys[:, :1, new.blocked :]
+        keys = _dense(new.tokens(x.shape[0], x.device), new)
         base = None if base is None else base.to(x.device)
         return self._by_head(masks.pick(base, queries, keys, self.past, self.anatomy.kernel, x))
 
@@ -594,7 +615,7 @@ class Run:
         others = tuple(route.frozen.take(table) for table in tables)
         cache.update(*self.anatomy.keys_values(layer, route.frozen.take(x), others))  # type: ignore[arg-type]
         rest = route.frozen.take(tokens).masked_fill(~route.frozen.valid, -1)
-        past = old.tokens(x.shape[0], x.device)
+        past = _dense(old.tokens(x.shape[0], x.device), old)
         keys = torch.cat([past, *(n[:, None].expand(-1, past.shape[1], -1) for n in (rest, mine))], dim=-1)
         mask = masks.pick(None if base is None else base.to(x.device), mine, keys, self.past, self.anatomy.kernel, x)
         kwargs["attention_mask"] = self._by_head(mask)
@@ -632,24 +653,31 @@ class Run:
         skipping = route is not None and not route.plan.frozen
         layout = self.layout.after(Edit(route.active, live=route.counts)) if skipping and route else self.layout
         self.cached.append(layout)
-        if method is None:
+        self.scores.append(None)
+        if method is None or cache.sliding_window is not None:  # which holds the last tokens only, whatever they score
             return
-        sliding = cache.sliding_window is not None  # holds the last tokens only, whatever they score
-        with self.clock.lap("method"):
-            seen = self._read(method)
-            if skipping and route:
-                seen = {signal: _follow(value, route.active) for signal, value in seen.items()}
-            if self.scoring_cache:
-                scored = None if sliding else method.score(layer, cache.keys, cache.values, seen, layout)
-                self.scores.append(scored)
-            if self.turn and not sliding and type(method).view is not Cache.view:
-                self._look(method, layer, cache, seen, layout)
+        seen = self._read(method)
+        if skipping and route:
+            seen = {signal: _follow(value, route.active) for signal, value in seen.items()}
+        if self.reads_images and layer < self.program.cut:
+            self._unscored[layer] = seen
+        else:
+            self._score(layer, seen)
         # A whole model's attention rows would add up; this layer's are read now, unless by another method too.
         for signal in self.program.cache_signals.intersection(self.program.decoder_signals.get(layer, ())):
             self.seen.pop(signal, None)
 
+    def _score(self, layer: int, seen: Mapping[Signal, Any]) -> None:
+        method, cache, layout = self.program.cache, self.caches[layer], self.cached[layer]
+        assert method is not None
+        with self.clock.lap("method"):
+            if self.scoring_cache:
+                self.scores[layer] = method.score(layer, cache.keys, cache.values, seen, layout)
+            if self.turn and type(method).view is not Cache.view:
+                self._look(method, layer, cache, seen, layout)
+
     def _look(self, method: Cache, layer: int, cache: SaccadeLayer, seen: Mapping[Signal, Any], layout: Layout) -> None:
-        tokens = cache.ledger.tokens(layout.shape[0], cache.keys.device)
+        tokens = _dense(cache.ledger.tokens(layout.shape[0], cache.keys.device), cache.ledger)
         visual = cache.ledger.is_visual(tokens)
         # How many there are is the same for layers that hold the same tokens: asked of the device once for them all.
         counts = self._once(lambda ledger: tuple(visual[:, 0].sum(1).tolist()), cache.ledger, key="visual")
@@ -672,22 +700,20 @@ class Run:
         if type(method).step is not Cache.step and cache.sliding_window is None and cache.blocks is None:
             if kept is not None and kept.counts is None:
                 live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
-            cache.prompt = cache.counts = live
+            cache.prompt, cache.spare = live, tuple(cache.keys.shape[2] - count for count in live)
             cache.length, cache.prompt_tokens = tuple(self._intake.valid.sum(1).tolist()), self.rows
 
     def _step(self, layer: int, cache: SaccadeLayer) -> None:
         method = self.program.cache
         assert method is not None
-        assert cache.counts is not None
         assert cache.prompt is not None
         later = self.past + 1 - cache.prompt_tokens
         slots = [
-            method.step(layer, prompt, held, length + later, length)
-            for prompt, held, length in zip(cache.prompt, cache.counts, cache.length)
+            method.step(layer, prompt, cache.keys.shape[2] - spare, length + later, length)
+            for prompt, spare, length in zip(cache.prompt, cache.spare, cache.length)
         ]
         if any(slot is not None for slot in slots):
             cache.evict(slots)
-        cache.counts = tuple(count + 1 for count in cache.counts)
 
     def _once(self, make: Callable[..., Any], subject: Any, key: Any = None, then: tuple[Any, ...] = ()) -> Any:
         """Layers that share a ledger, a table or a mask share what is made of it."""
@@ -744,6 +770,18 @@ def _follow(value: Any, reduction: Reduction) -> Any:
     if isinstance(value, tuple) and isinstance(value[0], tuple):
         return tuple(tuple(reduction.apply(part) for part in half) for half in value)
     return _reordered(value, reduction) if isinstance(value, tuple) else value
+
+
+def _dense(tokens: Tensor, ledger: Ledger) -> Tensor:
+    """Those of ``tokens`` ``[B, h, n]`` in dense tensors; what lies in blocks is read elsewhere, by every query."""
+    return tokens[:, :1, ledger.blocked :] if ledger.blocked else tokens
+
+
+def _behind(reduction: Reduction, past: int) -> Reduction:
+    """A reduction of the current rows as one of a layer's entries, which are ``past`` earlier ones and these."""
+    earlier = torch.arange(past, device=reduction.anchor.device).expand(reduction.shape[0], -1)
+    anchor = torch.where(reduction.valid, reduction.anchor + past, -1)
+    return Reduction.gather(torch.cat([earlier, anchor], dim=1), past + reduction.inputs)
 
 
 def _reordered(pair: tuple[Tensor, Tensor], reduction: Reduction | None) -> tuple[Tensor, Tensor]:

@@ -105,14 +105,18 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
 
 def _check_grids(recipe: Recipe, traits: Traits) -> None:
     """Some choosers need whole grids: nothing may be dropped or merged before them."""
-    acts_on_pictures = [m for m in recipe.methods if isinstance(m, Tokens) and any(s.in_vision for s in m.sites(traits))]
-    choosers = [method for method in recipe.methods if isinstance(method, ItemTokens)]
-    for place, method in enumerate(choosers):
-        before = [other for other in (*acts_on_pictures, *choosers[:place]) if other is not method]
-        if method.needs_grid and before:
+    editing = [
+        (m, {s.kind for s in m.sites(traits) if s.kind != "decoder"}) for m in recipe.methods if isinstance(m, Tokens)
+    ]
+    on_pictures = [method for method, kinds in editing if kinds - {"sequence"}]
+    on_sequence = [method for method, kinds in editing if "sequence" in kinds]
+    for place, method in enumerate(on_sequence):
+        before = [other for other in (*on_pictures, *on_sequence[:place]) if other is not method]
+        if isinstance(method, ItemTokens) and method.needs_grid and before:
+            remedy = "use one of them" if before[0] in on_pictures else "put it first, or use one of them"
             raise SaccadeError(
                 f"{before[0].name} + {method.name}: {method.name} needs whole grids, and {before[0].name} drops tokens "
-                "before it; put it first, or use one of them"
+                f"before it; {remedy}"
             )
 
 
@@ -165,6 +169,7 @@ class Session:
         self._slots: dict[int, Tensor] = {}
         self._kv_bytes: tuple[int, ...] = ()
         self._drop_cache = False
+        self._labels: Tensor | None = None
         self._undo: list[Callable[[], None]] = []
         try:
             self._install()
@@ -275,8 +280,10 @@ class Session:
         hook(parts.multimodal, self._before_multimodal, pre=True)
         hook(parts.language_model, self._before_language_model, pre=True)
         hook(parts.language_model, self._after_language_model)
+        self._watch_generation()
         if not self.recipe.methods:
             return
+        hook(parts.model, self._before_model, pre=True)
         for layer, module in enumerate(parts.layers):
             hook(module, self._before_layer(layer), pre=True)
             hook(module, self._after_layer(layer))
@@ -286,7 +293,6 @@ class Session:
             for number, part in enumerate(parts.halves(layer)):
                 hook(part, self._observe_half(layer, number))
         self._listen()
-        self._watch_generation()
 
     def _install_vision(self) -> None:
         """Hooks in the encoder's blocks, where rows are to go there."""
@@ -355,6 +361,7 @@ class Session:
     def _watch_generation(self) -> None:
         """Know where a turn begins; refuse ways of generating that cut prompts up or have their own cache."""
         model: Any = self.anatomy.model
+        owner = self._program.cache
         inside = [m.name for m in self.recipe.methods if not isinstance(m, ItemTokens) or isinstance(m, Cache)]
 
         def batching(*args: Any, **kwargs: Any) -> Any:
@@ -368,24 +375,53 @@ class Session:
                 )
             return type(model)._prefill(model, input_ids, generation_config, *args, **kwargs)
 
+        def candidates(*args: Any, **kwargs: Any) -> Any:
+            if owner is not None and type(owner).step is not Cache.step:
+                raise SaccadeError(
+                    f"assisted decoding: {owner.name} evicts with every token, and what is gone cannot be taken back; "
+                    "leave out prompt_lookup_num_tokens and assistant_model"
+                )
+            source = type(model)._get_candidate_generator(model, *args, **kwargs)
+            propose = source.get_candidates
+
+            def get_candidates(input_ids: Tensor, **options: Any) -> Any:
+                # Candidates beside the prompt would be read as a part of it.
+                return (input_ids, None) if self._generating else propose(input_ids, **options)
+
+            source.get_candidates = get_candidates
+            return source
+
         def generate(*args: Any, **kwargs: Any) -> Any:
             self._generating = True  # until the prompt was read
+            self._looks = []
             try:
                 return type(model).generate(model, *args, **kwargs)
             finally:
                 self._generating = None
 
-        replaced = {
-            "init_continuous_batching": batching,
-            "_prefill": prefill,
-            "generate": functools.wraps(model.generate)(generate),
-        }
+        replaced: dict[str, Callable[..., Any]] = {"generate": functools.wraps(model.generate)(generate)}
+        if self.recipe.methods:
+            replaced["init_continuous_batching"] = batching
+            replaced["_prefill"] = prefill
+            replaced["_get_candidate_generator"] = candidates
         for name, function in replaced.items():
             if hasattr(model, name):
                 model.__dict__[name] = function
                 self._undo.append(lambda name=name: model.__dict__.pop(name))  # type: ignore[misc]
 
     # Hooks, in the order in which a request meets them.
+
+    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Take over the labels, so that rows that are dropped need predict nothing."""
+        if module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
+            raise SaccadeError(
+                f"gradient checkpointing: not possible under {self.recipe}, as layers that are run again have no cache and "
+                "show no attention; turn it off"
+            )
+        if kwargs.get("labels") is None:
+            return None
+        self._labels = kwargs["labels"].clone()
+        return args, dict(kwargs, labels=self._labels)
 
     def _before_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._clock.start("vision")
@@ -438,6 +474,8 @@ class Session:
         if args:
             kwargs = {"input_ids": args[0], **kwargs}
         self._incoming = kwargs
+        if any(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
+            self._looks = []  # encoded from now on; what was before has not come to a prompt
         cache = kwargs.get("past_key_values")
         if self.recipe.methods and cache is not None:
             # Before the model sizes its masks, which some families do outside of the language model.
@@ -557,9 +595,12 @@ class Session:
 
     def _after_language_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         run, self._run = self._run, None
+        labels, self._labels = self._labels, None
         if run is not None:
             with self._clock.lap("engine"):
                 output["last_hidden_state"] = run.finish(output["last_hidden_state"])
+                if labels is not None and run.edited:
+                    labels[:, 1:].masked_fill_(~run.alive[:, :-1].to(labels.device), -100)
             if self._program.retain:
                 device = output["last_hidden_state"].device
                 self.read = run.layouts[0].to(device), on(run.seen, device)

@@ -37,7 +37,13 @@ def causal(valid: Tensor) -> Allowed:
 
 
 def received(
-    query: Tensor, key: Tensor, weight: Tensor, scale: float, allowed: Allowed | None = None, chunk: int = CHUNK
+    query: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    scale: float,
+    allowed: Allowed | None = None,
+    chunk: int = CHUNK,
+    elsewhere: Tensor | None = None,
 ) -> Tensor:
     """Attention received by each key from groups of queries: weighted sums over queries of the mean over heads, float32.
 
@@ -50,6 +56,7 @@ def received(
         scale: factor of the logits.
         allowed: which query may see which key; None = all.
         chunk: queries at a time.
+        elsewhere: ``[B, H, Q]`` log-sum-exp of each query's logits over keys besides these, that share its attention.
 
     Returns:
         ``[B, G, K]``.
@@ -59,17 +66,27 @@ def received(
     for start in range(0, rows, chunk):
         stop = min(start + chunk, rows)
         logits = row_logits(query[:, :, start:stop], key, scale)
-        if allowed is None:
-            probabilities = logits.softmax(-1)
-        else:
-            # Masked by a finite number, and again behind the softmax: a padding query, which sees nothing, adds nothing.
-            visible = allowed(start, stop)[:, None]
-            probabilities = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
+        # Masked by a finite number, and again behind the softmax: a padding query, which sees nothing, adds nothing.
+        visible = None if allowed is None else allowed(start, stop)[:, None]
+        if visible is not None:
+            logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
+        probabilities = logits.softmax(-1)
+        if visible is not None:
+            probabilities = probabilities * visible
+        if elsewhere is not None:
+            probabilities = probabilities * (logits.logsumexp(-1) - elsewhere[:, :, start:stop]).sigmoid()[..., None]
         total = total + weight[:, :, start:stop].float() @ probabilities.mean(1)
     return total
 
 
-def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None, chunk: int = CHUNK) -> Tensor:
+def columns(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    allowed: Tensor | None = None,
+    chunk: int = CHUNK,
+    elsewhere: Tensor | None = None,
+) -> Tensor:
     """Attention received by each key: the mean over heads and over the queries that may see it, float32.
 
     Args:
@@ -78,6 +95,7 @@ def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = N
         scale: factor of the logits.
         allowed: ``[B or 1, Q, K]`` bool, which query may see which key; None = all.
         chunk: queries at a time.
+        elsewhere: as `received` takes it.
 
     Returns:
         ``[B, K]``.
@@ -85,7 +103,7 @@ def columns(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = N
     every = torch.ones(1, 1, query.shape[2], device=query.device)
     mask = None if allowed is None else lambda start, stop: allowed[:, start:stop]
     seen_by = query.shape[2] if allowed is None else allowed.sum(1).clamp(min=1)
-    return received(query, key, every, scale, mask, chunk)[:, 0] / seen_by
+    return received(query, key, every, scale, mask, chunk, elsewhere)[:, 0] / seen_by
 
 
 def from_rows(query: Tensor, key: Tensor, rows: Tensor, allowed: Tensor, chunk: int = CHUNK) -> Tensor:

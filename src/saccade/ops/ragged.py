@@ -88,10 +88,10 @@ def attend(query: Tensor, blocks: Blocks, keys: Tensor, values: Tensor, allowed:
     batch, heads, rows, width = query.shape
     kv_heads = keys.shape[1]
     group = heads // kv_heads
-    folded = query.reshape(batch * kv_heads, group * rows, width)
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)
     # Few and large operations: this runs in every layer of every step.
-    early = torch.baddbmm(blocks.bias, folded.index_select(0, blocks.owner), blocks.keys.mT, alpha=scale).float()
+    early = _logits(query, blocks, scale)
+    folded = query.reshape(batch * kv_heads, group * rows, width)
     late = torch.baddbmm(folded.new_zeros(()), folded, keys.mT, alpha=scale).float()  # [B Hkv, g, m]
     if allowed is not None:
         visible = allowed.expand(batch, heads, rows, -1).reshape(late.shape)
@@ -105,3 +105,20 @@ def attend(query: Tensor, blocks: Blocks, keys: Tensor, values: Tensor, allowed:
     out = (late.to(values.dtype) @ values).float()
     out = out.index_add(0, blocks.owner, (early.to(values.dtype) @ blocks.values).float())
     return (out / total).to(query.dtype).reshape(batch, heads, rows, width)
+
+
+def log_mass(query: Tensor, blocks: Blocks, scale: float) -> Tensor:
+    """Log-sum-exp of the logits of ``query`` ``[B, H, q, d]`` over the entries in ``blocks``: ``[B, H, q]`` float32."""
+    by_block = _logits(query, blocks, scale).logsumexp(-1)  # [n, g]
+    batch, kv_heads = blocks.heads
+    nothing = by_block.new_full((batch * kv_heads, by_block.shape[1]), float("-inf"))
+    top = nothing.scatter_reduce(0, blocks.owner[:, None].expand_as(by_block), by_block, "amax")
+    total = torch.zeros_like(top).index_add(0, blocks.owner, (by_block - top[blocks.owner]).exp())
+    return (top + total.log()).reshape(query.shape[:3])
+
+
+def _logits(query: Tensor, blocks: Blocks, scale: float) -> Tensor:
+    """``[n, g, SIZE]`` logits of the g queries that share each block's head; slots that are not in use at -inf."""
+    batch, kv_heads = blocks.heads
+    folded = query.reshape(batch * kv_heads, -1, query.shape[-1])
+    return torch.baddbmm(blocks.bias, folded.index_select(0, blocks.owner), blocks.keys.mT, alpha=scale).float()

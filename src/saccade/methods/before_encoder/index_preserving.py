@@ -151,7 +151,7 @@ class IndexPreserving(Tokens):
         """Needs the encoder's input, and a classifier of its cells."""
         reason = traits.refuse_sites("patches")
         if reason is not None:
-            return reason
+            return f"{reason}; use a method that acts behind the encoder, such as uniform"
         artifact = traits.artifacts.get(self.name)
         if traits.cell is None or artifact is None:
             return (

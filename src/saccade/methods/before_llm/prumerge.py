@@ -185,13 +185,15 @@ class PruMerge(Tokens):
         """Needs queries and keys of a block that exists, and rows before the projector."""
         if traits.encoder_layers is None or traits.feature_layer is None:
             return f"needs encoder attention, which is not available on {traits.family}; use fastv, uniform or random"
+        refused = traits.refuse_sites("pre_projector")
+        if refused:
+            return f"{refused}; use hiprune or scope"
         last = traits.encoder_layers - 1
         if self.layer is None and traits.feature_layer == last:
             return f"no encoder block follows the one that makes the features; read that one, layer={last}"
         if self.layer is not None and self.layer > last:
             return f"layer={self.layer}: must be in 0..{last}"
-        refused = traits.refuse_sites("pre_projector")
-        return f"{refused}; use hiprune or scope" if refused else None
+        return None
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Before the projector."""

@@ -99,6 +99,7 @@ class IVCPrune(Tokens):
     paper = "arXiv 2602.03060"
     needs = ("decoder values (1 layer)", "rotary tables whose halves turn into each other")
     identity_at = {"target": 1.0, "context": 1.0}  # noqa: RUF012
+    cuts_caches = True
 
     layer: int | None = None
     """Tokens go at its input; None = 16 of 32, or 16 of 28 under M-RoPE."""
