@@ -1,6 +1,8 @@
 """How close each method comes to the physical limit, at LLaVA shapes with random weights.
 
     python benchmarks/efficiency.py                                              # about ten minutes on 2 cores
+    python benchmarks/efficiency.py --images 4 --stages unmodified "in the cache" --rounds 1 --decode-rounds 1 \\
+        --out docs/efficiency-long                                               # a cache that decoding feels
     python benchmarks/efficiency.py --shape 7b --device cuda --dtype bfloat16    # LLaVA-1.5-7B
 
 Each round runs every recipe once and, right after it, the same layers on the rows (over the cache entries) that the recipe
@@ -15,7 +17,7 @@ import json
 import platform
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,19 +101,19 @@ def main() -> None:
     args = _arguments()
     torch.manual_seed(args.seed)
     model = _model(args.shape, args.device, getattr(torch, args.dtype))
-    inputs = _inputs(args.device, getattr(torch, args.dtype))
+    inputs = _inputs(args.images, args.device, getattr(torch, args.dtype))
     parts = anatomy(model)
     bench = Bench(model, parts, inputs, _artifacts(parts, inputs))
-    rows = [row for row in _rows(len(parts.layers)) if bench.hosts(row.recipe)]
+    rows = [row for row in _rows(len(parts.layers), args.stages) if bench.hosts(row.recipe)]
     for number in track(range(args.rounds + 1), description="rounds"):
         for row in rows:  # the first round warms up
             bench.measure(row, args.tokens if 0 < number <= args.decode_rounds else 2, keep=number > 0)
     _write(args, rows)
 
 
-def _rows(layers: int) -> Iterator[Row]:
+def _rows(layers: int, stages: Iterable[str]) -> Iterator[Row]:
     late = tuple(range(layers * 2 // 5, layers))
-    for stage, recipes in STAGES.items():
+    for stage, recipes in ((stage, STAGES[stage]) for stage in stages):
         for recipe in recipes:
             yield Row(stage, recipe.format(late=late))
 
@@ -177,10 +179,10 @@ def _model(shape: str, device: str, dtype: torch.dtype) -> Any:
             torch.set_default_dtype(default)
 
 
-def _inputs(device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def _inputs(images: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     words = torch.randint(11, 1024, (TEXT,)).tolist()
-    ids = torch.tensor([[1, *words[:16], *[IMAGE] * PATCHES, *words[16:]]], device=device)
-    return {"input_ids": ids, "pixel_values": torch.randn(1, 3, 336, 336, device=device, dtype=dtype)}
+    ids = torch.tensor([[1, *words[:16], *[IMAGE] * PATCHES * images, *words[16:]]], device=device)
+    return {"input_ids": ids, "pixel_values": torch.randn(images, 3, 336, 336, device=device, dtype=dtype)}
 
 
 def _artifacts(parts: Anatomy, inputs: dict[str, Tensor]) -> list[Artifact]:
@@ -221,7 +223,9 @@ def _write(args: argparse.Namespace, rows: list[Row]) -> None:
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     run = {
         "command": f"python benchmarks/efficiency.py --shape {args.shape} --device {args.device} --dtype {args.dtype} "
+        f"--images {args.images} --stages {' '.join(map(repr, args.stages))} "
         f"--rounds {args.rounds} --decode-rounds {args.decode_rounds} --tokens {args.tokens} --seed {args.seed}",
+        "visual": PATCHES * args.images,
         "device": device,
         "machine": platform.machine(),
         "torch": torch.__version__,
@@ -269,8 +273,8 @@ def _markdown(run: dict[str, Any], records: list[dict[str, Any]]) -> str:
         f"Written by `{run['command']}`",
         f"({run['device']}, {run['machine']}, torch {run['torch']}, transformers {run['transformers']}).",
         "",
-        f"A prompt of {TEXT + 1 + PATCHES} tokens, {PATCHES} of them visual. Seconds are medians; ratios are medians with",
-        "95 % intervals. *Limit* is the same layers on the rows that live (while decoding: over a plain cache of as many",
+        f"A prompt of {TEXT + 1 + run['visual']} tokens, {run['visual']} of them visual. Seconds are medians; ratios are",
+        "medians with 95 % intervals. *Limit* is the same layers on the rows that live (while decoding: over a plain cache of as many",
         "entries as the recipe's attention reads), no scoring, no hooks; efficiency is limit / measured, also with the",
         "method's own arithmetic set aside. The encoder is listed apart, the scores that a method reads there included; it",
         f"has no limit, only a speed-up. Decoding is per token, the mean over {run['tokens']} tokens behind the prompt; the",
@@ -324,6 +328,8 @@ def _interval(values: list[float], seed: int) -> tuple[float, float, float]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--images", type=int, default=1, help="images in the prompt, 576 tokens each")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=6)

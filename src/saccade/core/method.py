@@ -408,8 +408,8 @@ class Cache(Method):
             layer: decoder layer.
             prompt: entries that were left of the prompt.
             held: entries now there.
-            tokens: tokens seen so far, this step's included.
-            length: tokens seen when the prompt had been read, before anything was evicted.
+            tokens: ``length`` and all tokens since, this step's included.
+            length: rows of the prompt that the layer was shown, before anything was evicted.
         """
         return None
 

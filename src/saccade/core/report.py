@@ -14,7 +14,8 @@ from saccade.core.method import Plan
 class Report:
     """The cost of the last request (everything since its cache was empty).
 
-    Token counts are means over the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are
+    Token counts and FLOPs are those of its first prompt, or of the last one that brought images. Token counts are means over
+    the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are
     totals over the batch. ``workspace`` is the most bytes that the methods say they need beside the unmodified model's peak
     (`saccade.core.method.Method.workspace`). ``active`` rows are those not frozen. FLOPs count the matrix products of the
     language model's layers in the prefill. Every forward after the prefill counts as a decode step, a later turn's prompt

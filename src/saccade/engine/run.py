@@ -701,7 +701,7 @@ class Run:
             if kept is not None and kept.counts is None:
                 live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
             cache.prompt, cache.spare = live, tuple(cache.keys.shape[2] - count for count in live)
-            cache.length, cache.prompt_tokens = tuple(self._intake.valid.sum(1).tolist()), self.rows
+            cache.length, cache.prompt_tokens = layout.live, self.rows
 
     def _step(self, layer: int, cache: SaccadeLayer) -> None:
         method = self.program.cache
