@@ -274,11 +274,12 @@ def _markdown(run: dict[str, Any], records: list[dict[str, Any]]) -> str:
         f"({run['device']}, {run['machine']}, torch {run['torch']}, transformers {run['transformers']}).",
         "",
         f"A prompt of {TEXT + 1 + run['visual']} tokens, {run['visual']} of them visual. Seconds are medians; ratios are",
-        "medians with 95 % intervals. *Limit* is the same layers on the rows that live (while decoding: over a plain cache of as many",
-        "entries as the recipe's attention reads), no scoring, no hooks; efficiency is limit / measured, also with the",
-        "method's own arithmetic set aside. The encoder is listed apart, the scores that a method reads there included; it",
-        f"has no limit, only a speed-up. Decoding is per token, the mean over {run['tokens']} tokens behind the prompt; the",
-        "KV cache is given after the prompt and at the end. `alvts` and `index_preserving` run on random numbers.",
+        "medians with 95 % intervals. *Limit* is the same layers on the rows that live (while decoding: over a plain cache",
+        "of as many entries as the recipe's attention reads), no scoring, no hooks; efficiency is limit / measured, also",
+        "with the method's own arithmetic set aside. The encoder is listed apart, the scores that a method reads there",
+        "included; it has no limit, only a speed-up. Decoding is per token, the mean over",
+        f"{run['tokens']} tokens behind the prompt; the KV cache is given after the prompt and at the end. `alvts` and",
+        "`index_preserving` run on random numbers.",
     ]
     for stage in dict.fromkeys(record["stage"] for record in records):
         mine = [record for record in records if record["stage"] == stage]
