@@ -19,7 +19,7 @@ from saccade.core.errors import SaccadeError
 from saccade.core.method import Method
 from saccade.core.recipe import Recipe, build
 from saccade.engine.calibrate import Calibration
-from saccade.engine.session import check
+from saccade.engine.check import check
 from saccade.methods import ALVTS
 from saccade.methods.before_encoder.index_preserving import train
 from saccade.models import Anatomy, anatomy

@@ -409,7 +409,7 @@ class Cache(Method):
             prompt: entries that were left of the prompt.
             held: entries now there.
             tokens: ``length`` and all tokens since, this step's included.
-            length: rows of the prompt that the layer was shown, before anything was evicted.
+            length: tokens of the prompt, before anything was dropped or evicted.
         """
         return None
 

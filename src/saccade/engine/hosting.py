@@ -11,7 +11,7 @@ from torch import nn
 from saccade.core import registry
 from saccade.core.errors import SaccadeError
 from saccade.core.recipe import Recipe, build
-from saccade.engine.session import check
+from saccade.engine.check import check
 from saccade.models.anatomy import Anatomy, anatomy
 from saccade.models.specimens import SHAPES, specimen
 

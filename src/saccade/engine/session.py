@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicCache
 from saccade.core.artifact import Artifact
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Layout
-from saccade.core.method import Cache, Companion, Experts, ItemTokens, Method, Plan, Routing, Tokens, Traits
+from saccade.core.method import Cache, Companion, ItemTokens, Method, Plan, Traits
 from saccade.core.recipe import Recipe
 from saccade.core.report import Report, Trace
 from saccade.core.shape import Shape
@@ -25,16 +25,17 @@ from saccade.core.signal import Seen, on
 from saccade.core.state import State
 from saccade.engine import blocks, experts, probe
 from saccade.engine.cache import SaccadeLayer, adopt
+from saccade.engine.check import check
 from saccade.engine.clock import Clock
 from saccade.engine.flops import prefill_flops
 from saccade.engine.intake import Intake
-from saccade.engine.run import Program, Run, layer_of
+from saccade.engine.program import Program
+from saccade.engine.run import Run
 from saccade.engine.vision import Kind, Look, encoded
 from saccade.models.anatomy import Anatomy, anatomy
 from saccade.ops import ragged
 
 _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()
-KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
 def attach(
@@ -65,71 +66,6 @@ def attach(
     traits = parts.traits(companion is not None, artifacts)
     check(recipe, parts, traits)
     return Session(parts, recipe, traits, seed, companion)
-
-
-def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
-    """Refuse, by name and with the remedy, what ``recipe`` and the model cannot do together."""
-    if recipe.methods and parts.kernel not in KERNELS:
-        raise SaccadeError(f"attention {parts.kernel!r}: not supported; load the model with attn_implementation='sdpa'")
-    for method in recipe.methods:
-        reason = method.check(traits)
-        if reason:
-            raise SaccadeError(f"{method.name}: {reason}")
-        needed = {layer_of(signal) for signal in method.reads(traits)}
-        missing = [layer for layer in traits.recurrent if layer in needed]
-        if missing and not isinstance(method, Cache):
-            raise SaccadeError(
-                f"{method.name}: reads the attention of decoder layer {missing[0]}, which has a recurrent state instead; "
-                "choose other layers, or a method that acts before the language model"
-            )
-    owners = [method.name for method in recipe.methods if isinstance(method, Cache)]
-    if len(owners) > 1:
-        raise SaccadeError(f"{owners[0]} + {owners[1]}: each owns the cache; use one of them")
-    _check_grids(recipe, traits)
-    _check_experts(recipe, traits)
-    routed: dict[int, str] = {}
-    for method in recipe.methods:
-        if not isinstance(method, Routing):
-            continue
-        for layer in method.routed(traits):
-            if layer in routed:
-                raise SaccadeError(f"{routed[layer]} + {method.name}: both route decoder layer {layer}; use one of them")
-            if layer in traits.sliding or layer in traits.recurrent:
-                kind = "sliding attention" if layer in traits.sliding else "a recurrent state"
-                raise SaccadeError(
-                    f"{method.name}: decoder layer {layer} has {kind}, which rows cannot leave and come back to; "
-                    "choose full-attention layers"
-                )
-            routed[layer] = method.name
-
-
-def _check_grids(recipe: Recipe, traits: Traits) -> None:
-    """Some choosers need whole grids: nothing may be dropped or merged before them."""
-    editing = [
-        (m, {s.kind for s in m.sites(traits) if s.kind != "decoder"}) for m in recipe.methods if isinstance(m, Tokens)
-    ]
-    on_pictures = [method for method, kinds in editing if kinds - {"sequence"}]
-    on_sequence = [method for method, kinds in editing if "sequence" in kinds]
-    for place, method in enumerate(on_sequence):
-        before = [other for other in (*on_pictures, *on_sequence[:place]) if other is not method]
-        if isinstance(method, ItemTokens) and method.needs_grid and before:
-            remedy = "use one of them" if before[0] in on_pictures else "put it first, or use one of them"
-            raise SaccadeError(
-                f"{before[0].name} + {method.name}: {method.name} needs whole grids, and {before[0].name} drops tokens "
-                f"before it; {remedy}"
-            )
-
-
-def _check_experts(recipe: Recipe, traits: Traits) -> None:
-    for method in (m for m in recipe.methods if isinstance(m, Experts)):
-        if not traits.sparse:
-            raise SaccadeError(
-                f"{method.name}: {traits.family} has no experts; load a mixture-of-experts model such as qwen3_vl_moe"
-            )
-        dense = sorted(set(method.weighed(traits)) - set(traits.sparse))
-        if dense:
-            there = ", ".join(map(str, traits.sparse))
-            raise SaccadeError(f"{method.name}: decoder layer {dense[0]} has no experts; layers with experts: {there}")
 
 
 class Session:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +22,8 @@ from saccade.core.signal import Aligned, Attention, Columns, Features, QueryKey,
 from saccade.core.state import State
 from saccade.engine import probe
 from saccade.engine.clock import Clock
+from saccade.engine.program import Program
 from saccade.models.anatomy import Anatomy, Encoder, View
-
-if TYPE_CHECKING:
-    from saccade.engine.run import Program
 
 Kind = Literal["image", "video"]
 
