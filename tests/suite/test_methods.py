@@ -169,13 +169,18 @@ def test_a_budget_of_nothing_is_refused_by_name() -> None:
             build(name, {"keep": 0})
 
 
-def test_composition_runs_and_equals_its_oracle() -> None:
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "hiprune(keep=9, positions='anchor') + shortv(layers=(1,)) + fastv(layer=2, keep=5) + snapkv(keep=0.7, window=4)",
+        # Both halves of a layer are read in which rows are frozen.
+        "shortv(layers=(1,)) + transprune(layers=(2,), ratios=(0.5,), accumulate=(2,))",
+    ],
+)
+def test_composition_runs_and_equals_its_oracle(recipe: str) -> None:
     body = BODIES["llava-clip"]
     model, inputs = body.model(), body.inputs(RAGGED)
     prompt = inputs["input_ids"].shape[1]
-    recipe = (
-        "hiprune(keep=9, positions='anchor') + shortv(layers=(1,)) + fastv(layer=2, keep=5) + snapkv(keep=0.7, window=4)"
-    )
     with noting() as notes, saccade.attach(model, recipe) as session:
         output = generate(model, inputs)
     whole = body.extended(inputs, output.sequences[:, prompt:-1])

@@ -169,7 +169,7 @@ class Run:
         batch, route = self._positions.shape[1], self._route
         new, chosen = (part.unflatten(0, (batch, -1)) for part in (weights, index))
         if route is not None:
-            new, chosen = (route.merge(part, part.new_zeros(*self.layout.shape, part.shape[2])) for part in (new, chosen))
+            new, chosen = (route.spread.apply(part) for part in (new, chosen))
         for method in self.program.experts[layer]:
             with nullcontext() if self.rows == 1 else self.clock.lap("method"):
                 weighed = method.weigh(layer, new, chosen, self.layout, self._read(method), self.state)
@@ -244,7 +244,7 @@ class Run:
         if not self.reads_images or layer != len(self.layouts) - 1 or not self._inside:
             return  # a method calls the layer's parts itself
         site = Halves(Site("decoder", layer))
-        x = x if self._route is None else self._route.restore.apply(x)
+        x = x if self._route is None else self._route.spread.apply(x)
         self.seen[site] = (*self.seen.get(site, ()), x) if number else (x,)
         if number == 3:
             a, b, c, d = self.seen[site]
@@ -402,7 +402,7 @@ class Run:
             return old.shift if self._shift is None else self._shift
         return old.shift.to(self._device) + self._shift
 
-    def _visual(self, old: Ledger) -> Tensor | None:
+    def _visual(self, old: Ledger) -> Tensor:
         """Which tokens of the conversation are visual."""
         now = self._intake.visual.to(self._positions.device)
         before = now.new_zeros(now.shape[0], self.past)
@@ -525,7 +525,7 @@ class Run:
                 return torch.cat([stored[:, :, :past], new], dim=2) if past else new
 
             cache.keys, cache.values = in_order(cache.keys), in_order(cache.values)
-        return route.merge(x, route.x)
+        return route.merge(x)
 
     # The cache.
 
@@ -622,6 +622,7 @@ class _Route:
         plan: what said so.
         active, frozen: the rows of each part.
         counts: active rows of each sample.
+        spread: active rows to their places in the sequence; the others are zero.
         restore: from the order of the cache (frozen, then active; or active only) back to the order of the sequence.
     """
 
@@ -634,20 +635,25 @@ class _Route:
         rest = tuple(n - active for n, active in zip(layout.live, self.counts))
         self.active = Reduction.keeping(live, self.counts)
         self.frozen = Reduction.keeping(~plan.active & layout.valid, rest)
-        order = torch.cat([self.frozen.anchor, self.active.anchor], dim=1) if plan.frozen else self.active.anchor
-        rows = layout.shape[1]
-        # Row -> its column in `order`; padding columns write to a spare row. Padding rows of frozen parts read column 0.
-        where = order.new_full((order.shape[0], rows + 1), 0 if plan.frozen else -1)
-        column = torch.arange(order.shape[1], device=x.device).expand_as(order)
-        where.scatter_(1, order.masked_fill(order < 0, rows), column)
-        self.restore = Reduction.gather(where[:, :rows], order.shape[1])
+        self.spread = self.restore = _inverse(self.active.anchor, layout.shape[1], -1)
+        if plan.frozen:  # padding rows read column 0
+            self.restore = _inverse(torch.cat([self.frozen.anchor, self.active.anchor], dim=1), layout.shape[1], 0)
 
-    def merge(self, x: Tensor, others: Tensor) -> Tensor:
-        """``x`` ``[B, active, D]`` in the place of its rows of ``others`` ``[B, N, D]``."""
-        rows = others.shape[1]
-        out = torch.cat([others, others[:, :1]], dim=1)
+    def merge(self, x: Tensor) -> Tensor:
+        """``x`` ``[B, active, D]`` among the other rows."""
+        rows = self.x.shape[1]
+        out = torch.cat([self.x, self.x[:, :1]], dim=1)
         index = self.active.anchor.masked_fill(~self.active.valid, rows)
         return out.scatter_(1, index[..., None].expand_as(x), x)[:, :rows]
+
+
+def _inverse(order: Tensor, rows: int, missing: int) -> Reduction:
+    """Puts back what was gathered by ``order`` ``[B, n]`` (-1 = padding); other rows read column ``missing`` (-1 = zero)."""
+    # Padding columns write to a spare row.
+    where = order.new_full((order.shape[0], rows + 1), missing)
+    column = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    where.scatter_(1, order.masked_fill(order < 0, rows), column)
+    return Reduction.gather(where[:, :rows], order.shape[1])
 
 
 def _follow(value: Any, reduction: Reduction) -> Any:
