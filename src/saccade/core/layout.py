@@ -240,10 +240,8 @@ class Layout:
         """``[I, n]`` rows of some items, given as (sample, number), that have n visual rows each, in their order."""
         device = self.item.device
         sample, number = torch.tensor(items, device=device).unbind(1)
-        mine = self.item[sample] == number[:, None]
         count = self.alive[items[0][0]][items[0][1]]
-        # A stable sort of the mask leaves the item's rows, in order, at the end.
-        return mine.to(torch.uint8).argsort(dim=1, stable=True)[:, self.shape[1] - count :]
+        return Reduction.keeping(self.item[sample] == number[:, None], (count,) * len(items)).anchor
 
     def ordinals(self) -> list[list[Tensor]]:
         """Original raster indices of the visual rows alive, for each sample and each of its items (on the host)."""
@@ -256,8 +254,7 @@ class Layout:
     @property
     def question(self) -> Tensor:
         """``[B, N]`` bool: text rows behind the last visual row of the sample (all text rows where there is none)."""
-        visual_later = self.rows(*VISUAL, Role.NEWLINE).flip(1).cumsum(1).flip(1) > 0
-        return (self.role == Role.TEXT) & ~visual_later
+        return (self.role == Role.TEXT) & behind(self.rows(*VISUAL, Role.NEWLINE))
 
     @property
     def question_rows(self) -> Tensor:
@@ -351,8 +348,12 @@ class Layout:
     def _passed(self, item: Tensor, items: int) -> Tensor:
         """``[J, B, k]`` whether a row comes behind the last row of an item."""
         there = torch.stack([item == number for number in range(items)])
-        later = there.flip(2).cumsum(2).flip(2) > 0
-        return ~later & there.any(2, keepdim=True)
+        return behind(there) & there.any(2, keepdim=True)
+
+
+def behind(rows: Tensor) -> Tensor:
+    """``[..., N]`` bool: rows behind the last one of ``rows`` ``[..., N]`` (all, where there is none)."""
+    return rows.flip(-1).cumsum(-1).flip(-1) == 0
 
 
 def _in_order(visual: Tensor, items: Sequence[Sequence[Item]]) -> tuple[Tensor, Tensor]:

@@ -67,13 +67,10 @@ class Trace:
         log: for each forward that read visual tokens (one for each turn that brought images), the `Layout` entering each
             decoder layer, and last the layout after the last layer.
         routes: for each such forward, what a routing method said in each layer.
-        kept: for the last prefill, the cached entries ``[B, Hkv, k]`` (rows of that layer's layout, -1 = padding) that a
-            cache method left in each layer; None where it left all.
     """
 
     log: list[list[Layout]] = field(default_factory=list)
     routes: list[list[Plan | None]] = field(default_factory=list)
-    kept: list[Tensor | None] = field(default_factory=list)
 
     def alive(self, layer: int, turn: int = -1) -> list[list[Tensor]]:
         """Raster indices of the visual tokens entering decoder ``layer``, by sample and image.

@@ -199,3 +199,22 @@ def on(value: Any, device: torch.device) -> Any:
     if type(value) is dict:
         return {name: on(part, device) for name, part in value.items()}
     return value
+
+
+def follow(value: Any, reduction: Reduction) -> Any:
+    """A recorded signal after an edit of the rows that it is about; what is about other rows, and functions, stay.
+
+    Rows are the second dimension, the third of queries, keys and values, and the keys of attention.
+    """
+    value = on(value, reduction.anchor.device)
+    if isinstance(value, Attention):
+        return value.after(reduction) if value.logits.shape[-1] == reduction.inputs else value
+    if isinstance(value, tuple):
+        return tuple(follow(part, reduction) for part in value)
+    if not isinstance(value, Tensor):
+        return value
+    rows = value.transpose(1, 2) if value.ndim == 4 else value
+    if rows.ndim < 2 or rows.shape[1] != reduction.inputs:
+        return value
+    rows = reduction.apply(rows)
+    return rows.transpose(1, 2) if value.ndim == 4 else rows

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saccade.core.errors import SaccadeError
-from saccade.core.layout import Item, Layout
+from saccade.core.layout import Item, Layout, behind
 from saccade.engine.vision import Look
 from saccade.models.anatomy import Anatomy
 
@@ -97,8 +97,7 @@ class Intake:
     @property
     def question(self) -> Tensor:
         """``[B, q]`` text rows behind the last visual row of each sample."""
-        later = (self.visual | self.newline).flip(1).cumsum(1).flip(1) > 0
-        return self.valid & ~self.visual & ~self.newline & ~later
+        return self.valid & behind(self.visual | self.newline)
 
 
 _Dealt = list[tuple[Item, Tensor]]
@@ -116,7 +115,7 @@ def _deal(counts: Sequence[int], looks: Sequence[Look], offset: int) -> list[_De
             pictures.append(picture)
             sources.append(offset)
             offset += len(picture.views)
-    sizes = [len(picture.placement) for picture in pictures]
+    sizes = [picture.count for picture in pictures]
     total, encoded = sum(counts), sum(sizes)
     if total == 0:
         return [[] for _ in counts]
@@ -131,12 +130,8 @@ def _deal(counts: Sequence[int], looks: Sequence[Look], offset: int) -> list[_De
         mine: _Dealt = []
         start = 0
         while start < count and number < len(pictures):
-            placement = pictures[number].placement
-            for view, grid in enumerate(pictures[number].views):
-                there = placement[:, 0] == view
-                places = torch.empty(grid.rows * grid.columns, dtype=torch.long)
-                places[placement[there, 1]] = start + there.nonzero()[:, 0]
-                mine.append((Item(grid.rows, grid.columns, sources[number] + view, grid.frames), places))
+            for view, (grid, slots) in enumerate(zip(pictures[number].views, pictures[number].slots)):
+                mine.append((Item(grid.rows, grid.columns, sources[number] + view, grid.frames), start + slots))
             start += sizes[number]
             number += 1
         if start != count:

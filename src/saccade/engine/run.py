@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from saccade.core.signal import (
     Rows,
     Signal,
     Site,
+    follow,
     on,
 )
 from saccade.core.state import State
@@ -89,9 +90,9 @@ class Run:
         self.seen: dict[Signal, Any] = dict(program.given)
         self.scores: list[Tensor | None] = []
         self._unscored: dict[int, dict[Signal, Any]] = {}
-        self.kept: list[Tensor | None] = []
         self.edited = False
-        self._intake, self._positions, self._looks = intake, positions, looks
+        self._intake, self._positions = intake, positions
+        self._looks = sorted(looks, key=lambda look: look.kind)  # as the intake counts them: images first
         self._device = positions.device
         self._shift: Tensor | None = None
         self._route: _Route | None = None
@@ -113,11 +114,15 @@ class Run:
     def gather(self, signal: Signal, sources: Sequence[int], ordinal: Tensor) -> Any:
         """An encoder signal of the tokens ``ordinal`` ``[I, n]`` of grids of one shape, by their numbers in the prompt."""
         start = 0
-        for look in sorted(self._looks, key=lambda look: look.kind):  # as the intake counts them: images first
+        for look in self._looks:
             if sources[0] < start + len(look.views):
                 return look.gather(signal, [source - start for source in sources], ordinal)
             start += len(look.views)
         raise LookupError(f"grid {sources[0]} was encoded elsewhere")
+
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """A lap of the clock; steps of decoding are too short to be timed in parts."""
+        return nullcontext() if self.rows == 1 else self.clock.lap(name)
 
     def enter(self, layer: int, x: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """What decoder ``layer`` is to be called with instead."""
@@ -171,7 +176,7 @@ class Run:
         if route is not None:
             new, chosen = (route.spread.apply(part) for part in (new, chosen))
         for method in self.program.experts[layer]:
-            with nullcontext() if self.rows == 1 else self.clock.lap("method"):
+            with self.timed("method"):
                 weighed = method.weigh(layer, new, chosen, self.layout, self._read(method), self.state)
             new = new if weighed is None else weighed.to(new.dtype)
         if self.rows > 1:
@@ -208,7 +213,6 @@ class Run:
             with self.clock.lap("method"):
                 layouts = [layout.to(x.device) for layout in self.cached]
                 plans = self.program.cache.plan(on(self.scores, x.device), layouts)
-            self.kept = [None if kept is None else kept.entries for kept in plans]
             for layer, kept in enumerate(plans):
                 self._compress(layer, kept)
         if not self.edited:
@@ -255,15 +259,16 @@ class Run:
         route, blocks = self._route, self.caches[layer].blocks
         elsewhere = None if blocks is None else ragged.log_mass(query, blocks, scale)
         if isinstance(signal, QueryKey):
-            return _reordered((query, key[:, :, current]), None if route is None else route.restore)
+            made = query, key[:, :, current]
+            return made if route is None else (follow(made[0], route.spread), follow(made[1], route.restore))
         if isinstance(signal, Rows):
             rows = probe.chosen_rows(query, key, scale, mask, self._queries(signal, query), elsewhere)
             if signal.keys == "cache":
                 return rows
-            shown = Attention(rows.logits[..., current], rows.lse)
-            return shown if route is None else shown.after(route.restore)
-        received = probe.received(query, key, scale, mask, elsewhere=elsewhere)[:, current]
-        return received if route is None else route.restore.apply(received)
+            shown: Any = Attention(rows.logits[..., current], rows.lse)
+        else:
+            shown = probe.received(query, key, scale, mask, elsewhere=elsewhere)[:, current]
+        return shown if route is None else follow(shown, route.restore)
 
     def _queries(self, signal: Rows, query: Tensor) -> Tensor:
         """``[B, Q]`` the rows that a signal asks for."""
@@ -319,7 +324,7 @@ class Run:
         if not edited:
             return x
         layout = self.layout
-        ranks, counts = _survivors(sorted(self._looks, key=lambda look: look.kind))
+        ranks, counts = _survivors(self._looks)
         table = pad_sequence([rank.to(x.device) for rank in ranks], batch_first=True, padding_value=-1)
         sources = [torch.tensor([grid.source for grid in grids] or [0]) for grids in layout.items]
         owner = pad_sequence(sources, batch_first=True).to(x.device)
@@ -356,7 +361,7 @@ class Run:
         self.layout, self.edited = after, True
         self._memo.clear()
         self.state.compact(edit.reduction)
-        self.seen = {signal: _follow(value, edit.reduction) for signal, value in self.seen.items()}
+        self.seen = {signal: follow(value, edit.reduction) for signal, value in self.seen.items()}
         if edit.all_layers:
             for earlier in range(layer):
                 self._cut(earlier)
@@ -378,7 +383,7 @@ class Run:
         cache.ledger = ledger
         for signal, value in self._unscored.get(layer, {}).items():
             whole = isinstance(signal, Rows) and signal.keys == "cache"
-            self._unscored[layer][signal] = value.after(entries) if whole else _follow(value, edit.reduction)
+            self._unscored[layer][signal] = value.after(entries) if whole else follow(value, edit.reduction)
 
     def _rows_left(self, before: Layout, everything: bool) -> Edit:
         """The edit that leaves, of the rows ``before``, those that are alive now; ``everything`` alive is among them."""
@@ -535,7 +540,8 @@ class Run:
             count = self.layout.shape[1]
             return cache.keys[:, :, -count:], cache.values[:, :, -count:]
         count = route.restore.inputs
-        return _reordered((cache.keys[:, :, -count:], cache.values[:, :, -count:]), route.restore)
+        keys, values = follow((cache.keys[:, :, -count:], cache.values[:, :, -count:]), route.restore)
+        return keys, values
 
     def _own_cache(self, layer: int, cache: SaccadeLayer, route: _Route | None) -> None:
         """Score a layer for the owner of the cache, or let it choose what decoding reads."""
@@ -548,7 +554,7 @@ class Run:
             return
         seen = self._read(method)
         if skipping and route:
-            seen = {signal: _follow(value, route.active) for signal, value in seen.items()}
+            seen = {signal: follow(value, route.active) for signal, value in seen.items()}
         if self.reads_images and layer < self.program.cut:
             self._unscored[layer] = seen
         else:
@@ -656,18 +662,6 @@ def _inverse(order: Tensor, rows: int, missing: int) -> Reduction:
     return Reduction.gather(where[:, :rows], order.shape[1])
 
 
-def _follow(value: Any, reduction: Reduction) -> Any:
-    """A recorded signal after an edit of the sequence; functions, and signals of pictures, stay."""
-    value = on(value, reduction.anchor.device)
-    if isinstance(value, Attention):
-        return value.after(reduction) if value.logits.shape[-1] == reduction.inputs else value
-    if isinstance(value, Tensor):
-        return reduction.apply(value)
-    if isinstance(value, tuple) and isinstance(value[0], tuple):
-        return tuple(tuple(reduction.apply(part) for part in half) for half in value)
-    return _reordered(value, reduction) if isinstance(value, tuple) else value
-
-
 def _dense(tokens: Tensor, ledger: Ledger) -> Tensor:
     """Those of ``tokens`` ``[B, h, n]`` in dense tensors; what lies in blocks is read elsewhere, by every query."""
     return tokens[:, :1, ledger.blocked :] if ledger.blocked else tokens
@@ -678,14 +672,6 @@ def _behind(reduction: Reduction, past: int) -> Reduction:
     earlier = torch.arange(past, device=reduction.anchor.device).expand(reduction.shape[0], -1)
     anchor = torch.where(reduction.valid, reduction.anchor + past, -1)
     return Reduction.gather(torch.cat([earlier, anchor], dim=1), past + reduction.inputs)
-
-
-def _reordered(pair: tuple[Tensor, Tensor], reduction: Reduction | None) -> tuple[Tensor, Tensor]:
-    """Two tensors ``[B, H, n, d]``, by the anchors of an edit of their rows."""
-    if reduction is None:
-        return pair
-    first, second = (reduction.apply(part.transpose(1, 2)).transpose(1, 2) for part in pair)
-    return first, second
 
 
 def _survivors(looks: Sequence[Look]) -> tuple[list[Tensor], list[int]]:

@@ -144,11 +144,7 @@ class Session:
         def mean(counts: tuple[int, ...]) -> float:
             return sum(counts) / len(counts)
 
-        full = [item.count for items in entering[0].items for item in items] if entering else []
-        before = [
-            tuple(n - v + sum(item.count for item in items) for n, v, items in zip(lay.live, lay.visual, lay.items))
-            for lay in entering
-        ]
+        before = [tuple(n - v + full for n, v, full in zip(lay.live, lay.visual, lay.originals)) for lay in entering]
         live = [rows for rows, _ in self._ran]
         active = [running for _, running in self._ran]
         visual = [
@@ -158,7 +154,7 @@ class Session:
         return Report(
             recipe=str(self.recipe),
             samples=samples,
-            original_visual_tokens=sum(full) / samples if samples else 0.0,
+            original_visual_tokens=mean(entering[0].originals) if entering else 0.0,
             visual_tokens=tuple(map(mean, visual)),
             rows=tuple(map(mean, live)),
             active=tuple(map(mean, active)),
@@ -272,8 +268,7 @@ class Session:
             self._looks.append(look)
             return output
 
-        owner.__dict__[name] = features
-        self._undo.append(lambda: owner.__dict__.pop(name, None) and None)
+        self._undo.append(blocks.stand_in(owner, name, features))
 
     def _hook(self, module: nn.Module, function: Callable[..., Any], pre: bool = False) -> None:
         if pre:
@@ -342,8 +337,7 @@ class Session:
             replaced["_get_candidate_generator"] = candidates
         for name, function in replaced.items():
             if hasattr(model, name):
-                model.__dict__[name] = function
-                self._undo.append(lambda name=name: model.__dict__.pop(name))  # type: ignore[misc]
+                self._undo.append(blocks.stand_in(model, name, function))
 
     # Hooks, in the order in which a request meets them.
 
@@ -467,11 +461,8 @@ class Session:
             run = self._run
             if run is None:
                 return None
-            if run.rows == 1:
+            with run.timed("engine"):
                 x, kwargs = run.enter(layer, args[0], kwargs)
-            else:
-                with self._clock.lap("engine"):
-                    x, kwargs = run.enter(layer, args[0], kwargs)
             return (x, *args[1:]), kwargs
 
         return hook
@@ -481,9 +472,7 @@ class Session:
             run = self._run
             if run is None:
                 return weights
-            if run.rows == 1:
-                return run.weigh(layer, index, weights)
-            with self._clock.lap("engine"):
+            with run.timed("engine"):
                 return run.weigh(layer, index, weights)
 
         return weigh
@@ -522,9 +511,7 @@ class Session:
             run = self._run
             if run is None:
                 return output
-            if run.rows == 1:
-                return run.leave(layer, output)
-            with self._clock.lap("engine"):
+            with run.timed("engine"):
                 return run.leave(layer, output)
 
         return hook
@@ -541,7 +528,7 @@ class Session:
                 device = output["last_hidden_state"].device
                 self.read = run.layouts[0].to(device), on(run.seen, device)
             if run.reads_images or run.past == 0:
-                self._record(run.layouts, run.past, run.kept, run.ran, run.routes, run.slots)
+                self._record(run.layouts, run.past, run.ran, run.routes, run.slots)
             run.close()
         self._kv_bytes = tuple(_bytes(layer) for layer in self._cache.layers)
         del self._cache
@@ -555,13 +542,12 @@ class Session:
         self,
         layouts: list[Layout],
         past: int,
-        kept: list[Tensor | None],
         ran: list[tuple[Any, Any]],
         routes: list[Plan | None],
         slots: dict[int, Tensor],
     ) -> None:
         if past == 0:
-            self.trace.log, self.trace.routes, self.trace.kept = [], [], kept
+            self.trace.log, self.trace.routes = [], []
         if layouts and any(layouts[0].items):
             self.trace.log.append(layouts)
             self.trace.routes.append(routes)
@@ -572,7 +558,7 @@ class Session:
     def _record_unmodified(self, intake: Intake, positions: Tensor, past: int) -> None:
         if positions.shape[2] > 1:
             layout, layers = intake.layout(positions), len(self.anatomy.layers)
-            self._record([layout] * (layers + 1), past, [], [(layout.live, layout.live)] * layers, [None] * layers, {})
+            self._record([layout] * (layers + 1), past, [(layout.live, layout.live)] * layers, [None] * layers, {})
 
     def _positions(self, given: Tensor | None, embeds: Tensor, past: int) -> Tensor:
         """``[R, B, N]``, as the language model would make them itself."""

@@ -6,9 +6,11 @@ counts it (packing, splitting, ``generate``'s beams); the sequence site then dro
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -18,7 +20,7 @@ from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Item, Layout, Role
 from saccade.core.method import Companion, Tokens
 from saccade.core.reduction import Reduction
-from saccade.core.signal import Aligned, Attention, Columns, Features, QueryKey, Signal, Site, on
+from saccade.core.signal import Aligned, Attention, Columns, Features, QueryKey, Signal, Site, follow, on
 from saccade.core.state import State
 from saccade.engine import probe
 from saccade.engine.clock import Clock
@@ -115,7 +117,7 @@ class Look:
         self._pending = None
         for number, (view, mine) in enumerate(zip(self.views, alive[:, :longest])):
             mine = mine[: view.rows * view.columns]
-            self.survivors[number] = Survivors(torch.where(mine, mine.long().cumsum(0) - 1, -1), layout.visual[number])
+            self.survivors[number] = Survivors(_in_raster_order(mine), layout.visual[number])
         return encoder.patches.keep(args, kwargs, self._kept_cells)
 
     def after_vision(self, output: Any) -> None:
@@ -213,7 +215,7 @@ class Look:
                 self.survivors[number] = Survivors(mine, counts[int(tile[0])])
             else:  # several tiles make one grid: raster order, whatever the order inside of each tile
                 alive = mine >= 0
-                self.survivors[number] = Survivors(torch.where(alive, alive.long().cumsum(0) - 1, -1), int(alive.sum()))
+                self.survivors[number] = Survivors(_in_raster_order(alive), int(alive.sum()))
         return full
 
     def finish(self, output: Any) -> None:
@@ -295,12 +297,11 @@ class Look:
         assert self._layout is not None
         self._layout = self._layout.after(edit)
         self._state.compact(edit.reduction)
-        self._seen = {signal: _follow(value, edit.reduction) for signal, value in self._seen.items()}
+        self._seen = {signal: follow(value, edit.reduction) for signal, value in self._seen.items()}
         if edit.key_bias is not None:
             self._bias = edit.key_bias
         elif self._bias is not None:
             self._bias = edit.reduction.take(self._bias.to(x.device))
-        self.edited = True
         return edit.values if edit.values is not None else edit.reduction.apply(x)
 
     def _mask(self, x: Tensor) -> Tensor | None:
@@ -389,7 +390,7 @@ class Look:
         return groups
 
     def _edit_views(self, method: Tokens, members: list[int], flat: Tensor) -> Tensor:
-        slots = torch.stack([self._slots()[number] for number in members]).to(flat.device)  # [I, count] rows of `flat`
+        slots = torch.stack([self._slots[number] for number in members]).to(flat.device)  # [I, count] rows of `flat`
         view, count = self.views[members[0]], self.survivors[members[0]].count
         ordinal = torch.stack([self._alive(number, count) for number in members]).to(flat.device)
         rows = slots.gather(1, ordinal)
@@ -411,7 +412,7 @@ class Look:
         for signal in self._seen:
             if isinstance(signal, QueryKey) or signal not in self.program.signals_by_item:
                 continue
-            value = _follow(self.gather(signal, members, ordinal), edit.reduction)
+            value = follow(self.gather(signal, members, ordinal), edit.reduction)
             dense = _dense_signal(value, after, total)
             store = self._by_view.setdefault(signal, {})
             for place, number in enumerate(members):
@@ -429,20 +430,11 @@ class Look:
         spare = torch.where(rank >= 0, rank, len(rank))
         return spare.argsort(stable=True)[:count].cpu()
 
+    @cached_property
     def _slots(self) -> list[Tensor]:
         """For each view, the rows of the features that its tokens are, in raster order."""
-        slots: list[Tensor] = []
-        start = 0
-        for picture in self.pictures:
-            placement = picture.placement
-            rows = torch.arange(start, start + len(placement))
-            for number, view in enumerate(picture.views):
-                mine = placement[:, 0] == number
-                slot = torch.empty(view.rows * view.columns, dtype=torch.long)
-                slot[placement[mine, 1]] = rows[mine]
-                slots.append(slot)
-            start += len(placement)
-        return slots
+        first = itertools.accumulate((picture.count for picture in self.pictures), initial=0)
+        return [start + slots for start, picture in zip(first, self.pictures) for slots in picture.slots]
 
 
 def encoded(encoder: Encoder | None, looks: Sequence[Look]) -> tuple[int, int]:
@@ -480,16 +472,9 @@ def _layout(grids: Sequence[tuple[int, int]], there: Tensor, prefix: int, ordina
 
 def _without_prefix(layout: Layout, prefix: int) -> Layout:
     """The same rows without the summary rows, which stand behind the padding of ragged images."""
-    width = layout.shape[1] - prefix
-    real = layout.role != Role.CLS
-    order = real.to(torch.uint8).argsort(dim=1, stable=True)[:, -width:] if width else real[:, :0].long()
-    moved = {name: getattr(layout, name).gather(1, order) for name in ("origin", "role", "item", "ordinal", "size")}
-    return replace(
-        layout,
-        **moved,
-        positions=torch.stack([row.gather(1, order) for row in layout.positions]),
-        live=tuple(count - prefix for count in layout.live),
-    )
+    width, live = layout.shape[1] - prefix, tuple(count - prefix for count in layout.live)
+    patches = Reduction.keeping(layout.role != Role.CLS, (width,) * layout.shape[0])
+    return layout.after(Edit(patches, live=live, visual=layout.visual))
 
 
 def _behind_prefix(edit: Edit, prefix: int) -> Edit:
@@ -518,6 +503,11 @@ def _ranks(layout: Layout, rows: int) -> Tensor:
     return _dense(layout.valid.long().cumsum(1)[..., None], layout, rows)[..., 0] - 1
 
 
+def _in_raster_order(alive: Tensor) -> Tensor:
+    """``[n]`` place of each token among those ``alive`` ``[n]`` (bool), -1 = gone."""
+    return torch.where(alive, alive.long().cumsum(0) - 1, -1)
+
+
 def _dense_signal(value: Any, layout: Layout, rows: int) -> Any:
     if isinstance(value, Attention):
         batch, heads, queries, keys = value.logits.shape
@@ -542,23 +532,6 @@ def _strip(value: Any, prefix: int) -> Any:
     if isinstance(value, Attention):
         return Attention(value.logits[..., prefix:], value.lse)
     return value[:, prefix:] if isinstance(value, Tensor) else value
-
-
-def _follow(value: Any, reduction: Any) -> Any:
-    """A signal by row, after an edit of the rows; queries and keys of a block are not read behind its own edits."""
-    value = on(value, reduction.anchor.device)
-    if isinstance(value, Attention | Tensor) and _length(value) != reduction.inputs:
-        return value
-    if isinstance(value, Attention):
-        return value.after(reduction)
-    if isinstance(value, Tensor):
-        return reduction.apply(value)
-    if isinstance(value, tuple):
-        return tuple(
-            reduction.take(part.transpose(1, 2)).transpose(1, 2) if part.shape[2] == reduction.inputs else part
-            for part in value
-        )
-    return value
 
 
 def _spread(x: Tensor, kept: Tensor, total: int) -> Tensor:

@@ -50,7 +50,7 @@ class Picture:
     views: tuple[View, ...]
     tokens: Tensor | None = None
 
-    @property
+    @cached_property
     def placement(self) -> Tensor:
         """`tokens`, spelled out."""
         if self.tokens is not None:
@@ -61,6 +61,21 @@ class Picture:
                 for number, v in enumerate(self.views)
             ]
         )
+
+    @property
+    def count(self) -> int:
+        """Placeholders."""
+        return len(self.placement)
+
+    @cached_property
+    def slots(self) -> list[Tensor]:
+        """For each view, the placeholders of its tokens, in raster order."""
+        slots = []
+        for number, view in enumerate(self.views):
+            there = (self.placement[:, 0] == number).nonzero()[:, 0]
+            slots.append(torch.empty(view.rows * view.columns, dtype=torch.long))
+            slots[-1][self.placement[there, 1]] = there
+        return slots
 
 
 @dataclass(frozen=True)
