@@ -23,8 +23,9 @@ ROOT = "engine"
 """``saccade`` itself hands on what the engine offers."""
 
 MAY_IMPORT = {
-    **{name: below | ({"reference"} if "bench" in below else set()) for name, below in BELOW.items()},
-    "reference": {"reference", "core"},
+    **{name: below | ({"reference", "tasks"} if "bench" in below else set()) for name, below in BELOW.items()},
+    "tasks": {"tasks", "core"},
+    "reference": {"reference", "tasks", "core"},
 }
 FRAMEWORKS = {"transformers", "vllm"}
 

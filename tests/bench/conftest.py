@@ -11,6 +11,13 @@ from saccade.bench.cells import Cell
 from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.records import Answer, Failure, Measurement, Record
 from saccade.bench.run import Measure
+from saccade.tasks import Question, questions
+
+
+def ask(task: str) -> list[Question]:
+    """Twenty questions of a task."""
+    return questions(task, 20, seed=0)
+
 
 QUALITY = {"none": 0.9, "random": 0.5, "uniform": 0.5, "hiprune": 0.8, "fastv": 0.5}
 """Share of the questions that the made-up methods answer."""
@@ -45,7 +52,9 @@ def made_up(cell: Cell, questions: Sequence, advance: Callable[[int], None]) -> 
     keep = 1.0 if cell.keep is None else float(cell.keep)
     return Measurement(
         answers=[
-            Answer(q.prompt, q.answer, q.answer if i < right else "", float(i < right), keep if q.evidence.any() else None)
+            Answer(
+                q.prompt, q.answer, q.answer if i < right else "", float(i < right), keep if q.evidence[0].any() else None
+            )
             for i, q in enumerate(questions)
         ],
         visual_tokens=144 * keep,
@@ -54,6 +63,9 @@ def made_up(cell: Cell, questions: Sequence, advance: Callable[[int], None]) -> 
         efficiency=0.95,
         speedup=1 / keep,
         kv_bytes=1e6 * keep,
+        visual_by_layer=[144.0, 144 * keep],
+        kv_by_layer=[5e5 * keep, 5e5 * keep],
+        evidence_by_layer=[1.0, keep],
     )
 
 

@@ -19,7 +19,9 @@ KEYS = (
     "model, task, method, keep, n, seed, score, score_low, score_high, retention, evidence_recall, visual_tokens, "
     "prefill_seconds, decode_seconds, efficiency, kv_bytes"
 )
-MEASURED = Measurement([Answer("what shape is red?", "star", "star", 1.0, None)], 144.0, 0.1, None, 0.9, 2.0, 1e6)
+MEASURED = Measurement(
+    [Answer("what shape is red?", "star", "star", 1.0, None)], 144.0, 0.1, None, 0.9, 2.0, 1e6, [144.0], [1e6], [None]
+)
 
 
 def record(method: str = "none", score: float = 1.0, keep: float | None = None) -> Record:

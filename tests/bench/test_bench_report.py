@@ -18,12 +18,19 @@ from saccade.core.statistics import wilson
 from saccade.report.bench_table import TaskNote, bench_tables
 from saccade.report.numbers import seconds, size
 from saccade.report.picture import draw_quality_speed
+from saccade.tasks import questions
 
 
 @pytest.fixture
 def done(tmp_path: Path, measure: Any, log: Any) -> ResultFolder:
     folder = ResultFolder(tmp_path / "done", Settings("reference", 40, 0, "cpu", "float32", 8))
-    run(plan(["shape", "existence"], ["hiprune", "fastv"], [0.5, 0.25]), measure, folder, log)
+    run(
+        plan(["shape", "existence"], ["hiprune", "fastv"], [0.5, 0.25]),
+        lambda task: questions(task, 40, 0),
+        measure,
+        folder,
+        log,
+    )
     return folder
 
 

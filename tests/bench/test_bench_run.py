@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from tests.bench.conftest import ask
 
 from saccade.bench.cells import plan
 from saccade.bench.folder import ResultFolder, Settings
@@ -21,7 +22,7 @@ def test_every_cell_is_measured_on_the_same_questions_and_kept(folder: ResultFol
         asked.append([question.prompt for question in questions])
         return measure(cell, questions, advance)
 
-    run(CELLS, remember, folder, log)
+    run(CELLS, ask, remember, folder, log)
 
     assert [(each.method, each.score) for each in folder.records] == [
         ("none", 0.9),
@@ -34,7 +35,7 @@ def test_every_cell_is_measured_on_the_same_questions_and_kept(folder: ResultFol
 
 
 def test_the_interval_encloses_the_score(folder: ResultFolder, measure: Any, log: Any) -> None:
-    run(CELLS, measure, folder, log)
+    run(CELLS, ask, measure, folder, log)
 
     assert all(0 <= each.score_low < each.score < each.score_high <= 1 for each in folder.records)
 
@@ -42,7 +43,7 @@ def test_the_interval_encloses_the_score(folder: ResultFolder, measure: Any, log
 def test_evidence_recall_is_averaged_over_the_questions_that_have_evidence(
     folder: ResultFolder, measure: Any, log: Any
 ) -> None:
-    run(plan(["existence"], [], [0.5]), measure, folder, log)
+    run(plan(["existence"], [], [0.5]), ask, measure, folder, log)
 
     recalls = next(json.loads(path.read_text())["answers"] for path in folder.path.glob("cells/*.random.*.json"))
     assert any(answer["evidence_recall"] is None for answer in recalls)
@@ -50,9 +51,9 @@ def test_evidence_recall_is_averaged_over_the_questions_that_have_evidence(
 
 
 def test_finished_cells_are_not_measured_again(folder: ResultFolder, settings: Settings, measure: Any, log: Any) -> None:
-    run(CELLS[:2], measure, folder, log)
+    run(CELLS[:2], ask, measure, folder, log)
 
-    run(CELLS, measure, ResultFolder(folder.path, settings, resume=True), log)
+    run(CELLS, ask, measure, ResultFolder(folder.path, settings, resume=True), log)
 
     assert [cell.method for cell in log.started_cells] == ["none", "random", "uniform", "hiprune"]
 
@@ -63,7 +64,7 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(folder: ResultFolder, m
             raise RuntimeError("out of\nmemory")
         return measure(cell, questions, advance)
 
-    run(CELLS, fail_once, folder, log)
+    run(CELLS, ask, fail_once, folder, log)
 
     assert [each.method for each in folder.records] == ["none", "uniform", "hiprune"]
     (entry,) = json.loads((folder.path / "failures.json").read_text())
@@ -78,9 +79,9 @@ def test_a_failed_cell_gets_another_chance_on_resume(
     def fail(cell, questions, advance):
         raise RuntimeError
 
-    run(CELLS[:1], fail, folder, log)
+    run(CELLS[:1], ask, fail, folder, log)
     resumed = ResultFolder(folder.path, settings, resume=True)
-    run(CELLS[:1], measure, resumed, log)
+    run(CELLS[:1], ask, measure, resumed, log)
 
     assert [each.method for each in resumed.records] == ["none"]
     assert not (folder.path / "failures.json").exists()
@@ -95,7 +96,7 @@ def test_an_interrupted_run_keeps_what_was_finished(
         return measure(cell, questions, advance)
 
     with pytest.raises(KeyboardInterrupt):
-        run(CELLS, interrupt, folder, log)
+        run(CELLS, ask, interrupt, folder, log)
 
     resumed = ResultFolder(folder.path, settings, resume=True)
     assert [each.method for each in resumed.records] == ["none", "random"]

@@ -24,6 +24,7 @@ from saccade.core import registry
 from saccade.core.artifact import Artifact
 from saccade.methods import IndexPreserving
 from saccade.models.anatomy import anatomy
+from saccade.tasks import questions
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def test_answers_are_kept_question_by_question(bench: Any, tmp_path: Path) -> No
     bench("--methods", "none")
 
     kept = json.loads((tmp_path / "out" / "cells" / "shape.none.all.json").read_text())["answers"]
-    asked = reference.questions("shape", 5, seed=0)
+    asked = questions("shape", 5, seed=0)
     assert [(each["prompt"], each["answer"]) for each in kept] == [(q.prompt, q.answer) for q in asked]
 
 

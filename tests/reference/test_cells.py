@@ -8,7 +8,7 @@ from saccade.core.artifact import Artifact
 from saccade.methods.before_encoder.index_preserving import cell_logits
 from saccade.reference.cells import labelled_cells
 from saccade.reference.model import build_processor
-from saccade.reference.tasks import GRID, PATCH
+from saccade.tasks.spine import GRID, PATCH
 
 
 def test_cells_are_drawn_from_their_seed():

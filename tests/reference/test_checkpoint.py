@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -11,7 +10,9 @@ import saccade
 from saccade import reference
 from saccade.reference.evaluate import FLOORS, answer
 from saccade.reference.model import TOKEN_IDS
-from saccade.reference.tasks import VOCABULARY, Question, words
+from saccade.tasks import SPINE, Question, Turn, questions
+from saccade.tasks.metrics import words
+from saccade.tasks.spine import VOCABULARY
 
 SAMPLE = 100
 """Questions per task; their standard error is about 0.04, hence the slack below the measured score."""
@@ -23,7 +24,7 @@ def shipped():
 
 
 def ask(shipped, image: Image.Image, prompt: str) -> str:
-    return answer(*shipped, [Question("", image, prompt, "", np.zeros((1, 1), bool))])[0]
+    return answer(*shipped, [Question("", (image,), (Turn(prompt, ("",)),))])[0]
 
 
 def test_checkpoint_is_small():
@@ -35,11 +36,11 @@ def test_config_has_both_spellings_of_the_image_token():
     assert config["image_token_id"] == config["image_token_index"] == TOKEN_IDS["<image>"]
 
 
-@pytest.mark.parametrize("task", reference.TASKS)
+@pytest.mark.parametrize("task", SPINE)
 def test_accuracy(shipped, task):
     measured = json.loads((reference.path() / "evaluation.json").read_text())[task]["score"]
-    asked = reference.questions(task, SAMPLE, seed=11)
-    right = sum(map(reference.score, asked, answer(*shipped, asked))) / SAMPLE
+    asked = questions(task, SAMPLE, seed=11)
+    right = sum(each.score([said]) for each, said in zip(asked, answer(*shipped, asked), strict=True)) / SAMPLE
     assert right >= measured - 0.12
 
 
@@ -91,7 +92,7 @@ def test_hand_drawn_circle(shipped, side, fill, colour):
 def test_second_turn(shipped):
     """A second question behind the first answer is answered as well."""
     model, processor = shipped
-    asked = reference.questions("attribute", 40, seed=12)
+    asked = questions("attribute", 40, seed=12)
     right = 0.0
     for each in asked:
         messages = [
@@ -103,7 +104,7 @@ def test_second_turn(shipped):
         inputs = processor(images=each.image, text=prompt, return_tensors="pt")
         with torch.inference_mode():
             out = model.generate(**inputs)
-        right += reference.score(each, processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        right += each.score([processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)])
     assert right / len(asked) >= 0.7
 
 
@@ -111,7 +112,7 @@ def test_cls_and_captions_meet_in_one_space(shipped):
     """The text tower ranks the right caption of two first, mostly."""
     model, processor = shipped
     tower = reference.text_tower()
-    asked = [each for each in reference.questions("existence", 80, seed=13) if each.answer == "yes"]
+    asked = [each for each in questions("existence", 80, seed=13) if each.answer == "yes"]
     pixels = processor.image_processor([each.image for each in asked], return_tensors="pt")["pixel_values"]
     captions = [" ".join(words(each.prompt)[-4:-1]) + "</s>" for each in asked]
     tokens = processor.tokenizer(captions, padding=True, padding_side="right", return_tensors="pt")
@@ -125,7 +126,7 @@ def test_the_text_tower_is_a_companion(shipped):
     """A question has the tower's own embedding, special tokens left out, and CDPruner runs by it."""
     model, processor = shipped
     companion = reference.companion(model)
-    (asked,) = reference.questions("shape", 1, seed=3)
+    (asked,) = questions("shape", 1, seed=3)
     bare = processor.tokenizer(asked.prompt, return_tensors="pt").input_ids[0]
     marked = processor.tokenizer(f"{asked.prompt}<assistant>", return_tensors="pt").input_ids[0]
     ended = processor.tokenizer(f"{asked.prompt}</s>", return_tensors="pt").input_ids

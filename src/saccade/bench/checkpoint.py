@@ -42,12 +42,9 @@ class Checkpoint:
         """Number of decoder layers."""
         return self.model.config.get_text_config().num_hidden_layers
 
-    def inputs(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Model inputs for one conversation each, a picture and then a prompt, padded on the left."""
-        conversations = [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}]}]
-            for image, prompt in zip(images, prompts, strict=True)
-        ]
+    def inputs(self, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Model inputs for one conversation each, its pictures and then a prompt, padded on the left."""
+        conversations = [_opening(images, prompt) for images, prompt in zip(pictures, prompts, strict=True)]
         inputs = self.processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
@@ -57,6 +54,35 @@ class Checkpoint:
             processor_kwargs={"padding": True},
         )
         return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    @torch.inference_mode()
+    def converse(self, pictures: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """The greedy answer to each of several prompts about the same pictures, all turns on one cache."""
+        inputs = self.inputs([pictures], prompts[:1])
+        settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
+        output, answers = None, []
+        for number, prompt in enumerate(prompts):
+            if output is not None:
+                ids = self._continued(output.sequences[0], prompts[number - 1], prompt)
+                inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                settings["past_key_values"] = output.past_key_values
+            output = self.model.generate(**inputs, **settings)
+            new = output.sequences[0, inputs["input_ids"].shape[1] :]
+            answers.append(self.processor.decode(new, skip_special_tokens=True).strip())
+        return answers
+
+    def _continued(self, sequence: torch.Tensor, asked: str, prompt: str) -> torch.Tensor:
+        """The ids so far with the next turn behind them, ``[1, n]``: what the chat template puts behind an answer."""
+        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
+        turns = [*_opening([], asked), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        turns += _opening([], prompt)
+        rendered = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        behind = self.processor.tokenizer(
+            rendered.rpartition(answer)[2], add_special_tokens=False, return_tensors="pt"
+        ).input_ids[0]
+        # The model may or may not have ended its answer itself.
+        ended = int(len(behind) > 0 and bool(sequence[-1] == behind[0]))
+        return torch.cat([sequence[: len(sequence) - ended], behind.to(sequence.device)])[None]
 
     @torch.inference_mode()
     def answer(self, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
@@ -147,6 +173,12 @@ def _on_hub(parameter: str, name: str) -> bool:
     except Exception:
         return False
     return True
+
+
+def _opening(images: Sequence[Image.Image], prompt: str) -> list[dict[str, Any]]:
+    """The messages of a first turn."""
+    parts = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
+    return [{"role": "user", "content": parts}]
 
 
 def _first_line(error: Exception) -> str:

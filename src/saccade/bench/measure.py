@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
 
 from torch import Tensor
 
 import saccade
-from saccade import reference
 from saccade.bench.cells import Cell
 from saccade.bench.checkpoint import Checkpoint
 from saccade.bench.folder import Settings
@@ -17,22 +16,23 @@ from saccade.bench.records import Answer, Measurement
 from saccade.core.recipe import NONE
 from saccade.core.report import Report
 from saccade.engine import oracle
-
-MAX_NEW_TOKENS = 16
-"""Tokens an answer may have; the longest right one has four words."""
+from saccade.tasks import Question, evidence_cells
 
 COMPARED_BATCHES = 3
 """Batches on which the physical limit and the unmodified model are timed as well."""
 
-Questions = Sequence[reference.Question]
+Questions = Sequence[Question]
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """One batch as it was answered, and what the same prefill takes at the physical limit and unmodified, if timed."""
+    """One batch as it was answered, and what the same prefill takes at the physical limit and unmodified, if timed.
+
+    ``recalls``: evidence recall of each question entering each layer.
+    """
 
     answers: list[Answer]
-    visual_tokens: int
+    recalls: list[list[float | None]]
     report: Report
     limit_seconds: float | None = None
     unmodified_seconds: float | None = None
@@ -42,7 +42,8 @@ def measure(
     checkpoint: Checkpoint, settings: Settings, cell: Cell, questions: Questions, advance: Callable[[int], None]
 ) -> Measurement:
     """Answer ``questions`` under the cell's recipe; ``advance`` is told how many more are answered."""
-    size = settings.batch_size
+    # A conversation goes on from its own answers, so each has a cache of its own.
+    size = settings.batch_size if all(len(question.turns) == 1 for question in questions) else 1
     batches = [questions[start : start + size] for start in range(0, len(questions), size)]
     _warm_up(checkpoint, cell, batches[0])
     done: list[_Batch] = []
@@ -54,10 +55,18 @@ def measure(
     return _summarise(done)
 
 
-def evidence_recall(question: reference.Question, grid: tuple[int, int], alive: Tensor) -> float | None:
-    """Share of the question's evidence cells among the visual tokens ``alive`` (raster indices); None without evidence."""
-    cells = reference.evidence_cells(question.evidence, *grid).ravel()
-    return float(cells[alive.cpu().numpy()].sum() / cells.sum()) if cells.any() else None
+def evidence_recall(question: Question, grids: Sequence[tuple[int, int]], alive: Sequence[Tensor]) -> float | None:
+    """Share of the question's evidence cells among the visual tokens ``alive``; None without evidence.
+
+    ``grids`` and ``alive`` (raster indices) as in `saccade.core.report.Trace`: one or more for each picture, in order.
+    """
+    if not question.evidence or len(grids) % len(question.images):
+        return None
+    views = len(grids) // len(question.images)
+    cells = [evidence_cells(question.evidence[number // views], *grid).ravel() for number, grid in enumerate(grids)]
+    shown = sum(int(each.sum()) for each in cells)
+    seen = sum(int(each[kept.cpu().numpy()].sum()) for each, kept in zip(cells, alive, strict=True))
+    return seen / shown if shown else None
 
 
 def _warm_up(checkpoint: Checkpoint, cell: Cell, batch: Questions) -> None:
@@ -67,16 +76,23 @@ def _warm_up(checkpoint: Checkpoint, cell: Cell, batch: Questions) -> None:
 
 
 def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, *, compare: bool) -> _Batch:
-    inputs = _inputs(checkpoint, batch)
+    inputs, longest = _inputs(checkpoint, batch), batch[0].max_new_tokens
     with saccade.attach(checkpoint.model, cell.recipe, seed=seed, companion=checkpoint.companion) as session:
-        predictions = checkpoint.answer(inputs, MAX_NEW_TOKENS)
-    report, grids, alive = session.report, session.trace.grids, session.trace.alive(checkpoint.layers - 1)
+        if len(batch[0].turns) == 1:
+            predictions = [[said] for said in checkpoint.answer(inputs, longest)]
+        else:
+            predictions = [checkpoint.converse(q.images, [turn.prompt for turn in q.turns], longest) for q in batch]
+    report, trace = session.report, session.trace
+    alive = [trace.alive(layer) for layer in range(checkpoint.layers)]
+    recalls = [
+        [evidence_recall(q, grids, layer[b]) for layer in alive] for b, (q, grids) in enumerate(zip(batch, trace.grids))
+    ]
     answered = _Batch(
         answers=[
-            Answer(q.prompt, q.answer, prediction, reference.score(q, prediction), evidence_recall(q, grid[0], kept[0]))
-            for q, prediction, grid, kept in zip(batch, predictions, grids, alive, strict=True)
+            Answer(q.prompt, q.answer, "\n".join(said), q.score(said), recall[-1])
+            for q, said, recall in zip(batch, predictions, recalls, strict=True)
         ],
-        visual_tokens=sum(len(item) for items in alive for item in items),
+        recalls=recalls,
         report=report,
     )
     if not compare:
@@ -89,7 +105,7 @@ def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, *, 
 
 
 def _inputs(checkpoint: Checkpoint, batch: Questions) -> dict[str, Tensor]:
-    return checkpoint.inputs([question.image for question in batch], [question.prompt for question in batch])
+    return checkpoint.inputs([question.images for question in batch], [question.turns[0].prompt for question in batch])
 
 
 def _summarise(batches: Sequence[_Batch]) -> Measurement:
@@ -99,12 +115,27 @@ def _summarise(batches: Sequence[_Batch]) -> Measurement:
     limits = [batch.limit_seconds / batch.report.prefill_seconds for batch in timed if batch.limit_seconds]
     speedups = [batch.unmodified_seconds / batch.report.prefill_seconds for batch in timed if batch.unmodified_seconds]
     answers = [answer for batch in batches for answer in batch.answers]
+    visual = [sum(layer) / len(answers) for layer in zip(*(_totals(batch) for batch in batches), strict=True)]
+    cached = [sum(layer) / len(answers) for layer in zip(*(batch.report.kv_bytes for batch in batches), strict=True)]
     return Measurement(
         answers=answers,
-        visual_tokens=sum(batch.visual_tokens for batch in batches) / len(answers),
+        visual_tokens=visual[-1],
         prefill_seconds=median(batch.report.prefill_seconds for batch in timed),
         decode_seconds=median(decode) if decode else None,
         efficiency=median(limits),
         speedup=median(speedups),
-        kv_bytes=sum(sum(batch.report.kv_bytes) for batch in batches) / len(answers),
+        kv_bytes=sum(cached),
+        visual_by_layer=visual,
+        kv_by_layer=cached,
+        evidence_by_layer=[_mean(layer) for layer in zip(*(recall for batch in batches for recall in batch.recalls))],
     )
+
+
+def _totals(batch: _Batch) -> list[float]:
+    """Visual tokens entering each layer, summed over the batch."""
+    return [tokens * batch.report.samples for tokens in batch.report.visual_tokens]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

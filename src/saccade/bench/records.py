@@ -63,6 +63,7 @@ class Measurement:
 
     ``speedup``: prefill seconds of the unmodified model over those of the method, both timed on a batch one after the
     other (seconds of different cells lie minutes apart, in which a shared machine changes), median.
+    visual_by_layer, kv_by_layer, evidence_by_layer: the same means entering (of the cache: in) each decoder layer.
     """
 
     answers: list[Answer]
@@ -72,6 +73,9 @@ class Measurement:
     efficiency: float
     speedup: float
     kv_bytes: float
+    visual_by_layer: list[float]
+    kv_by_layer: list[float]
+    evidence_by_layer: list[float | None]
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Protocol
 
-from saccade import reference
 from saccade.bench.cells import Cell
 from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.records import Failure, Measurement, Record
 from saccade.core.errors import SaccadeError
 from saccade.core.statistics import wilson
+from saccade.tasks import Question
 
-Measure = Callable[[Cell, Sequence[reference.Question], Callable[[int], None]], Measurement]
+Measure = Callable[[Cell, Sequence[Question], Callable[[int], None]], Measurement]
 """Measures a cell on its questions and tells how many more are answered."""
+
+
+Ask = Callable[[str], Sequence[Question]]
+"""The questions of a task."""
 
 
 class Watcher(Protocol):
@@ -34,10 +38,10 @@ class Watcher(Protocol):
         """It raised."""
 
 
-def run(cells: Iterable[Cell], measure: Measure, folder: ResultFolder, watcher: Watcher) -> None:
+def run(cells: Iterable[Cell], ask: Ask, measure: Measure, folder: ResultFolder, watcher: Watcher) -> None:
     """Measure the cells that ``folder`` does not hold yet and keep each as soon as it is finished."""
     folder.begin()
-    asked: dict[str, list[reference.Question]] = {}
+    asked: dict[str, Sequence[Question]] = {}
     for cell in cells:
         if folder.finished(cell):
             continue
@@ -45,7 +49,7 @@ def run(cells: Iterable[Cell], measure: Measure, folder: ResultFolder, watcher: 
         try:
             if cell.task not in asked:
                 # One task at a time: pictures are large, and the plan goes task by task.
-                asked = {cell.task: reference.questions(cell.task, folder.settings.n, folder.settings.seed)}
+                asked = {cell.task: ask(cell.task)}
             measurement = measure(cell, asked[cell.task], watcher.advanced)
             record = _record(cell, measurement, folder.settings)
             folder.keep(record, measurement)

@@ -13,7 +13,7 @@ from statistics import fmean
 import typer
 from rich.text import Text
 
-from saccade import reference
+from saccade import reference, tasks
 from saccade.bench import checkpoint
 from saccade.bench.cells import Cell, parse_keeps, parse_methods, plan
 from saccade.bench.folder import ResultFolder, Settings
@@ -66,12 +66,12 @@ def bench(request: BenchRequest) -> None:
 def parse_tasks(text: str) -> Sequence[str]:
     """Task names from a list separated by commas; ``all`` are all."""
     if text.strip() == "all":
-        return reference.TASKS
+        return tasks.SPINE
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in reference.TASKS:
-            close = get_close_matches(name, reference.TASKS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"must be all or some of {', '.join(reference.TASKS)}"
+        if name not in tasks.TASKS:
+            close = get_close_matches(name, tasks.TASKS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"must be all or some of {', '.join(tasks.TASKS)}"
             raise SaccadeError(f"tasks={name!r}: {hint}")
     return names
 
@@ -81,7 +81,7 @@ def _measure(cells: Sequence[Cell], folder: ResultFolder) -> None:
     loaded = checkpoint.load(settings.model, settings.device, settings.dtype, settings.companion)
     try:
         with BenchProgress(console, len(cells), settings.n) as progress:
-            run(cells, partial(measure, loaded, settings), folder, progress)
+            run(cells, partial(_questions, settings), partial(measure, loaded, settings), folder, progress)
     except KeyboardInterrupt:
         console.print(f"saccade: interrupted; the finished cells are in {folder.path}, --resume goes on")
         raise typer.Exit(INTERRUPTED) from None
@@ -91,20 +91,22 @@ def _show(folder: ResultFolder) -> None:
     console, records = output(), folder.records
     if not records:
         return
-    tasks = dict.fromkeys(record.task for record in records)
-    notes = {task: _note(task, folder.settings) for task in tasks}
+    notes = {task: _note(task, folder.settings) for task in dict.fromkeys(record.task for record in records)}
     over_tasks = means(records, folder.speedup)
     console.print(bench_tables(records, over_tasks, notes, no_better_than_random(folder, records)))
     settings = folder.settings
-    title = f"{settings.model}: {len(tasks)} tasks, {settings.n} questions each, {settings.device} {settings.dtype}"
+    title = f"{settings.model}: {len(notes)} tasks, {settings.n} questions each, {settings.device} {settings.dtype}"
     draw_quality_speed(over_tasks, folder.path / "quality_speed.png", title)
     console.print(Text(f"\n{folder.path / 'results.json'}\n{folder.path / 'quality_speed.png'}"))
 
 
+def _questions(settings: Settings, task: str) -> list[tasks.Question]:
+    return tasks.questions(task, settings.n, settings.seed)
+
+
 def _note(task: str, settings: Settings) -> TaskNote:
-    constant = reference.majority(task)
-    asked = reference.questions(task, settings.n, settings.seed)
-    share = fmean(reference.score(question, constant) for question in asked)
+    constant = tasks.majority(task)
+    share = fmean(each.score([constant] * len(each.turns)) for each in _questions(settings, task))
     return TaskNote(constant, share, settings.model == checkpoint.REFERENCE and task in _below_floor())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from saccade import reference
+from saccade import tasks
 from saccade.bench import checkpoint
 from saccade.core import registry
 from saccade.core.errors import SaccadeError
@@ -23,9 +23,9 @@ def calibrate(name: str, model: str, n: int, seed: int, device: str, dtype: str,
     device = checkpoint.resolve_device(device)
     loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device))
     # Not the test questions, on which the method will be measured.
-    asked = [each for task in reference.TASKS for each in reference.questions(task, n, seed, split="validation")]
+    asked = [each for task in tasks.SPINE for each in tasks.questions(task, n, seed, split="validation")]
     chunks = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
-    batches = [loaded.inputs([each.image for each in chunk], [each.prompt for each in chunk]) for chunk in chunks]
+    batches = [loaded.inputs([each.images for each in chunk], [each.prompt for each in chunk]) for chunk in chunks]
     path = folder / ARTIFACTS / f"{name}.json"
     make_artifact(name, loaded.model, batches).save(path)
     typer.echo(f"{path}")

@@ -15,7 +15,7 @@ from saccade.methods import IndexPreserving
 from saccade.methods.before_encoder.index_preserving import cell_logits, dilated, train
 from saccade.models.anatomy import ARTIFACTS, anatomy
 from saccade.reference.cells import labelled_cells
-from saccade.reference.tasks import GRID
+from saccade.tasks.spine import GRID
 
 HELD_OUT = 500
 """Scenes that the classifier is measured on."""

@@ -35,7 +35,7 @@ def run(
     placeholder = getattr(loaded.processor, "image_token", None)
     if placeholder and placeholder in prompt:
         raise SaccadeError(f"prompt={prompt!r}: leave out {placeholder!r}; the picture is put in front by itself")
-    inputs = loaded.inputs([picture], [prompt])
+    inputs = loaded.inputs([[picture]], [prompt])
     recipes = dict.fromkeys((Recipe(), wanted))
     output().print(run_table([_answer(loaded, inputs, each, max_new_tokens, seed) for each in recipes]))
 

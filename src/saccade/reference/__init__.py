@@ -1,8 +1,7 @@
-"""The embedded reference model: a small LLaVA, the scenes it was trained on, and six tasks with known evidence.
+"""The embedded reference models, small enough to train and measure without a GPU.
 
 >>> from saccade import reference
 >>> model, processor = reference.load()
->>> asked = reference.questions("attribute", n=8, seed=0)
 """
 
 from __future__ import annotations
@@ -12,26 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .tasks import TASKS, Question, evidence_cells, majority, questions, score
-
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
     from .model import TextTower
     from .text import ReferenceCompanion
 
-__all__ = [
-    "TASKS",
-    "Question",
-    "companion",
-    "evidence_cells",
-    "load",
-    "majority",
-    "path",
-    "questions",
-    "score",
-    "text_tower",
-]
+__all__ = ["companion", "load", "path", "text_tower"]
 
 
 def path() -> Path:

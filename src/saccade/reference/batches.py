@@ -12,9 +12,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from saccade.tasks.metrics import words
+from saccade.tasks.scenes import COLOURS, LETTERS, SHAPES, Scene, draw_scene
+from saccade.tasks.spine import GRID, KINDS, PATCH, Asked
+
 from .model import ASSISTANT, END, PAD, TOKEN_IDS, USER
-from .scenes import COLOURS, LETTERS, SHAPES, Scene, draw_scene
-from .tasks import GRID, KINDS, PATCH, Asked, words
 
 KIND_NAMES = tuple(KINDS)
 IGNORE = -100

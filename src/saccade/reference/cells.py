@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saccade.tasks.question import evidence_cells
+from saccade.tasks.scenes import draw_scene
+from saccade.tasks.spine import GRID, PATCH
+
 from .model import build_processor
-from .scenes import draw_scene
-from .tasks import GRID, PATCH, evidence_cells
 
 _SPLITS = {"train": 0, "test": 1}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +13,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from saccade.core.statistics import wilson
-
-from .tasks import TASKS, Question, majority, question, score
+from saccade.tasks import SPINE, Question, majority, question
 
 FLOORS = {
     "attribute": 0.85,
@@ -75,10 +74,11 @@ def evaluate_task(
     blind = 0
     for first in range(0, n, 200):
         asked = [question(task, seed, index) for index in range(first, min(first + 200, n))]
-        right += sum(map(score, asked, answer(model, processor, asked)))
-        constantly += sum(score(each, constant) for each in asked)
+        right += sum(each.score([said]) for each, said in zip(asked, answer(model, processor, asked), strict=True))
+        constantly += sum(each.score([constant]) for each in asked)
         blindfolded = [_blindfold(each) for each in asked[::4]]
-        blindly += sum(map(score, blindfolded, answer(model, processor, blindfolded)))
+        said = answer(model, processor, blindfolded)
+        blindly += sum(each.score([one]) for each, one in zip(blindfolded, said, strict=True))
         blind += len(blindfolded)
     low, high = wilson(right, n)
     floor = FLOORS[task]
@@ -89,7 +89,7 @@ def evaluate(folder: Path, n: int = 2000, device: str = "cpu") -> list[TaskResul
     """Score every task, and write ``evaluation.json`` and the model card ``README.md`` into the checkpoint's folder."""
     model = AutoModelForImageTextToText.from_pretrained(folder).to(device).eval()
     processor = AutoProcessor.from_pretrained(folder)
-    results = [evaluate_task(model, processor, task, n) for task in tqdm(TASKS)]
+    results = [evaluate_task(model, processor, task, n) for task in tqdm(SPINE)]
     report = {result.task: {k: v for k, v in asdict(result).items() if k != "task"} for result in results}
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -110,7 +110,7 @@ def model_card(results: Sequence[TaskResult], training: dict[str, object], param
 
 def _blindfold(each: Question) -> Question:
     grey = Image.new("RGB", each.image.size, (128, 128, 128))
-    return Question(each.task, grey, each.prompt, each.answer, each.evidence)
+    return replace(each, images=(grey,))
 
 
 _CARD = """\

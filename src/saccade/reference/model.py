@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from .scenes import SIZE
-from .tasks import PATCH, VOCABULARY
+from saccade.tasks.scenes import SIZE
+from saccade.tasks.spine import PATCH, VOCABULARY
 
 PAD, UNKNOWN, BEGIN, END, USER, ASSISTANT, IMAGE = SPECIAL = (
     "<pad>", "<unk>", "<s>", "</s>", "<user>", "<assistant>", "<image>",

@@ -12,10 +12,11 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from saccade.tasks.scenes import COLOURS, LETTERS, SHAPES
+from saccade.tasks.spine import COLUMNS, GRID, PATCH, ROWS
+
 from .batches import Batch
 from .model import TOKEN_IDS, USER
-from .scenes import COLOURS, LETTERS, SHAPES
-from .tasks import COLUMNS, GRID, PATCH, ROWS
 
 EARLY = 2
 

@@ -1,15 +1,14 @@
-"""Six tasks over scenes: questions in words, one right answer each, and the pixels that prove it."""
+"""The six spine tasks, about scenes of a few things: questions in words, one right answer each, and what proves it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image
 
+from .question import Question, Turn
 from .scenes import COLOURS, LETTERS, SHAPES, SIZE, Scene, draw_scene
 
 GRID = 12
@@ -23,8 +22,6 @@ PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPE
 ROWS = tuple(f"row{i}" for i in range(1, GRID + 1))
 COLUMNS = tuple(f"col{i}" for i in range(1, GRID + 1))
 
-_SPLITS = {"train": 0, "validation": 1, "test": 2}
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -36,96 +33,27 @@ class Asked:
     sign: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Question:
-    """A question with its picture.
-
-    ``evidence``: bool ``[H, W]``, the pixels that prove the answer; empty for "no" and "zero".
-    """
-
-    task: str
-    image: Image.Image
-    prompt: str
-    answer: str
-    evidence: np.ndarray
-
-
 Asker = Callable[[Scene, np.random.Generator, tuple[int, int]], Asked | None]
 """Asks one question about a scene whose top left cell is (row, column), or returns None where the scene allows none."""
 
 
-def questions(task: str, n: int, seed: int, split: str = "test") -> list[Question]:
-    """``n`` questions of a task, each about a scene of its own; the same for the same arguments, disjoint across splits."""
-    return [question(task, seed, index, split) for index in range(n)]
-
-
-def question(task: str, seed: int, index: int, split: str = "test") -> Question:
-    """Question number ``index`` of the stream that ``questions`` reads."""
-    if task not in TASKS:
-        raise ValueError(f"task={task!r}: must be one of {', '.join(TASKS)}")
-    if split not in _SPLITS:
-        raise ValueError(f"split={split!r}: must be one of {', '.join(_SPLITS)}")
-    rng = np.random.default_rng([_SPLITS[split], seed, TASKS.index(task), index])
+def ask(task: str, rng: np.random.Generator) -> Question | None:
+    """Draw a scene and ask one question of the task about it; None where the scene allows none."""
     kinds = KINDS_OF[task]
-    while True:
-        scene = draw_scene(rng, sign_rate=1.0 if task == "reading" else 0.4)
-        asked = KINDS[kinds[rng.integers(len(kinds))]](scene, rng, (0, 0))
-        if asked is not None:
-            evidence = scene.masks[list(asked.things)].any(0) | (scene.sign_mask & asked.sign)
-            return Question(task, scene.image, asked.prompt, asked.answer, evidence)
+    scene = draw_scene(rng, sign_rate=1.0 if task == "reading" else 0.4)
+    asked = KINDS[kinds[rng.integers(len(kinds))]](scene, rng, (0, 0))
+    if asked is None:
+        return None
+    evidence = scene.masks[list(asked.things)].any(0) | (scene.sign_mask & asked.sign)
+    answers = _near(asked.answer) if task == "position" else (asked.answer,)
+    return Question(task, (scene.image,), (Turn(asked.prompt, answers, (evidence,)),))
 
 
-def score(question: Question, prediction: str) -> float:
-    """1.0 for a right prediction, else 0.0; case and spacing do not matter, ``position`` allows one cell of error."""
-    return float(_right(question.task, question.answer, prediction))
-
-
-@lru_cache
-def majority(task: str) -> str:
-    """The constant answer that scores best on the task, estimated on 1,000 validation questions."""
-    asked = questions(task, 1000, seed=0, split="validation")
-    answers = (
-        [f"{row} {column}" for row in ROWS for column in COLUMNS]
-        if task == "position"
-        else sorted({q.answer for q in asked})
-    )
-    return max(answers, key=lambda answer: sum(score(q, answer) for q in asked))
-
-
-def evidence_cells(mask: np.ndarray, rows: int, cols: int, share: float = 0.05) -> np.ndarray:
-    """Which cells of a grid over ``mask`` ``[H, W]`` hold at least ``share`` evidence pixels: bool ``[rows, cols]``."""
-    height, width = mask.shape
-    # Sums over a summed-area table, because the grid need not divide the picture.
-    table = np.zeros((height + 1, width + 1))
-    table[1:, 1:] = mask.cumsum(0).cumsum(1)
-    y = np.linspace(0, height, rows + 1).round().astype(int)
-    x = np.linspace(0, width, cols + 1).round().astype(int)
-    inside = (
-        table[np.ix_(y[1:], x[1:])]
-        - table[np.ix_(y[:-1], x[1:])]
-        - table[np.ix_(y[1:], x[:-1])]
-        + table[np.ix_(y[:-1], x[:-1])]
-    )
-    area = np.maximum(np.outer(np.diff(y), np.diff(x)), 1)
-    return inside / area >= share
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words and punctuation marks of a text: what the tokenizer sees."""
-    return re.findall(r"\w+|[^\w\s]", text.lower())
-
-
-def _right(task: str, answer: str, prediction: str) -> bool:
-    if task == "position":
-        wanted, given = _cell(answer), _cell(prediction)
-        return wanted is not None and given is not None and all(abs(a - b) <= 1 for a, b in zip(wanted, given, strict=True))
-    joiner = "" if task == "reading" else " "
-    return joiner.join(words(answer)) == joiner.join(words(prediction))
-
-
-def _cell(text: str) -> tuple[int, int] | None:
-    match = re.fullmatch(r"row(\d+) col(\d+)", " ".join(words(text)))
-    return (int(match[1]), int(match[2])) if match else None
+def _near(cell: str) -> tuple[str, ...]:
+    """A cell and its neighbours on the grid: a position may be off by one row and one column."""
+    row, column = (int(number) - 1 for number in re.findall(r"\d+", cell))
+    rows, columns = (range(max(0, at - 1), min(GRID, at + 2)) for at in (row, column))
+    return tuple(dict.fromkeys((cell, *(f"{ROWS[y]} {COLUMNS[x]}" for y in rows for x in columns))))
 
 
 def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
