@@ -188,7 +188,7 @@ def test_a_task_that_the_reference_model_did_not_learn_is_marked(
     own = shutil.copytree(tiny, tmp_path / "own")
     floors = {"shape": {"below_floor": True}, "attribute": {"below_floor": False}}
     (own / "evaluation.json").write_text(json.dumps(floors))
-    monkeypatch.setattr(reference, "path", lambda: own)
+    monkeypatch.setattr(reference, "path", lambda name="reference": own)
 
     options = ["--tasks", "shape,attribute", "--n", 1, "--methods", "none", "--keep", 0.1, "--out", tmp_path / "out"]
     result = call("bench", *options)

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from saccade import reference
@@ -22,7 +22,6 @@ from saccade.core.method import Companion
 from saccade.engine import ClipCompanion
 from saccade.models.anatomy import anatomy
 
-REFERENCE = "reference"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_SECONDS = 10
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -114,11 +113,11 @@ def resolve_dtype(dtype: str, device: str) -> str:
 
 def local_folder(name: str) -> Path | None:
     """The folder that a model's name means, or None where it can only be a Hub id."""
-    if name != REFERENCE:
+    if name not in reference.MODELS:
         return Path(name) if Path(name).is_dir() else None
-    if not reference.path().is_dir():
+    if not reference.path(name).is_dir():
         raise SaccadeError(f"model={name!r}: its checkpoint is missing; install the package again, or train one")
-    return reference.path()
+    return reference.path(name)
 
 
 def load(name: str, device: str, dtype: str, companion: str | None = None) -> Checkpoint:
@@ -131,11 +130,12 @@ def load(name: str, device: str, dtype: str, companion: str | None = None) -> Ch
     logging.disable_progress_bar()
     found = local_folder(name)
     if found is None and not _HUB_ID.fullmatch(name):
-        raise SaccadeError(f"model={name!r}: must be {REFERENCE}, a checkpoint folder, or a Hub id such as owner/name")
+        known = ", ".join(reference.MODELS)
+        raise SaccadeError(f"model={name!r}: must be {known}, a checkpoint folder, or a Hub id such as owner/name")
     source = found or name
     cached_only = found is None and not _on_hub("model", name)
     try:
-        processor = AutoProcessor.from_pretrained(source, local_files_only=cached_only)
+        processor = reference.processor(source, local_files_only=cached_only)
         model = AutoModelForImageTextToText.from_pretrained(source, dtype=_DTYPES[dtype], local_files_only=cached_only)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise SaccadeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -107,12 +106,11 @@ def _questions(settings: Settings, task: str) -> list[tasks.Question]:
 def _note(task: str, settings: Settings) -> TaskNote:
     constant = tasks.majority(task)
     share = fmean(each.score([constant] * len(each.turns)) for each in _questions(settings, task))
-    return TaskNote(constant, share, settings.model == checkpoint.REFERENCE and task in _below_floor())
+    return TaskNote(constant, share, task in _below_floor(settings.model))
 
 
-def _below_floor() -> set[str]:
-    """Tasks that the reference model did not learn well enough, by its own evaluation."""
-    path = reference.path() / "evaluation.json"
-    if not path.is_file():
+def _below_floor(model: str) -> set[str]:
+    """Tasks that a reference model did not learn well enough, by its own evaluation."""
+    if model not in reference.MODELS:
         return set()
-    return {task for task, result in json.loads(path.read_text()).items() if result["below_floor"]}
+    return {task for task, result in reference.evaluation(reference.path(model)).items() if result["below_floor"]}

@@ -2,39 +2,65 @@
 
 >>> from saccade import reference
 >>> model, processor = reference.load()
+
+``reference`` is a LLaVA that knows the six spine tasks; ``reference-tiles`` (a LLaVA-NeXT) and ``reference-qwen``
+(a Qwen2.5-VL) learnt the other tasks of `saccade.tasks`, too.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import LlavaForConditionalGeneration
 
     from .model import TextTower
     from .text import ReferenceCompanion
 
-__all__ = ["companion", "load", "path", "text_tower"]
+__all__ = ["MODELS", "companion", "evaluation", "load", "path", "processor", "text_tower"]
+
+_FOLDERS = {"reference": "checkpoint", "reference-tiles": "checkpoint_tiles", "reference-qwen": "checkpoint_qwen"}
+MODELS = tuple(_FOLDERS)
+"""Names of the shipped models."""
 
 
-def path() -> Path:
-    """Folder of the shipped checkpoint, for ``from_pretrained``."""
-    return Path(__file__).parent / "checkpoint"
+def path(name: str = "reference") -> Path:
+    """Folder of a shipped checkpoint, for ``from_pretrained``."""
+    return Path(__file__).parent / _FOLDERS[name]
 
 
-def load(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The shipped model, ready to answer, and its processor."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+def load(name: str = "reference", device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A shipped model, ready to answer, and its processor."""
+    from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(path(), dtype=dtype).to(device).eval()
-    return model, AutoProcessor.from_pretrained(path())
+    model = AutoModelForImageTextToText.from_pretrained(path(name), dtype=dtype).to(device).eval()
+    return model, processor(path(name))
+
+
+def processor(folder: Path | str, **options: Any) -> Any:
+    """The processor in a checkpoint folder; also that of ``reference-qwen``, which transformers does not know by name."""
+    from transformers import AutoProcessor
+
+    from .extended import PictureProcessor
+
+    settings = Path(folder) / "processor_config.json"
+    if settings.is_file() and json.loads(settings.read_text()).get("processor_class") == PictureProcessor.__name__:
+        return PictureProcessor.from_pretrained(folder)
+    return AutoProcessor.from_pretrained(folder, **options)
+
+
+def evaluation(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `saccade reference evaluate` measured of a checkpoint, by task; nothing where it never did."""
+    measured = folder / "evaluation.json"
+    return json.loads(measured.read_text()) if measured.is_file() else {}
 
 
 def text_tower() -> TextTower:
-    """The text encoder whose space the vision tower's CLS token shares, with both projections."""
+    """The text encoder whose space the small model's vision tower shares by its CLS token, with both projections."""
     from .model import TextTower
 
     return TextTower.load(path() / "text_tower")

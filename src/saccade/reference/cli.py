@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from saccade.core.errors import SaccadeError
+
 app = typer.Typer(help="Train and evaluate the embedded reference model.", no_args_is_help=True)
 
 
@@ -23,10 +25,30 @@ def train(
     from .train import Settings
     from .train import train as run
 
-    interrupted = Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: interrupted.set())
-    run(folder, Settings(steps=steps, seed=seed, device=device), interrupted.is_set)
+    run(folder, Settings(steps=steps, seed=seed, device=device), _interrupted().is_set)
+
+
+@app.command()
+def extend(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="tiles (as LLaVA-NeXT) or qwen (as Qwen2.5-VL).")],
+    folder: Annotated[Path, typer.Option(help="Where state, log and export go; a run found there is continued.")],
+    steps: Annotated[int, typer.Option(help="Training steps; the last two fifths cool down.")] = 1500,
+    start: Annotated[
+        Path | None, typer.Option(help="Checkpoint to begin with; the small reference model if not given.")
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train one of the larger models, or continue a run, and export it. Ctrl-C stops after the current step."""
+    from . import path
+    from .extended import KINDS
+    from .school import Settings, school
+
+    if kind not in KINDS:
+        raise SaccadeError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
+    settings = Settings(kind, steps, start or path(), seed=seed, rate=rate, device=device)
+    school(folder, settings, _interrupted().is_set)
 
 
 @app.command()
@@ -45,3 +67,11 @@ def evaluate(
             f"{result.task:10} {result.score:6.1%} [{result.low:.1%}, {result.high:.1%}]  majority {result.majority:.1%}  "
             f"blind {result.blind:.1%}  floor {result.floor:.0%} {verdict}"
         )
+
+
+def _interrupted() -> Event:
+    """Set once the process is asked to stop."""
+    interrupted = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: interrupted.set())
+    return interrupted

@@ -108,7 +108,7 @@ class BatchStream:
     def __init__(self, settings: Settings, step: int, orders: list[tuple[float, ...]], shares: tuple[float, ...]) -> None:
         self._settings = settings
         self._next = step
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_be_nice)
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=be_nice)
         self._queue: deque[tuple[tuple[float, ...], Future[Batch]]] = deque()
         for ordered in orders or [shares] * self.AHEAD:
             self._order(ordered)
@@ -146,7 +146,7 @@ class Trainer:
             settings.device
         )
         self.modules = nn.ModuleList([self.model, self.tower, self.readouts])
-        self.optimizers = _optimizers(self.modules, settings.rate)
+        self.optimizers = optimizers(self.modules, settings.rate)
         self.step = 0
         self.images = 0
         self.seconds = 0.0
@@ -292,7 +292,7 @@ def _contrastive(images: torch.Tensor, captions: torch.Tensor, scale: torch.Tens
     return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
 
 
-def _optimizers(modules: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+def optimizers(modules: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside layers, AdamW for embeddings, norms, biases and scalars."""
     matrices, others, plain = [], [], []
     for name, parameter in _named_parameters(modules):
@@ -317,7 +317,7 @@ def _named_parameters(modules: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return modules.named_parameters(remove_duplicate=True)
 
 
-def _be_nice() -> None:
+def be_nice() -> None:
     """Scene drawing gives way to the training process and stays on one thread."""
     os.nice(2)
     torch.set_num_threads(1)

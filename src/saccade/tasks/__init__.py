@@ -15,19 +15,48 @@ import numpy as np
 
 from saccade.core.errors import SaccadeError
 
-from . import spine
+from . import fields, pages, series, spine
+from .board import Drawn
 from .question import Question, Turn, evidence_cells
 
-__all__ = ["SPINE", "TASKS", "Question", "Turn", "best_constant", "evidence_cells", "majority", "question", "questions"]
+__all__ = [
+    "DRAWN",
+    "SPINE",
+    "TASKS",
+    "Question",
+    "Turn",
+    "best_constant",
+    "evidence_cells",
+    "majority",
+    "question",
+    "questions",
+]
 
-Draw = Callable[[str, np.random.Generator], Question | None]
-"""Draws a picture and asks a question of the task about it; None where the picture allows none."""
-
-_DRAWS: dict[str, Draw] = {**dict.fromkeys(spine.KINDS_OF, spine.ask)}
-TASKS = tuple(_DRAWS)
-"""Names of the generated tasks."""
 SPINE = tuple(spine.KINDS_OF)
-"""The six that ask about few things in small pictures."""
+"""The six tasks that ask about few things in small pictures."""
+
+DRAWN: dict[str, Callable[[np.random.Generator], Drawn]] = {
+    "document": pages.document,
+    "chart": pages.chart,
+    "screen": pages.screen,
+    "dense": fields.dense,
+    "needle": fields.needle,
+    "relation": fields.relation,
+    "caption": fields.caption,
+    "dialogue": fields.dialogue,
+    "compare": series.compare,
+    "events": series.events,
+    "moment": series.moment,
+    "stream": series.stream,
+}
+"""The tasks behind them: what draws the pictures of each."""
+
+TASKS = (*SPINE, *DRAWN)
+"""Names of the generated tasks."""
+
+_TURNS = {"dialogue": 3}
+_METRICS = {"caption": "items"}
+_MAX_NEW_TOKENS = {"caption": 48}
 
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 _MOST_CONSTANTS = 50
@@ -45,9 +74,26 @@ def question(task: str, seed: int, index: int, split: str = "test") -> Question:
     if split not in _SPLITS:
         raise SaccadeError(f"split={split!r}: must be one of {', '.join(_SPLITS)}")
     rng = np.random.default_rng([_SPLITS[split], seed, TASKS.index(task), index])
-    while (asked := _DRAWS[task](task, rng)) is None:
+    while (asked := spine.ask(task, rng) if task in SPINE else _ask(task, rng)) is None:
         pass
     return asked
+
+
+def _ask(task: str, rng: np.random.Generator) -> Question | None:
+    """Draw pictures and ask as many different questions as the task has turns; None where they allow too few."""
+    drawn, wanted = DRAWN[task](rng), _TURNS.get(task, 1)
+    turns: list[Turn] = []
+    for _ in range(6 * wanted):
+        turn = drawn.ask(rng)
+        # A later turn asks about something else, or what the first one kept would do.
+        if turn is not None and not any(np.array_equal(turn.evidence, other.evidence) for other in turns):
+            turns.append(turn)
+        if len(turns) == wanted:
+            break
+    if len(turns) < wanted:
+        return None
+    metric, longest = _METRICS.get(task, "exact"), _MAX_NEW_TOKENS.get(task, 16)
+    return Question(task, drawn.images, tuple(turns), metric, longest)
 
 
 @lru_cache

@@ -75,7 +75,7 @@ class Scene:
 
 def draw_scene(rng: np.random.Generator, size: int = SIZE, most: int = 6, sign_rate: float = 0.4) -> Scene:
     """Draw a scene of ``size`` x ``size`` pixels with 1 to ``most`` things and, at ``sign_rate``, a sign."""
-    ground, dark = _ground(rng, size)
+    ground, dark = draw_ground(rng, size)
     canvas = ground.copy()
     taken: list[tuple[int, int, int, int]] = []
 
@@ -86,14 +86,14 @@ def draw_scene(rng: np.random.Generator, size: int = SIZE, most: int = 6, sign_r
 
     things, masks = [], []
     for shape, colour, side in _cast(rng, size, most):
-        spot = _free_spot(rng, size, (side, side), taken)
+        spot = free_spot(rng, size, (side, side), taken)
         if spot is None:
             continue
         x, y = spot
         taken.append((x, y, side, side))
-        coverage = _stencil(shape, side, bool(rng.random() < 0.2))
+        coverage = stencil(shape, side, bool(rng.random() < 0.2))
         patch = canvas[y : y + side, x : x + side]
-        patch += coverage[..., None] * (_shade(rng, colour) - patch)
+        patch += coverage[..., None] * (shade(rng, colour) - patch)
         mask = np.zeros((size, size), bool)
         mask[y : y + side, x : x + side] = coverage > 0.5
         things.append(Thing(shape, colour, x, y, side))
@@ -124,7 +124,7 @@ def _cast(rng: np.random.Generator, size: int, most: int) -> list[tuple[str, str
     return sorted(cast, key=lambda thing: -thing[2])
 
 
-def _free_spot(
+def free_spot(
     rng: np.random.Generator, size: int, extent: tuple[int, int], taken: list[tuple[int, int, int, int]]
 ) -> tuple[int, int] | None:
     """A random place for a box of ``extent`` (width, height) that touches none of ``taken``, or None."""
@@ -136,7 +136,7 @@ def _free_spot(
     return None
 
 
-def _shade(rng: np.random.Generator, colour: str) -> np.ndarray:
+def shade(rng: np.random.Generator, colour: str) -> np.ndarray:
     """A value of the colour: one of its named values, or a mix of two, with a little jitter."""
     values = np.asarray(COLOURS[colour], np.float32)
     first, second = rng.integers(len(values), size=2)
@@ -146,7 +146,7 @@ def _shade(rng: np.random.Generator, colour: str) -> np.ndarray:
     return np.clip(mix + rng.normal(0, 8, 3), 0, 255).astype(np.float32)
 
 
-def _ground(rng: np.random.Generator, size: int) -> tuple[np.ndarray, bool]:
+def draw_ground(rng: np.random.Generator, size: int) -> tuple[np.ndarray, bool]:
     """A float32 ground ``[size, size, 3]`` and whether it is dark: pure, plain or noisy, never saturated."""
     dark = bool(rng.random() < 0.45)
     if rng.random() < 0.25:
@@ -174,12 +174,12 @@ def _draw_sign(
     letter_size = int(rng.integers(13, 18))
     gap, margin = int(rng.integers(1, 4)), int(rng.integers(2, 5))
     while True:
-        glyphs = [_glyph(letter.upper(), letter_size) for letter in word]
-        width = sum(glyph.shape[1] for glyph in glyphs) + 2 * gap + 2 * margin
+        glyphs = [glyph(letter.upper(), letter_size) for letter in word]
+        width = sum(drawn.shape[1] for drawn in glyphs) + 2 * gap + 2 * margin
         if width <= size:
             break
         letter_size, gap, margin = letter_size - 1, 1, 2
-    height = max(glyph.shape[0] for glyph in glyphs) + 2 * margin
+    height = max(drawn.shape[0] for drawn in glyphs) + 2 * margin
     x, y = int(rng.integers(0, size - width + 1)), int(rng.integers(0, size - height + 1))
     plate_is_dark = dark
     if rng.random() < 0.7:
@@ -188,17 +188,17 @@ def _draw_sign(
     ink = np.float32(rng.uniform(215, 255) if plate_is_dark else rng.uniform(0, 40))
     sign_mask[y : y + height, x : x + width] = True
     left = x + margin
-    for mask, glyph in zip(letter_masks, glyphs, strict=True):
-        rows, columns = glyph.shape
+    for mask, drawn in zip(letter_masks, glyphs, strict=True):
+        rows, columns = drawn.shape
         patch = canvas[y + margin : y + margin + rows, left : left + columns]
-        patch += glyph[..., None] * (ink - patch)
-        mask[y + margin : y + margin + rows, left : left + columns] = glyph > 0.4
+        patch += drawn[..., None] * (ink - patch)
+        mask[y + margin : y + margin + rows, left : left + columns] = drawn > 0.4
         left += columns + gap
     return x, y, width, height
 
 
 @lru_cache(maxsize=4096)
-def _glyph(letter: str, height: int) -> np.ndarray:
+def glyph(letter: str, height: int) -> np.ndarray:
     """Ink coverage of a capital letter, float32 ``[height, width]`` (shared by all callers: do not write)."""
     font = ImageFont.load_default(size=height * _SUPERSAMPLING)
     box = font.getbbox(letter, stroke_width=_SUPERSAMPLING // 3)
@@ -210,7 +210,7 @@ def _glyph(letter: str, height: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)
-def _stencil(shape: str, side: int, hard: bool) -> np.ndarray:
+def stencil(shape: str, side: int, hard: bool) -> np.ndarray:
     """Coverage of a shape in its box, float32 ``[side, side]`` in 0..1; ``hard`` leaves the edge without antialiasing."""
     scale = _SUPERSAMPLING
     tile = Image.new("L", (side * scale, side * scale))
