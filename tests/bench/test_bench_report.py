@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
@@ -13,7 +16,7 @@ from saccade.bench.cells import plan
 from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.run import run
 from saccade.bench.statistics import beats
-from saccade.bench.summary import means, no_better_than_random
+from saccade.bench.summary import ALL_TASKS, Mean, drops, means, no_better_than_random, pareto
 from saccade.core.statistics import wilson
 from saccade.report.bench_table import TaskNote, bench_tables
 from saccade.report.numbers import seconds, size
@@ -34,12 +37,11 @@ def done(tmp_path: Path, measure: Any, log: Any) -> ResultFolder:
     return folder
 
 
-def shown(done: ResultFolder) -> str:
+def shown(done: ResultFolder, width: int = 120) -> str:
     notes = {"shape": TaskNote("cross", 0.125, below_floor=False), "existence": TaskNote("no", 0.5, below_floor=True)}
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(
-        bench_tables(done.records, means(done.records, done.speedup), notes, no_better_than_random(done, done.records))
-    )
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    over_tasks, weak = means(done.records, done.speedup), no_better_than_random(done, done.records)
+    console.print(bench_tables(done.records, over_tasks, notes, weak, drops(done, done.records)))
     return console.export_text()
 
 
@@ -91,7 +93,86 @@ def test_the_table_shows_scores_intervals_and_verdicts(done: ResultFolder) -> No
     assert "shape · always 'cross' scores 12.5 %" in text
     assert "Not better than random beyond noise: fastv at 0.5, 0.25" in text
     row = next(line for line in text.splitlines() if line.strip().startswith("hiprune"))
-    assert " ".join(row.split()) == "hiprune 0.5 80.0 [65.2, 89.5] 88.9 50.0 72.0 50.0 ms 10.0 ms 0.95 488 KiB"
+    assert " ".join(row.split()) == "hiprune 0.5 80.0 [65.2, 89.5] 88.9 [0.0, 22.5] 50.0 72.0 50.0 ms 10.0 ms 0.95 488 KiB"
+
+
+def test_the_table_of_means_has_the_constant_answer_and_the_front(done: ResultFolder) -> None:
+    over_tasks = shown(done).partition("mean over 2 tasks")[2]
+
+    assert " · always the same answer scores 31.2 % · of these below floor: existence" in over_tasks
+    starred = {" ".join(line.split()[:3]) for line in over_tasks.splitlines() if " * " in line and "[" in line}
+    assert starred == {"hiprune * 0.25"}
+    assert "none *" in over_tasks
+
+
+def test_wide_numbers_and_long_recipes_fit_into_120_columns(done: ResultFolder) -> None:
+    method = "hiprune(alpha=0.2) + fastv(layer=4, keep=0.5)"
+    for record in [record for record in done.records if record.method == "hiprune"]:
+        old = done._details_path(record.key)
+        old.rename(done._details_path((record.task, method, str(record.keep))))
+    done.records = [
+        replace(
+            record,
+            method=method if record.method == "hiprune" else record.method,
+            score_low=1.0,
+            score_high=1.0,
+            score=1.0,
+            evidence_recall=1.0,
+            prefill_seconds=0.0123,
+            decode_seconds=0.0123,
+            visual_tokens=2880.0,
+        )
+        for record in done.records
+    ]
+    text = shown(done)
+
+    assert "…" not in text
+    assert "12.3 ms 12.3 ms" in " ".join(text.split())
+
+
+def test_drops_are_paired_by_cell_and_over_all_tasks(done: ResultFolder) -> None:
+    found = drops(done, done.records)
+
+    assert found["shape", "hiprune", "0.5"].mean == pytest.approx(0.1)
+    assert found["shape", "random", "0.5"].low > 0.2
+    over_tasks = found[ALL_TASKS, "hiprune", "0.5"]
+    assert over_tasks.mean == pytest.approx(0.1)
+    assert over_tasks.high - over_tasks.low < found["shape", "hiprune", "0.5"].high - found["shape", "hiprune", "0.5"].low
+    assert not any(method == "none" for _, method, _ in found)
+
+
+def test_drops_are_unknown_without_the_unmodified_model(done: ResultFolder) -> None:
+    assert drops(done, [record for record in done.records if record.method != "none"]) == {}
+
+
+def point(speedup: float, retention: float | None, tasks: int = 2) -> Mean:
+    return Mean("made up", None, tasks, 0.5, retention, None, None, speedup, None, None)
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    plain, fast, both, beaten = point(1, 1.0), point(4, 0.5), point(3, 0.9), point(2.9, 0.9)
+
+    assert pareto([plain, fast, beaten, both]) == [plain, fast, both]
+
+
+def test_points_that_are_equal_are_on_the_front_together() -> None:
+    assert len(pareto([point(2, 0.9), point(2, 0.9)])) == 2
+
+
+def test_means_that_do_not_compare_are_not_on_the_front() -> None:
+    assert pareto([point(1, 1.0), point(9, 1.0, tasks=1), point(9, None)]) == [point(1, 1.0)]
+    assert pareto([]) == []
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0, 1)), min_size=1, max_size=12))
+def test_what_is_off_the_front_is_beaten_by_something_on_it(points: list[tuple[float, float]]) -> None:
+    every = [point(*each) for each in points]
+    front = pareto(every)
+
+    assert front
+    for each in every:
+        beaten = any(other.speedup >= each.speedup and other.retention >= each.retention for other in front)
+        assert beaten or each in front
 
 
 def test_undefined_numbers_are_dashes(done: ResultFolder) -> None:

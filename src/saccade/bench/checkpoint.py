@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,13 @@ class Checkpoint:
             processor_kwargs={"padding": True},
         )
         return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    def refuse_placeholders(self, prompts: Iterable[str]) -> None:
+        """Refuse prompts that name the place of a picture: all pictures stand in front."""
+        placeholder = getattr(self.processor, "image_token", None)
+        for prompt in prompts:
+            if placeholder and placeholder in prompt:
+                raise SaccadeError(f"prompt={prompt!r}: leave out {placeholder!r}; the picture is put in front by itself")
 
     @torch.inference_mode()
     def converse(self, pictures: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int) -> list[str]:

@@ -12,21 +12,25 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from saccade.bench.cells import Cell, Key
-from saccade.bench.records import Failure, Measurement, Record
+from saccade.bench.records import Answer, Failure, Measurement, Record
 from saccade.core.errors import SaccadeError
 from saccade.core.recipe import NONE
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every cell of a folder has in common; cells under other settings could not be compared with them."""
+    """What every cell of a folder has in common; cells under other settings could not be compared with them.
+
+    data: the file of the user's own questions, with its digest (`saccade.tasks.files.digest`), the metric of rows that
+        name none, and the longest answer; None where the tasks are generated.
+    """
 
     model: str
     n: int
@@ -35,23 +39,80 @@ class Settings:
     dtype: str
     batch_size: int
     companion: str | None = None
+    data: str | None = None
+    digest: str | None = None
+    metric: str | None = None
+    max_new_tokens: int | None = None
 
 
-class ResultFolder:
-    """The results of one bench on disk; ``records`` are the finished cells, oldest first."""
+class Results:
+    """The results of one bench on disk, to read; ``records`` are the finished cells, oldest first."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self.path = path
+        self.settings = settings
+        self.records = self._read_records()
+
+    @staticmethod
+    def open(path: Path) -> Results:
+        """The results that a bench left in a folder."""
+        found = _read_json(path / "settings.json") if (path / "settings.json").is_file() else {}
+        try:
+            settings = Settings(**{each.name: found[each.name] for each in fields(Settings) if each.name in found})
+        except TypeError as error:
+            raise SaccadeError(f"folder={str(path)!r}: holds no results of a bench") from error
+        return Results(path, settings)
+
+    def record(self, key: Key) -> Record | None:
+        """The record of a finished cell."""
+        return next((record for record in self.records if record.key == key), None)
+
+    def answers(self, record: Record) -> list[Answer]:
+        """Every question of a finished cell as it was answered."""
+        return [Answer(**answer) for answer in self._details(record)["answers"]]
+
+    def scores(self, record: Record) -> list[float]:
+        """The score of each question of a finished cell."""
+        return [answer.score for answer in self.answers(record)]
+
+    def speedup(self, record: Record) -> float:
+        """Prefill seconds of the unmodified model over those of a finished cell's method."""
+        return float(self._details(record)["speedup"])
+
+    def _details(self, record: Record) -> dict[str, Any]:
+        details: dict[str, Any] = _read_json(self._details_path(record.key))
+        return details
+
+    def _details_path(self, key: Key) -> Path:
+        task, method, keep = key
+        # Recipes hold characters that file systems do not; the digest keeps two that look alike apart.
+        name = re.sub(r"[^\w.-]+", "-", method).strip("-")[:60]
+        if name != method:
+            name += "-" + sha256(method.encode()).hexdigest()[:8]
+        return self.path / "cells" / f"{task}.{name}.{keep or 'all'}.json"
+
+    def _read_records(self) -> list[Record]:
+        path = self.path / "results.json"
+        entries = _read_json(path) if path.is_file() else []
+        try:
+            return [Record(**entry) for entry in entries]
+        except TypeError as error:
+            raise SaccadeError(f"out={str(self.path)!r}: results.json holds other records than this version's") from error
+
+
+class ResultFolder(Results):
+    """The results of one bench while they are made."""
 
     def __init__(self, path: Path, settings: Settings, *, resume: bool = False) -> None:
         """Make or open the folder; refuse results that are in the way or that do not belong to ``settings``."""
-        self.path = path
-        self.settings = settings
-        self.failures: list[Failure] = []
         _make_writable(path)
         occupied = any(path.iterdir())
         if occupied and not resume:
             raise SaccadeError(f"out={str(path)!r}: is not empty; --resume continues there, or name another folder")
         if occupied:
-            self._match_settings()
-        self.records = self._read_records()
+            _match(path, settings)
+        super().__init__(path, settings)
+        self.failures: list[Failure] = []
 
     def begin(self) -> None:
         """Write down settings, versions and machine, and forget the failures of an earlier run."""
@@ -76,49 +137,18 @@ class ResultFolder:
         self.failures.append(failure)
         write_json(self.path / "failures.json", [failure.to_json() for failure in self.failures])
 
-    def record(self, key: Key) -> Record | None:
-        """The record of a finished cell."""
-        return next((record for record in self.records if record.key == key), None)
 
-    def scores(self, record: Record) -> list[float]:
-        """The score of each question of a finished cell."""
-        return [answer["score"] for answer in self._details(record)["answers"]]
-
-    def speedup(self, record: Record) -> float:
-        """Prefill seconds of the unmodified model over those of a finished cell's method."""
-        return float(self._details(record)["speedup"])
-
-    def _details(self, record: Record) -> dict[str, Any]:
-        details: dict[str, Any] = _read_json(self._details_path(record.key))
-        return details
-
-    def _details_path(self, key: Key) -> Path:
-        task, method, keep = key
-        # Recipes hold characters that file systems do not; the digest keeps two that look alike apart.
-        name = re.sub(r"[^\w.-]+", "-", method).strip("-")[:60]
-        if name != method:
-            name += "-" + sha256(method.encode()).hexdigest()[:8]
-        return self.path / "cells" / f"{task}.{name}.{keep or 'all'}.json"
-
-    def _match_settings(self) -> None:
-        path = self.path / "settings.json"
-        if not path.is_file():
-            raise SaccadeError(f"out={str(self.path)!r}: holds no results of a bench; name another folder")
-        found = _read_json(path)
-        for name, wanted in asdict(self.settings).items():
-            if found.get(name) != wanted:
-                raise SaccadeError(
-                    f"{name}={wanted!r}: {str(self.path)!r} holds results with {name}={found.get(name)!r}, "
-                    f"which cannot be mixed; resume with that, or name another folder"
-                )
-
-    def _read_records(self) -> list[Record]:
-        path = self.path / "results.json"
-        entries = _read_json(path) if path.is_file() else []
-        try:
-            return [Record(**entry) for entry in entries]
-        except TypeError as error:
-            raise SaccadeError(f"out={str(self.path)!r}: results.json holds other records than this version's") from error
+def _match(path: Path, settings: Settings) -> None:
+    """Refuse a folder whose cells were measured under other settings."""
+    if not (path / "settings.json").is_file():
+        raise SaccadeError(f"out={str(path)!r}: holds no results of a bench; name another folder")
+    found = _read_json(path / "settings.json")
+    for name, wanted in asdict(settings).items():
+        if found.get(name) != wanted:
+            raise SaccadeError(
+                f"{name}={wanted!r}: {str(path)!r} holds results with {name}={found.get(name)!r}, "
+                f"which cannot be mixed; resume with that, or name another folder"
+            )
 
 
 def with_retention(records: Sequence[Record]) -> list[Record]:

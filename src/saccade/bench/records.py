@@ -12,7 +12,8 @@ from saccade.bench.cells import Cell, Keep, Key, keep_text
 class Record:
     """One row of ``results.json``: a method at a budget on a task. ``None`` where a number is undefined.
 
-    score, score_low, score_high: mean score and its 95 % Wilson interval.
+    score, score_low, score_high: mean score and its 95 % interval, Wilson's where every question scores 0 or 1 and the
+        bootstrap's otherwise.
     retention: score over the unmodified model's on the same questions.
     evidence_recall: share of the evidence cells that are alive entering the last decoder layer, mean over the questions
         that have evidence.

@@ -10,8 +10,8 @@ from typing import Protocol
 from saccade.bench.cells import Cell
 from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.records import Failure, Measurement, Record
+from saccade.bench.statistics import interval
 from saccade.core.errors import SaccadeError
-from saccade.core.statistics import wilson
 from saccade.tasks import Question
 
 Measure = Callable[[Cell, Sequence[Question], Callable[[int], None]], Measurement]
@@ -65,7 +65,7 @@ def run(cells: Iterable[Cell], ask: Ask, measure: Measure, folder: ResultFolder,
 def _record(cell: Cell, measurement: Measurement, settings: Settings) -> Record:
     answers = measurement.answers
     score = fmean(answer.score for answer in answers)
-    low, high = wilson(sum(answer.score for answer in answers), len(answers))
+    low, high = interval([answer.score for answer in answers])
     recalls = [answer.evidence_recall for answer in answers if answer.evidence_recall is not None]
     return Record(
         model=settings.model,

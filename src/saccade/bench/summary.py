@@ -1,4 +1,4 @@
-"""What the records say when they are put together: means over tasks, and which methods do no better than chance."""
+"""What the records say when they are put together: means over tasks, what was lost, and which methods are worth it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, geometric_mean
 
-from saccade.bench.cells import REFERENCE_POINTS, Keep, keep_text
-from saccade.bench.folder import ResultFolder
+from saccade.bench.cells import REFERENCE_POINTS, Keep, Key, keep_text
+from saccade.bench.folder import Results
 from saccade.bench.records import Record
-from saccade.bench.statistics import beats
+from saccade.bench.statistics import Difference, beats, difference
 from saccade.core.recipe import NONE
+
+ALL_TASKS = ""
+"""Stands for a task's name in a key: the method at the budget, over all tasks."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,25 @@ class Mean:
     efficiency: float | None
     kv_bytes: float | None
 
+    @property
+    def key(self) -> Key:
+        """What tells the means of a bench apart."""
+        return ALL_TASKS, self.method, keep_text(self.keep)
+
 
 def means(records: Sequence[Record], speedup: Callable[[Record], float]) -> list[Mean]:
     """One mean for each method and budget, in order of first appearance."""
+    return [_mean(group, speedup) for group in _over_tasks(records).values()]
+
+
+def _over_tasks(records: Sequence[Record]) -> dict[Key, list[Record]]:
+    """The records of each method and budget, on the tasks where the unmodified model was measured."""
     comparable = {record.task for record in records if record.method == NONE}
-    groups: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[Key, list[Record]] = {}
     for record in records:
         if record.task in comparable:
-            groups.setdefault(record.key[1:], []).append(record)
-    return [_mean(group, speedup) for group in groups.values()]
+            groups.setdefault((ALL_TASKS, *record.key[1:]), []).append(record)
+    return groups
 
 
 def _mean(group: list[Record], speedup: Callable[[Record], float]) -> Mean:
@@ -61,7 +74,41 @@ def _mean(group: list[Record], speedup: Callable[[Record], float]) -> Mean:
     )
 
 
-def no_better_than_random(folder: ResultFolder, records: Iterable[Record]) -> list[Record]:
+def pareto(means: Sequence[Mean]) -> list[Mean]:
+    """The means that no other beats: none is at least as fast and retains at least as much, and one of them more.
+
+    Only means over the same tasks compare, so those that lack some are left out.
+    """
+    tasks = max((mean.tasks for mean in means), default=0)
+    points = [mean for mean in means if mean.tasks == tasks and mean.retention is not None]
+
+    def beaten(mean: Mean) -> bool:
+        at = (mean.speedup, mean.retention)
+        return any(
+            other.speedup >= at[0] and other.retention >= at[1] and (other.speedup, other.retention) != at
+            for other in points
+        )
+
+    return [mean for mean in points if not beaten(mean)]
+
+
+def drops(folder: Results, records: Sequence[Record]) -> dict[Key, Difference]:
+    """How much lower each cell scores than the unmodified model on the same questions; also over `ALL_TASKS`.
+
+    Only where that was measured.
+    """
+    scores = {record.key: folder.scores(record) for record in records}
+    groups = {record.key: [record] for group in _over_tasks(records).values() for record in group} | _over_tasks(records)
+
+    def drop(group: Sequence[Record]) -> Difference:
+        # All tasks of a bench have as many questions, so that the mean over questions is the mean over tasks.
+        plain = [score for record in group for score in scores[record.task, NONE, ""]]
+        return difference(plain, [score for record in group for score in scores[record.key]])
+
+    return {key: drop(group) for key, group in groups.items() if key[1] != NONE}
+
+
+def no_better_than_random(folder: Results, records: Iterable[Record]) -> list[Record]:
     """The records that do not beat ``random`` with the same budget on the same questions beyond noise."""
     found = []
     for record in records:

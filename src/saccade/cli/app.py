@@ -20,6 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
+bench_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, subcommand_metavar="[compare A B]")
+app.add_typer(bench_app, name="bench")
+
 Model = Annotated[
     str, typer.Option(metavar="MODEL", help="reference (embedded, no download), a checkpoint folder, or a Hub id.")
 ]
@@ -61,10 +64,29 @@ def saccade(
         help_if_alone(context)
 
 
-@app.command()
+@bench_app.callback()
 def bench(
+    context: typer.Context,
     model: Model = "reference",
-    tasks: Annotated[str, typer.Option(metavar="LIST", help="Tasks separated by commas, or all.")] = "all",
+    tasks: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Generated tasks separated by commas, or all (if nothing is given).")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Your own questions instead: JSON lines, parquet, or a folder saved by Hugging Face datasets.",
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="With --data: longest answer, in tokens (16 if not given).")
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -75,7 +97,7 @@ def bench(
         str,
         typer.Option(metavar="LIST", help="Budgets: ratios (0.22) or counts (64), for each keep that a recipe leaves open."),
     ] = "0.33,0.22,0.11",
-    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task.")] = 200,
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task; of --data the first N.")] = 200,
     seed: Seed = 0,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for results.json, quality_speed.png and every answer.")
@@ -93,11 +115,34 @@ def bench(
 
     \b
     saccade bench --methods "fastv,hiprune(alpha=0.2),scope + fastv(layer=4, keep=0.5)" --keep 0.22,32 --out runs/mine
+    saccade bench --data receipts.jsonl --metric anls --model llava-hf/llava-1.5-7b-hf --out runs/receipts
+    saccade bench compare runs/mine:hiprune@0.22 runs/mine:scope@0.22
     """
-    from saccade.cli.bench import BenchRequest
+    if context.invoked_subcommand is not None:
+        return
+    from saccade.cli.bench import BenchRequest, OwnData
     from saccade.cli.bench import bench as work
 
-    work(BenchRequest(model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion))
+    own = OwnData(data, metric, max_new_tokens)
+    work(BenchRequest(model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion, own))
+
+
+@bench_app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The folder of a bench, or DIR:method@keep for one of its methods.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another, with answers to the same questions, or the same again.")],
+) -> None:
+    """Say whether B answers better than A, task by task.
+
+    Cells of the same task, method and budget are paired question by question; DIR:method@keep picks others.
+
+    \b
+    saccade bench compare runs/before runs/after
+    saccade bench compare runs/mine:hiprune@0.22 runs/mine:scope@0.22
+    """
+    from saccade.cli.compare import compare as work
+
+    work(a, b)
 
 
 @app.command()

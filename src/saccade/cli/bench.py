@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
 import typer
 from rich.text import Text
@@ -17,8 +17,9 @@ from saccade.bench import checkpoint
 from saccade.bench.cells import Cell, parse_keeps, parse_methods, plan
 from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.measure import measure
+from saccade.bench.questions import about_data, ask, best_constant
 from saccade.bench.run import run
-from saccade.bench.summary import means, no_better_than_random
+from saccade.bench.summary import drops, means, no_better_than_random
 from saccade.cli.console import diagnostics, output
 from saccade.cli.one_line import INTERRUPTED
 from saccade.cli.progress import BenchProgress
@@ -30,11 +31,20 @@ CELLS_FAILED = 1
 
 
 @dataclass(frozen=True)
+class OwnData:
+    """The options about the user's own questions."""
+
+    path: Path | None = None
+    metric: str | None = None
+    max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class BenchRequest:
     """The options of the command, as they were given."""
 
     model: str
-    tasks: str
+    tasks: str | None
     methods: str
     keep: str
     n: int
@@ -45,14 +55,18 @@ class BenchRequest:
     dtype: str
     batch_size: int
     companion: str | None
+    data: OwnData = OwnData()
 
 
 def bench(request: BenchRequest) -> None:
     """Measure what is missing, show everything."""
-    cells = plan(parse_tasks(request.tasks), parse_methods(request.methods), parse_keeps(request.keep))
+    names = _task_names(request)
+    cells = plan(names, parse_methods(request.methods), parse_keeps(request.keep))
     device = checkpoint.resolve_device(request.device)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     settings = Settings(request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
+    if request.data.path is not None:
+        settings = about_data(settings, request.data.path, request.data.metric, request.data.max_new_tokens)
     folder = ResultFolder(request.out, settings, resume=request.resume)
     missing = [cell for cell in cells if not folder.finished(cell)]
     if missing:
@@ -62,10 +76,25 @@ def bench(request: BenchRequest) -> None:
         raise typer.Exit(CELLS_FAILED)
 
 
-def parse_tasks(text: str) -> Sequence[str]:
-    """Task names from a list separated by commas; ``all`` are all."""
+def _task_names(request: BenchRequest) -> Sequence[str]:
+    """The tasks that are asked for: generated ones, or the one that the data file is."""
+    own = request.data
+    if own.path is None:
+        for name in ("metric", "max_new_tokens"):
+            if (given := getattr(own, name)) is not None:
+                raise SaccadeError(f"{name}={given!r}: is for your own data; give --data as well")
+        return parse_tasks(request.tasks or "all", request.model)
+    if request.tasks is not None:
+        raise SaccadeError(
+            f"tasks={request.tasks!r}: cannot be measured together with data={str(own.path)!r}; give one of them"
+        )
+    return [own.path.absolute().stem]
+
+
+def parse_tasks(text: str, model: str) -> Sequence[str]:
+    """Task names from a list separated by commas; ``all`` are all, or those that a reference ``model`` was taught."""
     if text.strip() == "all":
-        return tasks.SPINE
+        return tuple(_evaluation(model)) or tasks.TASKS
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in tasks.TASKS:
@@ -78,9 +107,11 @@ def parse_tasks(text: str) -> Sequence[str]:
 def _measure(cells: Sequence[Cell], folder: ResultFolder) -> None:
     settings, console = folder.settings, diagnostics()
     loaded = checkpoint.load(settings.model, settings.device, settings.dtype, settings.companion)
+    if settings.data is not None:
+        loaded.refuse_placeholders(turn.prompt for each in ask(settings, cells[0].task) for turn in each.turns)
     try:
         with BenchProgress(console, len(cells), settings.n) as progress:
-            run(cells, partial(_questions, settings), partial(measure, loaded, settings), folder, progress)
+            run(cells, partial(ask, settings), partial(measure, loaded, settings), folder, progress)
     except KeyboardInterrupt:
         console.print(f"saccade: interrupted; the finished cells are in {folder.path}, --resume goes on")
         raise typer.Exit(INTERRUPTED) from None
@@ -92,25 +123,24 @@ def _show(folder: ResultFolder) -> None:
         return
     notes = {task: _note(task, folder.settings) for task in dict.fromkeys(record.task for record in records)}
     over_tasks = means(records, folder.speedup)
-    console.print(bench_tables(records, over_tasks, notes, no_better_than_random(folder, records)))
+    weak = no_better_than_random(folder, records)
+    console.print(bench_tables(records, over_tasks, notes, weak, drops(folder, records)))
     settings = folder.settings
-    title = f"{settings.model}: {len(notes)} tasks, {settings.n} questions each, {settings.device} {settings.dtype}"
+    counted = f"{len(notes)} task{'s' * (len(notes) > 1)}, {settings.n} questions each"
+    title = f"{settings.model}: {counted}, {settings.device} {settings.dtype}"
     draw_quality_speed(over_tasks, folder.path / "quality_speed.png", title)
     console.print(Text(f"\n{folder.path / 'results.json'}\n{folder.path / 'quality_speed.png'}"))
 
 
-def _questions(settings: Settings, task: str) -> list[tasks.Question]:
-    return tasks.questions(task, settings.n, settings.seed)
-
-
 def _note(task: str, settings: Settings) -> TaskNote:
-    constant = tasks.majority(task)
-    share = fmean(each.score([constant] * len(each.turns)) for each in _questions(settings, task))
-    return TaskNote(constant, share, task in _below_floor(settings.model))
+    below_floor = settings.data is None and task in _below_floor(settings.model)
+    return TaskNote(*best_constant(settings, task), below_floor)
 
 
 def _below_floor(model: str) -> set[str]:
     """Tasks that a reference model did not learn well enough, by its own evaluation."""
-    if model not in reference.MODELS:
-        return set()
-    return {task for task, result in reference.evaluation(reference.path(model)).items() if result["below_floor"]}
+    return {task for task, result in _evaluation(model).items() if result["below_floor"]}
+
+
+def _evaluation(model: str) -> dict[str, dict[str, Any]]:
+    return reference.evaluation(reference.path(model)) if model in reference.MODELS else {}

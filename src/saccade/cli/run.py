@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageOps
 from torch import Tensor
 
 import saccade
 from saccade.bench import checkpoint
 from saccade.bench.checkpoint import Checkpoint
 from saccade.cli.console import output
-from saccade.core.errors import SaccadeError
 from saccade.core.recipe import Recipe
 from saccade.report.run_table import Run, run_table
+from saccade.tasks.pictures import read_picture
 
 
 def run(
@@ -32,24 +31,10 @@ def run(
     wanted = Recipe.load(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.parse(recipe)
     device = checkpoint.resolve_device(device)
     loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device), companion)
-    placeholder = getattr(loaded.processor, "image_token", None)
-    if placeholder and placeholder in prompt:
-        raise SaccadeError(f"prompt={prompt!r}: leave out {placeholder!r}; the picture is put in front by itself")
+    loaded.refuse_placeholders([prompt])
     inputs = loaded.inputs([[picture]], [prompt])
     recipes = dict.fromkeys((Recipe(), wanted))
     output().print(run_table([_answer(loaded, inputs, each, max_new_tokens, seed) for each in recipes]))
-
-
-def read_picture(path: Path) -> Image.Image:
-    """A picture as RGB, the right way up."""
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except FileNotFoundError as error:
-        raise SaccadeError(f"image={str(path)!r}: no such file") from error
-    # Pillow meets broken files with many kinds of errors, all of them OSError, SyntaxError or ValueError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SaccadeError(f"image={str(path)!r}: is not a picture that can be read") from error
 
 
 def _answer(loaded: Checkpoint, inputs: dict[str, Tensor], recipe: Recipe, max_new_tokens: int, seed: int) -> Run:

@@ -58,9 +58,9 @@ intervals. *Majority* is the best constant answer, *blind* the same model shown 
 
 ## Training
 {minutes:.0f} minutes on {machine} that had other work to do: {steps:,} steps, {pictures:,} pictures or series of
-pictures with up to a dozen questions each, bfloat16 autocast, Muon and AdamW. It starts from the small reference model, wherever
-that has the same weights; small pictures come first, then large ones, the tasks that go worst most often. Auxiliary losses:
-visual tokens should read as the words for what they show and where; their heads are not part of the checkpoint.
+pictures with up to a dozen questions each, bfloat16 autocast, Muon and AdamW. It starts from the small reference model,
+wherever that has the same weights; small pictures come first, then large ones, the tasks that go worst most often. Auxiliary
+losses: visual tokens should read as the words for what they show and where; their heads are not part of the checkpoint.
 Reproduce with `saccade reference extend {kind} --folder runs/{kind} --steps {steps} --seed {seed}`.
 """
 

@@ -10,6 +10,12 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 
+def points(low: float, high: float) -> str:
+    """An interval of shares as ``[1.2, 3.4]``, in per cent or points of it."""
+    # Adding zero makes the zero positive that a small negative number is rounded to.
+    return f"[{round(100 * low, 1) + 0.0:.1f}, {round(100 * high, 1) + 0.0:.1f}]"
+
+
 def fixed(value: float | None, digits: int) -> str:
     """A number with so many decimals."""
     return NOTHING if value is None else f"{value:.{digits}f}"

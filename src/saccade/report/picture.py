@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from saccade.bench.summary import Mean
+from saccade.bench.summary import Mean, pareto
 from saccade.core.recipe import NONE
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -25,11 +25,12 @@ _REFERENCES: dict[str, Look] = {
 
 
 def draw_quality_speed(means: Sequence[Mean], path: Path, title: str) -> None:
-    """Draw retention against prefill speed-up as PNG, one line for each method over its budgets."""
+    """Draw retention against prefill speed-up as PNG: one line for each method over its budgets, and the Pareto front."""
     # Figure, not pyplot: no global state and no display.
     figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
     axes = figure.subplots()
     _draw_unmodified(axes)
+    _draw_front(axes, pareto(means))
     lines: dict[str, list[Mean]] = {}
     for mean in means:
         if mean.method != NONE and mean.retention is not None:
@@ -47,6 +48,13 @@ def _draw_unmodified(axes: Axes) -> None:
     axes.axhline(1, color="#cccccc", linewidth=1, zorder=1)
     axes.axvline(1, color="#cccccc", linewidth=1, zorder=1)
     axes.plot(1, 1, color="#333333", linestyle="none", marker="h", markersize=9, label="unmodified model", zorder=4)
+
+
+def _draw_front(axes: Axes, front: Sequence[Mean]) -> None:
+    """A broad pale line through the points that no other beats."""
+    by_speed = sorted(front, key=lambda mean: mean.speedup)
+    speed, quality = [mean.speedup for mean in by_speed], [mean.retention for mean in by_speed]
+    axes.plot(speed, quality, color="#f2d98d", linewidth=5, solid_capstyle="round", label="Pareto front", zorder=2)
 
 
 def _draw_line(axes: Axes, points: Sequence[Mean], look: Look) -> None:

@@ -3,6 +3,7 @@
 >>> from saccade import tasks
 >>> asked = tasks.questions("attribute", n=8, seed=0)
 >>> asked[0].score(["red"])
+>>> own = tasks.read("receipts.jsonl", metric="anls")
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from saccade.core.errors import SaccadeError
 
 from . import fields, pages, series, spine
 from .board import Drawn
+from .files import read
 from .question import Question, Turn, evidence_cells
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "majority",
     "question",
     "questions",
+    "read",
 ]
 
 SPINE = tuple(spine.KINDS_OF)

@@ -22,7 +22,7 @@ class Turn:
 
     prompt: str
     answers: tuple[str, ...]
-    evidence: tuple[np.ndarray, ...] = ()
+    evidence: Sequence[np.ndarray] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Question:
     """
 
     task: str
-    images: tuple[Image.Image, ...]
+    images: Sequence[Image.Image]
     turns: tuple[Turn, ...]
     metric: str = "exact"
     max_new_tokens: int = 16

@@ -1,0 +1,139 @@
+"""The bench on a user's own data, and two results of it side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.test_cli_errors import assert_one_line
+
+from saccade.tasks import questions
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Five questions of the tiny model's world in a file, two of them with evidence."""
+    rows = []
+    for number, each in enumerate(questions("shape", 5, seed=3)):
+        each.image.save(tmp_path / f"{number}.png")
+        row = {"image": f"{number}.png", "question": each.prompt, "answers": [each.answer, "thing"]}
+        rows.append(row | ({"evidence": [[10, 10, 40, 40]]} if number < 2 else {}))
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def bench(call: Any, tiny: Path, tmp_path: Path) -> Any:
+    fixed = ["--model", tiny, "--methods", "none", "--batch-size", 2, "--keep", 0.25, "--out", tmp_path / "out"]
+    return lambda *options: call("bench", *fixed, *options)
+
+
+def test_a_bench_on_own_data(bench: Any, data: Path, tmp_path: Path) -> None:
+    result = bench("--data", data, "--metric", "anls", "--max-new-tokens", 3)
+
+    assert result.exit_code == 0, result.output
+    records = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {(each["task"], each["n"]) for each in records} == {("mine", 5)}
+    assert records[0]["evidence_recall"] == 1
+    assert "mine · always 'thing' scores 100.0 %" in result.stdout
+    assert "mean over 1 task · always the same answer scores 100.0 %" in result.stdout
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert (settings["data"], settings["metric"], settings["max_new_tokens"]) == (str(data), "anls", 3)
+    assert len(settings["digest"]) == 64
+
+
+def test_evidence_is_empty_where_it_is_unknown(bench: Any, data: Path, tmp_path: Path) -> None:
+    data.write_text("\n".join(data.read_text().splitlines()[2:]))
+    bench("--data", data)
+
+    assert {each["evidence_recall"] for each in json.loads((tmp_path / "out" / "results.json").read_text())} == {None}
+
+
+def test_n_takes_the_first_rows(bench: Any, data: Path, tmp_path: Path) -> None:
+    bench("--data", data, "--n", 2)
+
+    (cell,) = (tmp_path / "out" / "cells").glob("mine.none.*")
+    assert len(json.loads(cell.read_text())["answers"]) == 2
+
+
+def test_resume_goes_on_with_the_same_data_and_refuses_others(bench: Any, data: Path) -> None:
+    first = bench("--data", data)
+    again = bench("--data", data, "--resume")
+    data.write_text(data.read_text().replace('"thing"', '"object"'))
+
+    assert again.stdout == first.stdout
+    assert_one_line(bench("--data", data, "--resume"), "digest=", "cannot be mixed")
+    assert_one_line(bench("--data", data, "--resume", "--metric", "vqa"), "digest=")
+
+
+def test_resume_under_another_metric_is_refused_by_name(bench: Any, data: Path) -> None:
+    bench("--data", data)
+
+    assert_one_line(bench("--data", data, "--metric", "vqa", "--resume"), "metric='vqa'", "metric='exact'")
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["--tasks", "shape"], ["tasks='shape'", "data="]),
+        (["--metric", "bleu"], ["metric='bleu'", "must be one of exact, contains"]),
+        (["--max-new-tokens", "0"], ["--max-new-tokens"]),
+        (["--data", "absent.jsonl"], ["data='absent.jsonl': no such file"]),
+    ],
+)
+def test_what_is_wrong_with_the_options_is_said(bench: Any, data: Path, options: list[str], fragments: list[str]) -> None:
+    assert_one_line(bench("--data", data, *options), *fragments)
+
+
+@pytest.mark.parametrize(
+    ("row", "fragments"),
+    [
+        ({"image": "absent.png", "question": "what?", "answers": "x"}, ["line 6", "absent.png", "no such file"]),
+        ({"image": "mine.jsonl", "question": "what?", "answers": "x"}, ["line 6", "is not a picture"]),
+        ({"image": "0.png", "answers": "x"}, ["line 6", "column 'question' is missing"]),
+        ({"image": "0.png", "question": "in <image>?", "answers": "x"}, ["leave out '<image>'"]),
+    ],
+)
+def test_what_is_wrong_with_the_data_is_said_before_anything_is_measured(
+    bench: Any, data: Path, tmp_path: Path, row: dict[str, Any], fragments: list[str]
+) -> None:
+    data.write_text(data.read_text() + "\n" + json.dumps(row))
+
+    assert_one_line(bench("--data", data), *fragments)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("option", [["--metric", "anls"], ["--max-new-tokens", "3"]])
+def test_options_of_data_need_data(bench: Any, option: list[str]) -> None:
+    assert_one_line(bench(*option), "is for your own data", "--data")
+
+
+def test_two_results_are_compared(call: Any, bench: Any, data: Path, tmp_path: Path) -> None:
+    bench("--data", data)
+    out = tmp_path / "out"
+
+    result = call("bench", "compare", f"{out}:random@0.25", f"{out}:uniform@0.25")
+
+    assert result.exit_code == 0, result.output
+    assert "random 0.25 → uniform 0.25" in result.stdout
+    assert " mine: no difference beyond noise (" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["compare", "absent", "absent"], ["folder='absent'", "no such folder"]),
+        (["compare", "."], ["B"]),
+        (["compare", ".", "."], ["holds no results of a bench"]),
+        (["compar", ".", "."], ["compar", "Did you mean 'compare'?"]),
+    ],
+)
+def test_compare_says_what_is_wrong(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], fragments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert_one_line(call("bench", *arguments), *fragments)
