@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from saccade.bench.cells import Cell
+from saccade.bench.examples import illustrate
 from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.records import Answer, Failure, Measurement, Record
 from saccade.bench.run import Measure
@@ -66,6 +68,7 @@ def made_up(cell: Cell, questions: Sequence, advance: Callable[[int], None]) -> 
         visual_by_layer=[144.0, 144 * keep],
         kv_by_layer=[5e5 * keep, 5e5 * keep],
         evidence_by_layer=[1.0, keep],
+        examples=[illustrate(q, [(12, 12)], [[torch.arange(144)], [torch.arange(int(144 * keep))]]) for q in questions[:2]],
     )
 
 

@@ -1,8 +1,8 @@
 """The folder of one bench: what is finished stays finished.
 
 ``settings.json`` says under which settings and on which machine, ``results.json`` holds the records, ``cells/`` what each
-was made from with the answer to every question, ``failures.json`` the cells that failed. Every file is replaced as a
-whole, so neither a reader nor a run that is killed ever meets half a file.
+was made from with the answer to every question, ``examples/`` the pictures of the first questions, ``failures.json`` the
+cells that failed. Every file is replaced as a whole, so neither a reader nor a run that is killed ever meets half a file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.bench.cells import Cell, Key
+from saccade.bench.examples import Picture
 from saccade.bench.records import Answer, Failure, Measurement, Record
 from saccade.core.errors import SaccadeError
 from saccade.core.recipe import NONE
@@ -69,7 +71,7 @@ class Results:
 
     def answers(self, record: Record) -> list[Answer]:
         """Every question of a finished cell as it was answered."""
-        return [Answer(**answer) for answer in self._details(record)["answers"]]
+        return [Answer(**answer) for answer in self.details(record)["answers"]]
 
     def scores(self, record: Record) -> list[float]:
         """The score of each question of a finished cell."""
@@ -77,19 +79,21 @@ class Results:
 
     def speedup(self, record: Record) -> float:
         """Prefill seconds of the unmodified model over those of a finished cell's method."""
-        return float(self._details(record)["speedup"])
+        return float(self.details(record)["speedup"])
 
-    def _details(self, record: Record) -> dict[str, Any]:
+    def details(self, record: Record) -> dict[str, Any]:
+        """What a finished cell was made from: a `Measurement` as JSON."""
         details: dict[str, Any] = _read_json(self._details_path(record.key))
         return details
 
+    def document(self, name: str) -> Any:
+        """The content of another JSON file in the folder; None where there is none."""
+        path = self.path / name
+        return _read_json(path) if path.is_file() else None
+
     def _details_path(self, key: Key) -> Path:
         task, method, keep = key
-        # Recipes hold characters that file systems do not; the digest keeps two that look alike apart.
-        name = re.sub(r"[^\w.-]+", "-", method).strip("-")[:60]
-        if name != method:
-            name += "-" + sha256(method.encode()).hexdigest()[:8]
-        return self.path / "cells" / f"{task}.{name}.{keep or 'all'}.json"
+        return self.path / "cells" / f"{_file_name(task)}.{_file_name(method)}.{keep or 'all'}.json"
 
     def _read_records(self) -> list[Record]:
         path = self.path / "results.json"
@@ -117,6 +121,7 @@ class ResultFolder(Results):
     def begin(self) -> None:
         """Write down settings, versions and machine, and forget the failures of an earlier run."""
         (self.path / "cells").mkdir(exist_ok=True)
+        (self.path / "examples").mkdir(exist_ok=True)
         (self.path / "failures.json").unlink(missing_ok=True)
         write_json(self.path / "settings.json", {**asdict(self.settings), **_provenance()})
 
@@ -128,7 +133,8 @@ class ResultFolder(Results):
         """Keep a finished cell; retention is filled in, in every record, as soon as it is known."""
         # The details first: a record in results.json is the promise that they are there.
         named = {"task": record.task, "method": record.method, "keep": record.keep}
-        write_json(self._details_path(record.key), {**named, **asdict(measurement)})
+        examples = [[self._unpacked(picture) for picture in pictures] for pictures in measurement.examples]
+        write_json(self._details_path(record.key), {**named, **asdict(replace(measurement, examples=examples))})
         self.records = with_retention([*self.records, record])
         write_json(self.path / "results.json", [asdict(record) for record in self.records])
 
@@ -136,6 +142,14 @@ class ResultFolder(Results):
         """Keep what a failed cell left behind."""
         self.failures.append(failure)
         write_json(self.path / "failures.json", [failure.to_json() for failure in self.failures])
+
+    def _unpacked(self, picture: Picture) -> Picture:
+        """The picture as the name of a file in ``examples/``; the cells of a task share it."""
+        content = b64decode(picture.png)
+        name = f"{sha256(content).hexdigest()[:16]}.png"
+        if not (self.path / "examples" / name).is_file():
+            _replace(self.path / "examples" / name, content)
+        return replace(picture, png=name)
 
 
 def _match(path: Path, settings: Settings) -> None:
@@ -160,13 +174,22 @@ def with_retention(records: Sequence[Record]) -> list[Record]:
     ]
 
 
+def _file_name(text: str) -> str:
+    """A task or recipe without the characters that file systems do not take; a digest keeps two that look alike apart."""
+    name = re.sub(r"[^\w.-]+", "-", text).strip("-")[:60]
+    return name if name == text else f"{name}-{sha256(text.encode()).hexdigest()[:8]}"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replace ``path`` by ``content``, at once or not at all."""
+    _replace(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

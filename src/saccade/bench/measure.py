@@ -11,6 +11,7 @@ from torch import Tensor
 import saccade
 from saccade.bench.cells import Cell
 from saccade.bench.checkpoint import Checkpoint
+from saccade.bench.examples import EXAMPLES, Picture, illustrate
 from saccade.bench.folder import Settings
 from saccade.bench.records import Answer, Measurement
 from saccade.core.recipe import NONE
@@ -28,11 +29,12 @@ Questions = Sequence[Question]
 class _Batch:
     """One batch as it was answered, and what the same prefill takes at the physical limit and unmodified, if timed.
 
-    ``recalls``: evidence recall of each question entering each layer.
+    ``recalls``: evidence recall of each question entering each layer. ``examples``: pictures of the first questions.
     """
 
     answers: list[Answer]
     recalls: list[list[float | None]]
+    examples: list[list[Picture]]
     report: Report
     limit_seconds: float | None = None
     unmodified_seconds: float | None = None
@@ -50,7 +52,8 @@ def measure(
     for number, batch in enumerate(batches):
         # A session for each batch: comparisons are timed between them, and methods that draw do not stake all on one draw.
         seed = settings.seed * len(batches) + number
-        done.append(_answer(checkpoint, cell, batch, seed, compare=number < COMPARED_BATCHES))
+        shown = max(0, EXAMPLES - number * size)
+        done.append(_answer(checkpoint, cell, batch, seed, shown, compare=number < COMPARED_BATCHES))
         advance(len(batch))
     return _summarise(done)
 
@@ -75,7 +78,7 @@ def _warm_up(checkpoint: Checkpoint, cell: Cell, batch: Questions) -> None:
         checkpoint.answer(_inputs(checkpoint, batch), max_new_tokens=2)
 
 
-def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, *, compare: bool) -> _Batch:
+def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, shown: int, *, compare: bool) -> _Batch:
     inputs, longest = _inputs(checkpoint, batch), batch[0].max_new_tokens
     with saccade.attach(checkpoint.model, cell.recipe, seed=seed, companion=checkpoint.companion) as session:
         if len(batch[0].turns) == 1:
@@ -93,6 +96,10 @@ def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, *, 
             for q, said, recall in zip(batch, predictions, recalls, strict=True)
         ],
         recalls=recalls,
+        examples=[
+            illustrate(q, grids, [layer[b] for layer in alive])
+            for b, (q, grids) in enumerate(zip(batch[:shown], trace.grids))
+        ],
         report=report,
     )
     if not compare:
@@ -128,6 +135,7 @@ def _summarise(batches: Sequence[_Batch]) -> Measurement:
         visual_by_layer=visual,
         kv_by_layer=cached,
         evidence_by_layer=[_mean(layer) for layer in zip(*(recall for batch in batches for recall in batch.recalls))],
+        examples=[pictures for batch in batches for pictures in batch.examples],
     )
 
 

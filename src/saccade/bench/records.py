@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from saccade.bench.cells import Cell, Keep, Key, keep_text
+from saccade.bench.examples import Picture
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Measurement:
     ``speedup``: prefill seconds of the unmodified model over those of the method, both timed on a batch one after the
     other (seconds of different cells lie minutes apart, in which a shared machine changes), median.
     visual_by_layer, kv_by_layer, evidence_by_layer: the same means entering (of the cache: in) each decoder layer.
+    examples: the pictures of the first questions, with what became of their tokens.
     """
 
     answers: list[Answer]
@@ -77,6 +79,7 @@ class Measurement:
     visual_by_layer: list[float]
     kv_by_layer: list[float]
     evidence_by_layer: list[float | None]
+    examples: list[list[Picture]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def bench(
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task; of --data the first N.")] = 200,
     seed: Seed = 0,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for results.json, quality_speed.png and every answer.")
+        Path, typer.Option(metavar="DIR", help="Folder for results.json, report.html, quality_speed.png and every answer.")
     ] = Path("runs/bench"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on in DIR; finished cells are not measured again.")] = False,
     device: Device = "auto",
@@ -143,6 +143,24 @@ def compare(
     from saccade.cli.compare import compare as work
 
     work(a, b)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a bench, finished or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write it, if not to DIR/report.html.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a bench as one HTML page: charts, heat map, layers, examples with the kept tokens, all numbers.
+
+    \b
+    saccade report runs/mine --out mine.html
+    """
+    from saccade.cli.report import report as work
+
+    work(folder, out)
 
 
 @app.command()

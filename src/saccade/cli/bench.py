@@ -1,9 +1,9 @@
-"""``saccade bench``: from the options to the table, the JSON and the picture."""
+"""``saccade bench``: from the options to the table, the JSON, the picture and the page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.text import Text
 from saccade import reference, tasks
 from saccade.bench import checkpoint
 from saccade.bench.cells import Cell, parse_keeps, parse_methods, plan
-from saccade.bench.folder import ResultFolder, Settings
+from saccade.bench.folder import ResultFolder, Settings, write_json
 from saccade.bench.measure import measure
 from saccade.bench.questions import about_data, ask, best_constant
 from saccade.bench.run import run
@@ -25,6 +25,7 @@ from saccade.cli.one_line import INTERRUPTED
 from saccade.cli.progress import BenchProgress
 from saccade.core.errors import SaccadeError
 from saccade.report.bench_table import TaskNote, bench_tables
+from saccade.report.page import write_page
 from saccade.report.picture import draw_quality_speed
 
 CELLS_FAILED = 1
@@ -129,7 +130,10 @@ def _show(folder: ResultFolder) -> None:
     counted = f"{len(notes)} task{'s' * (len(notes) > 1)}, {settings.n} questions each"
     title = f"{settings.model}: {counted}, {settings.device} {settings.dtype}"
     draw_quality_speed(over_tasks, folder.path / "quality_speed.png", title)
-    console.print(Text(f"\n{folder.path / 'results.json'}\n{folder.path / 'quality_speed.png'}"))
+    write_json(folder.path / "tasks.json", {task: asdict(note) for task, note in notes.items()})
+    write_page(folder, folder.path / "report.html")
+    written = (folder.path / name for name in ("results.json", "quality_speed.png", "report.html"))
+    console.print(Text("\n" + "\n".join(map(str, written))))
 
 
 def _note(task: str, settings: Settings) -> TaskNote:

@@ -1,0 +1,18 @@
+"""``saccade report``: the HTML page of a bench that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.text import Text
+
+from saccade.bench.folder import Results
+from saccade.cli.console import output
+from saccade.report.page import write_page
+
+
+def report(folder: Path, out: Path | None) -> None:
+    """Write the page and say where it is."""
+    path = out or folder / "report.html"
+    write_page(Results.open(folder), path)
+    output().print(Text(str(path)))

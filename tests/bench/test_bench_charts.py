@@ -1,0 +1,119 @@
+"""Charts as geometry, and the maps and verdicts beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from saccade.bench.records import Record
+from saccade.bench.summary import Mean
+from saccade.report.chart import Chart, Line, Point, counting, linear, pareto, ratios
+from saccade.report.heat import maps
+from saccade.report.looks import COLOURS, MARKERS, looks
+from saccade.report.story import by_method, offers, rankings
+
+
+def mean(method: str, keep: float | None, retention: float, speedup: float, tasks: int = 2) -> Mean:
+    return Mean(method, keep, tasks, retention, retention, None, None, speedup, None, None)
+
+
+def record(task: str, method: str, keep: float | None, score: float) -> Record:
+    return Record("m", task, method, keep, 10, 0, score, 0, 1, score, *[None] * 6)
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    assert pareto([(1, 1.0), (2, 0.9), (2, 0.8), (3, 0.9), (4, 0.2), (3.5, 0.1)]) == [(1, 1.0), (3, 0.9), (4, 0.2)]
+
+
+@pytest.mark.parametrize("values", [[0.3, 0.97], [5.0], [0.0, 0.0], [-3.0, 1e6], [1e-9, 3e-9], []])
+def test_a_linear_axis_reaches_from_tick_to_tick_around_all_values(values: list[float]) -> None:
+    axis = linear("", values)
+
+    assert all(-1e-9 <= axis.at(value) <= 1 + 1e-9 for value in values)
+    assert (axis.low, axis.high) == (axis.ticks[0], axis.ticks[-1])
+    assert 2 <= len(axis.ticks) <= 8
+
+
+@pytest.mark.parametrize("values", [[], [0.9, 7.1], [1.05], [300.0]])
+def test_an_axis_of_ratios_holds_1_and_few_ticks(values: list[float]) -> None:
+    axis = ratios("", values, str)
+
+    assert 1 in axis.ticks
+    assert all(0 < axis.at(value) < 1 for value in values)
+    assert len(axis.ticks) <= 9
+
+
+def test_an_axis_of_one_layer_is_no_division_by_zero() -> None:
+    assert counting("layer", 1).at(0) == 0
+
+
+def test_points_are_drawn_inside_the_plot_and_up_is_more() -> None:
+    chart = Chart("", linear("", [0, 1]), linear("", [0, 1]), ())
+    left, top, right, bottom = chart.plot
+
+    assert (chart.px(0), chart.px(1), chart.py(0), chart.py(1)) == (left, right, bottom, top)
+
+
+def test_names_do_not_run_into_each_other() -> None:
+    look = looks(["a"])["a"]
+    points = tuple(Point(0.2, y, "", label="a long name") for y in (0.5, 0.501, 0.9))
+
+    chart = Chart("", linear("", [0, 1]), linear("", [0, 1]), (Line("a", look, points),))
+
+    assert len(chart.labels) == 2
+
+
+def test_as_many_methods_as_there_are_look_different() -> None:
+    found = looks(["none", "random", "uniform", *(f"method{i}" for i in range(4 * COLOURS))])
+
+    assert len(set(found.values())) == len(found)
+    assert all(look.marker < len(MARKERS) for look in found.values())
+
+
+def test_the_best_of_a_budget_are_ranked_beside_random() -> None:
+    over_tasks = [
+        mean("none", None, 1, 1),
+        mean("random", 0.5, 0.6, 2),
+        mean("a", 0.5, 0.8, 2),
+        mean("b", 0.5, 0.9, 2),
+        mean("half", 0.5, 1.0, 2, tasks=1),
+    ]
+
+    (ranking,) = rankings(over_tasks)
+
+    assert (ranking.keep, [each.method for each in ranking.best]) == ("0.5", ["b", "a"])
+    assert ranking.random is over_tasks[1]
+
+
+def test_the_fastest_within_a_loss_is_found() -> None:
+    found = offers([mean("slow", 0.5, 0.995, 1.5), mean("fast", 0.2, 0.96, 4.0), mean("slower", 0.5, 1.0, 0.9)])
+
+    assert [(offer.loss, offer.fastest and offer.fastest.method) for offer in found] == [
+        (0.01, "slow"),
+        (0.02, "slow"),
+        (0.05, "fast"),
+        (0.10, "fast"),
+    ]
+
+
+def test_results_are_grouped_by_method_the_longest_list_first() -> None:
+    weak = [record("x", "a", 0.5, 0), record("x", "b", 0.5, 0), record("x", "b", 0.2, 0), record("y", "b", 0.2, 0)]
+
+    assert list(by_method(weak).items()) == [("b", {"x": ["0.5", "0.2"], "y": ["0.2"]}), ("a", {"x": ["0.5"]})]
+
+
+def test_a_heat_map_shows_one_budget_with_the_best_on_top() -> None:
+    records = [
+        record("x", "none", None, 1.0),
+        record("x", "a", 0.5, 0.4),
+        record("x", "b", 0.5, 0.7),
+        record("x", "b", 0.2, 0.5),
+    ]
+    over_tasks = [mean(each.method, each.keep, each.score, 1, tasks=1) for each in records]
+
+    found = {(map_.measure, map_.keep): map_ for map_ in maps(records, over_tasks, [records[1]])}
+
+    shown = found["score retained", "0.5"]
+    assert [band.method for band in shown.bands] == ["none", "b", "a"]
+    assert [band.boxes[1].weak for band in shown.bands if band.boxes[1]] == [False, False, True]
+    assert (shown.low, shown.high) == (0.4, 1.0)
+    assert set(found) == {(measure, keep) for measure in ("score retained", "score") for keep in ("0.5", "0.2")}
