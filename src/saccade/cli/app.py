@@ -40,6 +40,12 @@ Companion = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Questions at once, the same for every method.")]
+ProbeOut = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Folder for probes.json and the picture; that of a bench shows them in its report."),
+]
+
+probe_app = typer.Typer()
 
 
 def main() -> None:
@@ -234,6 +240,75 @@ def methods(
         work(as_json=as_json)
 
 
+@probe_app.command("information-horizon")
+def information_horizon(
+    model: Model = "reference",
+    tasks: Annotated[str, typer.Option(metavar="LIST", help="Tasks separated by commas, or all.")] = "all",
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task.")] = 50,
+    windows: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Questions per task of which every window is looked at by itself.")
+    ] = 4,
+    window: Annotated[int, typer.Option(metavar="N", min=1, help="Side of a window, in tokens.")] = 2,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="What is lost without a window, not what it adds to none.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="A smaller loss (of score, of probability) is none.")
+    ] = 0.01,
+    out: ProbeOut = Path("runs/probe"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 25,
+) -> None:
+    """See from which layer on the visual tokens no longer matter.
+
+    All of them leave before a layer, or all but one window of the picture: what does that do to the score, and to the
+    probability of the right answer? Goes on where it was interrupted.
+
+    \b
+    saccade probe information-horizon --tasks reading,counting --n 100 --out runs/mine
+    """
+    from saccade.bench.probes.horizon_run import HorizonOptions
+    from saccade.cli import probe
+
+    request = probe.ProbeRequest(model, tasks, n, seed, out, device, dtype, batch_size)
+    probe.information_horizon(request, HorizonOptions(batch_size, windows, window, leave_one_out, tolerance))
+
+
+@probe_app.command()
+def embedlens(
+    model: Model = "reference",
+    tasks: Annotated[str, typer.Option(metavar="LIST", help="Tasks separated by commas, or all.")] = "all",
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task; pictures as many again.")] = 50,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=1,
+            help="A token is of a kind if one of its K nearest words is.  [default: 3; 1 if there are few words]",
+            show_default=False,
+        ),
+    ] = None,
+    out: ProbeOut = Path("runs/probe"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 25,
+) -> None:
+    """See which visual tokens are sinks, which are dead, and which are alive.
+
+    Visual tokens are read as the words whose embeddings they are nearest to. Those that are the same in every picture are
+    then removed, to see whether anything is lost. Goes on where it was interrupted.
+
+    \b
+    saccade probe embedlens --tasks reading,counting --n 100 --out runs/mine
+    """
+    from saccade.cli import probe
+
+    probe.embedlens(probe.ProbeRequest(model, tasks, n, seed, out, device, dtype, batch_size), top_k)
+
+
 @reference_app.command()
 def classifier(
     folder: Annotated[
@@ -255,6 +330,14 @@ def help_if_alone(context: typer.Context) -> None:
         typer.echo(context.get_help())
 
 
+app.add_typer(
+    probe_app,
+    name="probe",
+    help="See what a model does with its visual tokens.",
+    callback=help_if_alone,
+    invoke_without_command=True,
+    no_args_is_help=False,
+)
 app.add_typer(
     reference_app,
     name="reference",

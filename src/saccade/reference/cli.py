@@ -34,7 +34,7 @@ def extend(
     folder: Annotated[Path, typer.Option(help="Where state, log and export go; a run found there is continued.")],
     steps: Annotated[int, typer.Option(help="Training steps; the last two fifths cool down.")] = 1500,
     start: Annotated[
-        Path | None, typer.Option(help="Checkpoint to begin with; the small reference model if not given.")
+        list[Path] | None, typer.Option(help="Checkpoints to begin with, later on top; the small model if not given.")
     ] = None,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
@@ -47,7 +47,7 @@ def extend(
 
     if kind not in KINDS:
         raise SaccadeError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
-    settings = Settings(kind, steps, start or path(), seed=seed, rate=rate, device=device)
+    settings = Settings(kind, steps, tuple(start or [path()]), seed=seed, rate=rate, device=device)
     school(folder, settings, _interrupted().is_set)
 
 

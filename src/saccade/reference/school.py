@@ -62,11 +62,11 @@ COURSES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a run depends on; ``start``: the checkpoint whose weights it begins with."""
+    """Everything a run depends on; ``start``: the checkpoints whose weights it begins with, later ones on top."""
 
     kind: str
     steps: int
-    start: Path
+    start: tuple[Path, ...]
     seed: int = 0
     rate: float = 2e-3
     warmup: int = 60
@@ -180,7 +180,8 @@ class Schooling:
         torch.manual_seed(settings.seed)
         self.settings = settings
         model = KINDS[settings.kind].build(settings.dimensions)
-        start_from(model, AutoModelForImageTextToText.from_pretrained(settings.start, dtype=torch.float32))
+        for folder in settings.start:
+            start_from(model, AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32))
         self.pupil = Pupil(settings.kind, model, settings.dimensions.decoder_width).to(settings.device)
         self.optimizers = optimizers(self.pupil, settings.rate)
         self.step, self.pictures, self.seconds = 0, 0, 0.0

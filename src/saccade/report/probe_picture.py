@@ -1,0 +1,54 @@
+"""The picture of a probe: its charts side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from saccade.bench.probes import Chart, Series
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_MARKERS = "os^Dv*P"
+_WIDTH = 7.4
+_FEW = 4
+"""More bands than this hide each other: then only the first curve, which is the mean, has one."""
+
+
+def draw_probe(charts: Sequence[Chart], path: Path, title: str) -> None:
+    """Draw the charts as PNG."""
+    figure = Figure(figsize=(_WIDTH * len(charts), 5.6), dpi=120, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts):
+        _draw(axes, chart)
+    figure.savefig(path, format="png")
+
+
+def _draw(axes: Axes, chart: Chart) -> None:
+    for number, series in enumerate(chart.series):
+        _draw_series(axes, series, number, band=number == 0 or len(chart.series) <= _FEW)
+    axes.set_title(chart.title, loc="left", fontsize=10.5)
+    axes.set_xlabel(f"{chart.x_label}\n\n{fill(chart.caption, 88)}", fontsize=8, loc="left")
+    axes.set_ylabel(chart.y_label, fontsize=9)
+    if all(float(x).is_integer() for series in chart.series for x in series.x):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#f0f0f0")
+    axes.set_axisbelow(True)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+
+
+def _draw_series(axes: Axes, series: Series, number: int, band: bool) -> None:
+    # A second round through the colours is told apart by its dashes.
+    colour, line = _COLOURS[number % len(_COLOURS)], "-" if number < len(_COLOURS) else "-."
+    width = 2.4 if number == 0 else 1.3
+    axes.plot(
+        series.x, series.y, color=colour, linestyle=line, linewidth=width, marker=_MARKERS[number % 7], markersize=4.5,
+        label=series.name,
+    )  # fmt: skip
+    if band and series.low:
+        axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.12, linewidth=0)
