@@ -37,6 +37,7 @@ def extend(
         list[Path] | None, typer.Option(help="Checkpoints to begin with, later on top; the small model if not given.")
     ] = None,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    gain: Annotated[float, typer.Option(help="Factor on the projector's output at the start.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -47,7 +48,7 @@ def extend(
 
     if kind not in KINDS:
         raise SaccadeError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
-    settings = Settings(kind, steps, tuple(start or [path()]), seed=seed, rate=rate, device=device)
+    settings = Settings(kind, steps, tuple(start or [path()]), seed=seed, rate=rate, gain=gain, device=device)
     school(folder, settings, _interrupted().is_set)
 
 

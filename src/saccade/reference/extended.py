@@ -142,12 +142,13 @@ def qwen_processor() -> PictureProcessor:
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the two: how to build it, its processor, and what stands around the placeholders of a picture."""
+    """One of the two: how to build it, its processor, what stands around a picture's placeholders, its last projection."""
 
     name: str
     build: Any
     processor: Any
     around: tuple[str, ...]
+    projector: Any
 
     @property
     def tiled(self) -> bool:
@@ -156,8 +157,10 @@ class Kind:
 
 
 KINDS = {
-    "tiles": Kind("tiles", build_tiles, tiles_processor, ()),
-    "qwen": Kind("qwen", build_qwen, qwen_processor, (VISION_START, VISION_END)),
+    "tiles": Kind("tiles", build_tiles, tiles_processor, (), lambda model: model.model.multi_modal_projector.linear_2),
+    "qwen": Kind(
+        "qwen", build_qwen, qwen_processor, (VISION_START, VISION_END), lambda model: model.model.visual.merger.mlp[-1]
+    ),
 }
 
 

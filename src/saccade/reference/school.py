@@ -62,7 +62,11 @@ COURSES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a run depends on; ``start``: the checkpoints whose weights it begins with, later ones on top."""
+    """Everything a run depends on.
+
+    ``start``: the checkpoints whose weights it begins with, later ones on top. ``gain``: factor on what the projector gives
+    at the start; a decoder reads visual tokens as long as those it learnt to read at once, hardly any that are much shorter.
+    """
 
     kind: str
     steps: int
@@ -72,6 +76,7 @@ class Settings:
     warmup: int = 60
     decay: float = 0.4
     reading_out: float = 0.2
+    gain: float = 1.0
     dimensions: Dimensions = field(default_factory=Dimensions)
     device: str = "cpu"
 
@@ -182,6 +187,9 @@ class Schooling:
         model = KINDS[settings.kind].build(settings.dimensions)
         for folder in settings.start:
             start_from(model, AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32))
+        with torch.no_grad():
+            for parameter in KINDS[settings.kind].projector(model).parameters():
+                parameter *= settings.gain
         self.pupil = Pupil(settings.kind, model, settings.dimensions.decoder_width).to(settings.device)
         self.optimizers = optimizers(self.pupil, settings.rate)
         self.step, self.pictures, self.seconds = 0, 0, 0.0
