@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LMMS := .venv-lmms
 
-.PHONY: demo test test-all lint types setup clean
+.PHONY: demo test test-all test-lmms lint types setup clean
 
 setup: $(READY)
 
@@ -25,6 +26,17 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+# lmms-eval brings so much that it has an environment of its own. A torchvision that was built for another torch (PyPI's beside
+# a CPU build) breaks every import; pictures do without it.
+$(LMMS)/.ready: pyproject.toml constraints.txt
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lmms]'
+	$(LMMS)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
+test-lmms: $(LMMS)/.ready
+	$(LMMS)/bin/python -m pytest tests/lmms
+
 lint: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
@@ -33,4 +45,4 @@ types: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LMMS) runs .pytest_cache .mypy_cache .ruff_cache

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from saccade.bench.cells import plan
 from saccade.bench.compare import Side, compare
-from saccade.bench.folder import ResultFolder, Results, Settings, write_json
+from saccade.bench.folder import ResultFolder, Results, Settings
 from saccade.bench.run import run
 from saccade.core.errors import SaccadeError
+from saccade.core.files import write_json
 from saccade.report.compare_table import compare_table
 from saccade.tasks import questions
 

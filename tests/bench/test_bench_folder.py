@@ -11,9 +11,10 @@ import pytest
 
 from saccade.bench import folder as folder_module
 from saccade.bench.cells import plan
-from saccade.bench.folder import ResultFolder, Settings, write_json
+from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.records import Answer, Measurement, Record
 from saccade.core.errors import SaccadeError
+from saccade.core.files import write_json
 
 KEYS = (
     "model, task, method, keep, n, seed, score, score_low, score_high, retention, evidence_recall, visual_tokens, "

@@ -16,10 +16,11 @@ import pytest
 from tests.browser import CHROMIUM, Browser
 
 from saccade.bench.cells import Cell, plan
-from saccade.bench.folder import ResultFolder, Results, write_json
+from saccade.bench.folder import ResultFolder, Results
 from saccade.bench.records import Failure
 from saccade.bench.run import run
 from saccade.core.errors import SaccadeError
+from saccade.core.files import write_json
 from saccade.core.recipe import Recipe
 from saccade.report.page import page, write_page
 from saccade.tasks import questions

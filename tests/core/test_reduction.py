@@ -162,3 +162,11 @@ def test_reductions_that_do_not_fit_are_not_composed() -> None:
 
     with pytest.raises(ValueError, match=r"first gives .* rows, second takes 3"):
         second @ first
+
+
+def test_each_row_goes_where_most_of_it_goes_and_anchors_to_their_own() -> None:
+    merged = Reduction.dense(torch.tensor([[[1.0, 0.0, 0.2, 0.9], [0.0, 0.0, 0.7, 0.3]]]), torch.tensor([[0, 3]]))
+    gathered = Reduction.gather(torch.tensor([[-1, 2, 0]]), inputs=4)
+
+    assert merged.goes().tolist() == [[0, -1, 1, 1]]
+    assert gathered.goes().tolist() == [[2, -1, 1, -1]]

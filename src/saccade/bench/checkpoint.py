@@ -43,7 +43,10 @@ class Checkpoint:
 
     def inputs(self, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Model inputs for one conversation each, its pictures and then a prompt, padded on the left."""
-        conversations = [_opening(images, prompt) for images, prompt in zip(pictures, prompts, strict=True)]
+        return self.chat([_opening(images, prompt) for images, prompt in zip(pictures, prompts, strict=True)])
+
+    def chat(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+        """Model inputs for conversations as transformers' chat templates take them, padded on the left."""
         inputs = self.processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,

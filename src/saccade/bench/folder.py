@@ -23,6 +23,7 @@ from saccade.bench.cells import Cell, Key
 from saccade.bench.examples import Picture
 from saccade.bench.records import Answer, Failure, Measurement, Record
 from saccade.core.errors import SaccadeError
+from saccade.core.files import write_json, write_whole
 from saccade.core.recipe import NONE
 
 
@@ -148,7 +149,7 @@ class ResultFolder(Results):
         content = b64decode(picture.png)
         name = f"{sha256(content).hexdigest()[:16]}.png"
         if not (self.path / "examples" / name).is_file():
-            _replace(self.path / "examples" / name, content)
+            write_whole(self.path / "examples" / name, content)
         return replace(picture, png=name)
 
 
@@ -178,23 +179,6 @@ def _file_name(text: str) -> str:
     """A task or recipe without the characters that file systems do not take; a digest keeps two that look alike apart."""
     name = re.sub(r"[^\w.-]+", "-", text).strip("-")[:60]
     return name if name == text else f"{name}-{sha256(text.encode()).hexdigest()[:8]}"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace ``path`` by ``content``, at once or not at all."""
-    _replace(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> Any:

@@ -192,6 +192,50 @@ def run(
 
 
 @app.command()
+def inspect(
+    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="What to look at, as text or as a .yaml file.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Another one, drawn beside it.", show_default=False)
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A picture, or sample:astronaut and others that libraries carry.", show_default=False
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The question about it.", show_default=False)] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A generated question instead, whose evidence is known.", show_default=False),
+    ] = None,
+    index: Annotated[int, typer.Option(metavar="N", min=0, help="Number of the question of --task.")] = 0,
+    model: Model = "reference",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for inspect.png and inspect.html.")] = Path(
+        "runs/inspect"
+    ),
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer to --prompt, in tokens.")] = 32,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    companion: Companion = None,
+) -> None:
+    """Draw which patches of a picture survive where, and what they were ranked by.
+
+    \b
+    saccade inspect --image sample:astronaut --prompt "what is there?" --recipe "scope(keep=32)" --against "fastv(keep=32)"
+    saccade inspect --task attribute --index 3 --recipe "tome(keep=32)"
+    """
+    from saccade.cli.inspect import InspectRequest
+    from saccade.cli.inspect import inspect as work
+
+    work(
+        InspectRequest(
+            image, prompt, task, index, recipe, against, model, out, max_new_tokens, seed, device, dtype, companion
+        )
+    )
+
+
+@app.command()
 def calibrate(
     name: Annotated[
         str, typer.Argument(metavar="METHOD", help="A method that needs numbers from the model, such as shortv.")

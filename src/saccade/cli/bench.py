@@ -15,7 +15,7 @@ from rich.text import Text
 from saccade import reference, tasks
 from saccade.bench import checkpoint
 from saccade.bench.cells import Cell, parse_keeps, parse_methods, plan
-from saccade.bench.folder import ResultFolder, Settings, write_json
+from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.measure import measure
 from saccade.bench.questions import about_data, ask, best_constant
 from saccade.bench.run import run
@@ -24,6 +24,7 @@ from saccade.cli.console import diagnostics, output
 from saccade.cli.one_line import INTERRUPTED
 from saccade.cli.progress import BenchProgress
 from saccade.core.errors import SaccadeError
+from saccade.core.files import write_json
 from saccade.report.bench_table import TaskNote, bench_tables
 from saccade.report.page import write_page
 from saccade.report.picture import draw_quality_speed

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 
 from saccade.core.errors import SaccadeError
+from saccade.core.files import write_json, write_whole
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,14 @@ class Artifact:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.contiguous() for name, value in self.numbers.items() if isinstance(value, torch.Tensor)}
         if tensors:
-            beside = path.with_suffix(".safetensors")
-            part = beside.with_name(beside.name + ".part")
-            part.write_bytes(as_bytes(tensors))
-            part.replace(beside)
+            write_whole(path.with_suffix(".safetensors"), as_bytes(tensors))
         content = {
             "method": self.method,
             "fingerprint": asdict(self.fingerprint),
             "numbers": {name: value for name, value in self.numbers.items() if name not in tensors},
             "tensors": sorted(tensors),
         }
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        part.replace(path)
+        write_json(path, content)
 
     def check(self, fingerprint: Fingerprint) -> None:
         """Refuse a model other than the one the numbers were made on."""

@@ -16,6 +16,7 @@ from saccade.core.budget import Budget
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
 from saccade.core.layout import Positions as Positions
+from saccade.core.ranking import about
 from saccade.core.shape import Shape
 from saccade.core.signal import ByItem, Question, Seen, Signal, Site
 from saccade.core.state import State
@@ -289,7 +290,8 @@ class ItemTokens(Tokens):
                 seed=state.get("session", "seed", 0),
                 device=x.device,
             )
-            chosen = where.gather(1, self.select(batch, kept_of[entries[0]]))
+            with about(sample, where, layout.shape):
+                chosen = where.gather(1, self.select(batch, kept_of[entries[0]]))
             kept[sample[:, None], chosen] = True
 
         visual = tuple(sum(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))

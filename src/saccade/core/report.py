@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saccade.core.layout import Layout
 from saccade.core.method import Plan
+from saccade.core.step import Held, Step
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,16 @@ class Trace:
         log: for each forward that read visual tokens (one for each turn that brought images), the `Layout` entering each
             decoder layer, and last the layout after the last layer.
         routes: for each such forward, what a routing method said in each layer.
+        steps: what each method saw and did, in order; only where the session watches (as all that follows).
+        held: what the cache of each decoder layer holds, None for layers without attention.
+        pictures: number of the picture that each grid is a view of, by the grid's number among all that were encoded.
     """
 
     log: list[list[Layout]] = field(default_factory=list)
     routes: list[list[Plan | None]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    held: list[Held | None] = field(default_factory=list)
+    pictures: list[int] = field(default_factory=list)
 
     def alive(self, layer: int, turn: int = -1) -> list[list[Tensor]]:
         """Raster indices of the visual tokens entering decoder ``layer``, by sample and image.

@@ -201,6 +201,11 @@ class SaccadeLayer(DynamicLayer):
         return int(self.keys.nbytes + self.values.nbytes + full) + (0 if self.blocks is None else self.blocks.nbytes)
 
     @property
+    def whole(self) -> Ledger:
+        """Which tokens are there, whatever is read of them."""
+        return self.ledger if self._full is None else self._full.ledger.extended(self.ledger.tail)
+
+    @property
     def held(self) -> float:
         """Entries that attention reads, on average over samples and heads (read from the device where they are ragged)."""
         early = 0.0 if self.blocks is None else float(self.blocks.there.sum()) / (self.keys.shape[0] * self.keys.shape[1])

@@ -46,6 +46,7 @@ class Program:
         asks_companion: whether the question's embedding is read.
         passing: queries and keys of encoder blocks that nobody reads behind their own block.
         retain: whether the signals of all layers are to be there at the end (calibration).
+        watched: whether each step of a method is to be remembered (inspection).
     """
 
     def __init__(self, methods: tuple[Any, ...], anatomy: Anatomy, traits: Traits) -> None:
@@ -86,6 +87,7 @@ class Program:
         self.key_value: set[int] = set()
         self.asks_companion = False
         self.retain = False
+        self.watched = False
         self.devices = [anatomy.device(layer) for layer in range(len(anatomy.layers))]
         every = dict.fromkeys(
             signal for signals in self.reads.values() for signal in signals if layer_of(signal) not in traits.recurrent

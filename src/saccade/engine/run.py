@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Layout
 from saccade.core.method import Cache, Companion, Entries, Kept, Method, Plan, Tokens
+from saccade.core.ranking import looking
 from saccade.core.reduction import Reduction
 from saccade.core.signal import (
     Attention,
@@ -30,6 +31,7 @@ from saccade.core.signal import (
     on,
 )
 from saccade.core.state import State
+from saccade.core.step import Step
 from saccade.engine import masks, probe
 from saccade.engine.cache import Ledger, SaccadeLayer
 from saccade.engine.clock import Clock
@@ -89,6 +91,7 @@ class Run:
         self.slots: dict[int, Tensor] = {}
         self.seen: dict[Signal, Any] = dict(program.given)
         self.scores: list[Tensor | None] = []
+        self.steps: list[Step] = []
         self._unscored: dict[int, dict[Signal, Any]] = {}
         self.edited = False
         self._intake, self._positions = intake, positions
@@ -119,6 +122,10 @@ class Run:
                 return look.gather(signal, [source - start for source in sources], ordinal)
             start += len(look.views)
         raise LookupError(f"grid {sources[0]} was encoded elsewhere")
+
+    def _watching(self, layout: Layout, by_head: bool = False) -> AbstractContextManager[list[Tensor] | None]:
+        """What the rows are ranked by meanwhile, if somebody wants to know."""
+        return looking(layout.shape, by_head) if self.program.watched else nullcontext()
 
     def timed(self, name: str) -> AbstractContextManager[None]:
         """A lap of the clock; steps of decoding are too short to be timed in parts."""
@@ -348,9 +355,15 @@ class Run:
         return self._apply(0, edit, x)
 
     def _edit(self, layer: int, site: Site, method: Tokens, x: Tensor) -> Tensor:
-        with self.clock.lap("method"):
-            edit = method.edit(site, x, self.layout, self._read(method), self.state)
-        return x if edit is None else self._apply(layer, edit, x)
+        before = self.layout
+        with self.clock.lap("method"), self._watching(before) as scores:
+            edit = method.edit(site, x, before, self._read(method), self.state)
+        if edit is None:
+            return x
+        x = self._apply(layer, edit, x)
+        if scores is not None:
+            self.steps.append(Step(method, site, "edit", before, self.layout, edit.reduction, tuple(scores)))
+        return x
 
     def _apply(self, layer: int, edit: Edit, x: Tensor) -> Tensor:
         after = self.layout.after(edit)
@@ -484,8 +497,12 @@ class Run:
         method = self.program.routing.get(layer)
         if method is None or not self.reads_images:
             return None
-        with self.clock.lap("method"):
-            return method.plan(layer, x, self.layout, self._read(method), self.state)
+        with self.clock.lap("method"), self._watching(self.layout) as scores:
+            plan = method.plan(layer, x, self.layout, self._read(method), self.state)
+        if scores is not None:
+            site = Site("decoder", layer)
+            self.steps.append(Step(method, site, "route", self.layout, self.layout, scores=tuple(scores)))
+        return plan
 
     def _part(self, layer: int, x: Tensor, plan: Plan, old: Ledger, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Let the layer see the active rows only; frozen ones have their keys and values in the cache before it runs."""
@@ -566,11 +583,13 @@ class Run:
     def _score(self, layer: int, seen: Mapping[Signal, Any]) -> None:
         method, cache, layout = self.program.cache, self.caches[layer], self.cached[layer]
         assert method is not None
-        with self.clock.lap("method"):
+        with self.clock.lap("method"), self._watching(layout, by_head=True) as scores:
             if self.scoring_cache:
                 self.scores[layer] = method.score(layer, cache.keys, cache.values, seen, layout)
             if self.turn and type(method).view is not Cache.view:
                 self._look(method, layer, cache, seen, layout)
+        if scores is not None:
+            self.steps.append(Step(method, Site("decoder", layer), "cache", layout, layout, scores=tuple(scores)))
 
     def _look(self, method: Cache, layer: int, cache: SaccadeLayer, seen: Mapping[Signal, Any], layout: Layout) -> None:
         tokens = _dense(cache.ledger.tokens(layout.shape[0], cache.keys.device), cache.ledger)

@@ -7,6 +7,7 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +24,7 @@ from saccade.core.report import Report, Trace
 from saccade.core.shape import Shape
 from saccade.core.signal import Seen, on
 from saccade.core.state import State
+from saccade.core.step import Held, Step
 from saccade.engine import blocks, experts, probe
 from saccade.engine.cache import SaccadeLayer, adopt
 from saccade.engine.check import check
@@ -103,6 +105,7 @@ class Session:
         self._pictures = (0, 0)
         self._ran: list[tuple[Any, Any]] = []
         self._slots: dict[int, Tensor] = {}
+        self._written: list[Layout] = []
         self._kv_bytes: tuple[int, ...] = ()
         self._drop_cache = False
         self._labels: Tensor | None = None
@@ -133,6 +136,10 @@ class Session:
     def retain(self) -> None:
         """Keep the signals of all layers to the end of each forward, in `read`; for calibration."""
         self._program.retain = True
+
+    def watch(self) -> None:
+        """From now on remember what each method sees and does, in `trace`; for inspection."""
+        self._program.watched = True
 
     @property
     def report(self) -> Report:
@@ -529,6 +536,8 @@ class Session:
                 self.read = run.layouts[0].to(device), on(run.seen, device)
             if run.reads_images or run.past == 0:
                 self._record(run.layouts, run.past, run.ran, run.routes, run.slots)
+            if self._program.watched and run.rows > 1:
+                self._remember(run)
             run.close()
         self._kv_bytes = tuple(_bytes(layer) for layer in self._cache.layers)
         del self._cache
@@ -555,6 +564,25 @@ class Session:
             self._prefill, self._ran, self._slots = layouts, ran, slots
             self._pictures = encoded(self.anatomy.encoder, self._looks)
 
+    def _remember(self, run: Run) -> None:
+        """What methods did, and what the caches hold since; for inspection."""
+        trace, batch = self.trace, run.layouts[0].shape[0]
+        if run.past == 0:
+            trace.steps, trace.held, trace.pictures, self._written = [], [], [], []
+        if run.reads_images:
+            self._written = self._written or run.cached
+            for look in sorted(self._looks, key=lambda look: look.kind):
+                trace.steps += [_renumbered(step, len(trace.pictures)) for step in look.steps]
+                first = trace.pictures[-1] + 1 if trace.pictures else 0
+                trace.pictures += [first + number for number, picture in enumerate(look.pictures) for _ in picture.views]
+        trace.steps += run.steps
+        trace.held = [
+            Held(layout, *(ledger.tokens(batch, layout.origin.device) for ledger in (cache.whole, cache.ledger)))
+            if isinstance(cache, SaccadeLayer)
+            else None
+            for layout, cache in zip(self._written, self._cache.layers)
+        ]
+
     def _record_unmodified(self, intake: Intake, positions: Tensor, past: int) -> None:
         if positions.shape[2] > 1:
             layout, layers = intake.layout(positions), len(self.anatomy.layers)
@@ -577,6 +605,11 @@ class Session:
         rows = stacked.new_zeros(*where.shape, *stacked.shape[1:])
         filled = rows.masked_scatter(where.to(device)[..., None, None], stacked)
         self._state.put("prefill", "deepstack", filled, rows=True)
+
+
+def _renumbered(step: Step, grids: int) -> Step:
+    """A step with its grids counted behind so many others."""
+    return replace(step, places={number + grids: place for number, place in (step.places or {}).items()})
 
 
 def _bytes(layer: Any) -> int:

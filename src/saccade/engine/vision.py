@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -19,9 +20,11 @@ from torch import Tensor
 from saccade.core.errors import SaccadeError
 from saccade.core.layout import Edit, Item, Layout, Role
 from saccade.core.method import Companion, Tokens
+from saccade.core.ranking import looking
 from saccade.core.reduction import Reduction
 from saccade.core.signal import Aligned, Attention, Columns, Features, QueryKey, Signal, Site, follow, on
 from saccade.core.state import State
+from saccade.core.step import Step
 from saccade.engine import probe
 from saccade.engine.clock import Clock
 from saccade.engine.program import Program
@@ -53,6 +56,7 @@ class Look:
         survivors: what is left of each view.
         positions: what the last edit said about rotary positions.
         edited: whether anything was dropped or merged.
+        steps: what each method saw and did, grids numbered as in `views`; if the session watches.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Look:
         self.positions: Any = "anchor"
         self.text_after: Any = "keep"
         self.edited = False
+        self.steps: list[Step] = []
         self._bound, self._companion = bound, companion
         self._state = State()
         self._state.put("session", "seed", seed)
@@ -103,7 +108,7 @@ class Look:
         layout = _layout(grids, there.to(cells.device), prefix=0)
         x = cells[index] * there.to(cells.device)[..., None]
         for method in methods:
-            edit = self._ask(method, Site("patches"), x, layout, self.program.given)
+            edit = self._ask(method, Site("patches"), x, layout, self.program.given, range(len(grids)))
             if edit is None:
                 continue
             x, layout = edit.reduction.apply(x), layout.after(edit)
@@ -283,11 +288,38 @@ class Look:
                 x = self._apply(edit, x)
         return x
 
-    def _ask(self, method: Tokens, site: Site, x: Tensor, layout: Layout, seen: Mapping[Signal, Any]) -> Edit | None:
+    def _ask(
+        self,
+        method: Tokens,
+        site: Site,
+        x: Tensor,
+        layout: Layout,
+        seen: Mapping[Signal, Any],
+        views: Sequence[int] = (),
+    ) -> Edit | None:
+        """What a method says about rows of ``views``, one for each row of the batch, or of tiles."""
         there = {signal: on(value, x.device) for signal, value in seen.items() if value is not None}
         self._state.to(x.device)
-        with self.clock.lap("encoder signals"):
-            return method.edit(site, x, layout, there, self._state)
+        watching = looking(layout.shape) if self.program.watched else nullcontext()
+        with self.clock.lap("encoder signals"), watching as scores:
+            edit = method.edit(site, x, layout, there, self._state)
+        if edit is not None and scores is not None:
+            places = self._places(site, views)
+            after = layout.after(edit)
+            self.steps.append(Step(method, site, "edit", layout, after, edit.reduction, tuple(scores), places))
+        return edit
+
+    def _places(self, site: Site, views: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """Where the tokens of ``views``, or of all tiles' views if there are none, stand: row of the batch, raster index."""
+        if site.kind in ("patches", "projected"):
+            counts = [self.views[view].rows * self.views[view].columns for view in views]
+            return {view: (torch.full((n,), row), torch.arange(n)) for row, (view, n) in enumerate(zip(views, counts))}
+        fed = [self._encoder.fed(view) for view in self.views]
+        return {
+            number: (cells[:, 0].div(self._rows, rounding_mode="floor"), cells[:, 0] % self._rows)
+            for number, cells in enumerate(fed)
+            if cells is not None
+        }
 
     def _note(self, edit: Edit) -> None:
         self.edited = True
@@ -398,7 +430,7 @@ class Look:
         layout = _layout(items, torch.ones_like(rows, dtype=torch.bool), 0, ordinal)
         seen = {s: self.gather(s, members, ordinal) for s in self.program.reads[method] if s in self._seen}
         seen |= self.program.given
-        edit = self._ask(method, Site("projected"), flat[rows], layout, seen)
+        edit = self._ask(method, Site("projected"), flat[rows], layout, seen, members)
         if edit is None:
             return flat
         self._note(edit)

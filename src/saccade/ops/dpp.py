@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saccade.core.ranking import ranked
+
 STORED = 1024
 """The most tokens whose kernel is held whole; of more, rows are made when they are needed."""
 NEGLIGIBLE = 1e-6
@@ -27,7 +29,7 @@ def greedy_map(features: Tensor, quality: Tensor, k: int) -> tuple[Tensor, Tenso
         ``[I, k]`` indices in the order of choice, and ``[I, k]`` gains: what each multiplied the determinant by.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    quality = quality.float()
+    quality = ranked(quality.float())
     images, count, _ = unit.shape
     image = torch.arange(images, device=unit.device)
     cosines = unit @ unit.mT if count <= STORED else None

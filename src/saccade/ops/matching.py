@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from saccade.core.ranking import ranked
 from saccade.core.reduction import Reduction
 from saccade.core.shape import INDEX, Shape
 
@@ -59,7 +60,8 @@ def bipartite(
     scores = scores.masked_fill(padding[:, None, 1::2] | (place[1::2] < protected), float("-inf"))
     best, partner = scores.max(-1)
     best = best.masked_fill(padding[:, ::2] | (place[::2] < protected), float("-inf"))
-    ranking = best.sort(dim=1, descending=True, stable=True).indices
+    even = (place if front is None else front)[..., ::2].expand_as(best)
+    ranking = ranked(best, even, rows).sort(dim=1, descending=True, stable=True).indices
     rank = torch.zeros_like(ranking).scatter(1, ranking, place[: ranking.shape[1]].expand_as(ranking))
     moves = rank < removed
 

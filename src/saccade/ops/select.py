@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saccade.core.ranking import ranked
+
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Indices ``[..., k]`` of the largest ``scores`` ``[..., n]``, best first; among equals the lowest index first."""
-    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return ranked(scores).sort(dim=-1, descending=True, stable=True).indices[..., :k]
 
 
 def top_rows(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> Tensor:
     """Mask ``[B, N]`` of the ``counts[b]`` best-scored ``candidates`` ``[B, N]`` (bool) of each sample."""
     # A candidate scored -inf still goes before what is no candidate.
-    finite = scores.clamp(min=torch.finfo(scores.dtype).min)
+    finite = ranked(scores).clamp(min=torch.finfo(scores.dtype).min)
     order = finite.masked_fill(~candidates, float("-inf")).sort(dim=1, descending=True, stable=True).indices
     rank = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     best = rank < torch.tensor(counts, device=scores.device)[:, None]
@@ -25,7 +27,7 @@ def top_rows(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> Tenso
 
 def top_of_groups(scores: Tensor, group: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:
     """Mask ``[B, N]`` of the ``counts[b][g]`` best-scored rows of each ``group`` g ``[B, N]``; group -1 is left out."""
-    best = scores.sort(dim=1, descending=True, stable=True).indices
+    best = ranked(scores).sort(dim=1, descending=True, stable=True).indices
     grouped, order = group.gather(1, best).sort(dim=1, stable=True)
     rank = torch.arange(scores.shape[1], device=scores.device) - torch.searchsorted(grouped, grouped)
     most = max(map(len, counts), default=0)

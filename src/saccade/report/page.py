@@ -17,6 +17,7 @@ from saccade.bench.records import Record
 from saccade.bench.statistics import beats
 from saccade.bench.summary import means, no_better_than_random
 from saccade.core.errors import SaccadeError
+from saccade.core.files import write_whole
 from saccade.report import heat, numbers, story
 from saccade.report.bench_charts import layer_charts, mean_chart, probe_chart, task_charts
 from saccade.report.gallery import gallery
@@ -38,7 +39,7 @@ class Row:
 def write_page(folder: Results, path: Path) -> None:
     """Write the report of a bench to ``path``."""
     try:
-        path.write_text(page(folder), encoding="utf-8")
+        write_whole(path, page(folder).encode())
     except OSError as error:
         raise SaccadeError(f"out={str(path)!r}: cannot be written ({error.strerror}); name another file") from error
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from saccade.bench.folder import write_json
 from saccade.core.errors import SaccadeError
+from saccade.core.files import write_json
 
 PROBES_FILE = "probes.json"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from saccade.bench.folder import write_json
 from saccade.core.errors import SaccadeError
+from saccade.core.files import write_json
 
 
 class Kept:

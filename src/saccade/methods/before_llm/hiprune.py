@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from saccade.core.method import ItemBatch, ItemTokens, Positions, Traits
+from saccade.core.ranking import ranked
 from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Columns, Signal, Site
@@ -59,7 +60,7 @@ def hierarchical(
     """
     first = anchors_and_buffers(middle, columns, round(alpha * k / 5), border)
     # Within the first set the middle layer ranks, outside it the output layer; the first set goes before all others.
-    rank = torch.where(first, middle, output).sort(dim=1, descending=True, stable=True).indices
+    rank = torch.where(first, middle, ranked(output)).sort(dim=1, descending=True, stable=True).indices
     tier = first.gather(1, rank).to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
     return rank.gather(1, tier)[:, :k].sort(dim=1).values
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from saccade.core.budget import Budget
 from saccade.core.layout import Edit, Layout
 from saccade.core.method import Tokens, Traits
+from saccade.core.ranking import about
 from saccade.core.reduction import Reduction
 from saccade.core.registry import register
 from saccade.core.shape import Shape
@@ -164,7 +165,8 @@ class PPE(Tokens):
             count = self.budget().of(tokens)
             sample = torch.tensor([b for b, _ in entries], device=x.device).repeat_interleave(frames)[:, None]
             where = layout.where(entries).reshape(-1, tokens)  # the frames of a video follow each other
-            centres, cluster = cluster_tokens(x[sample, where], count, self.neighbours)
+            with about(sample[:, 0], where, layout.shape):
+                centres, cluster = cluster_tokens(x[sample, where], count, self.neighbours)
             if self.order == "index":
                 order = torch.arange(tokens - 1, -1, -1, device=x.device).expand_as(where)
             else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from saccade.core.method import ItemBatch, ItemTokens, Positions, Traits
+from saccade.core.ranking import ranked
 from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Columns, Features, Rows, Signal, Site
@@ -41,7 +42,7 @@ def greedy_cover(
     """
     unit = torch.nn.functional.normalize(features.float(), dim=-1, eps=1e-8)
     similarity = unit @ unit.transpose(1, 2)
-    weight = saliency.float() ** alpha
+    weight = ranked(saliency.float()) ** alpha
     covered = torch.zeros_like(weight)
     taken = torch.zeros_like(weight, dtype=torch.bool)
     rise = torch.empty_like(similarity)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from saccade.core.layout import Edit, Layout
 from saccade.core.method import Tokens, Traits
+from saccade.core.ranking import about
 from saccade.core.registry import register
 from saccade.core.shape import FLOAT, Shape
 from saccade.core.signal import Function, KeyValue, Seen, Signal, Site
@@ -172,9 +173,10 @@ class IVCPrune(Tokens):
             image = layout.where(items)
             own = torch.zeros_like(layout.valid[sample]).scatter(1, image, True)
             keys = own if mode == "fixed" else layout.valid[sample]
-            _, seeds, like = foreground(values[sample], keys, image, question[sample], self._seeds(count))
             first = anchors(cos[sample].gather(1, image), sin[sample].gather(1, image), self._anchors(count, mode))
-            kept = fill(like, first.scatter(1, seeds, True), round(share * count), mode)
+            with about(sample, image, layout.shape):
+                _, seeds, like = foreground(values[sample], keys, image, question[sample], self._seeds(count))
+                kept = fill(like, first.scatter(1, seeds, True), round(share * count), mode)
             chosen[sample[:, None], image] = kept
         visual = self._known(layout, mode) or tuple(chosen.sum(1).tolist())
         return layout.keeping(chosen, visual, all_layers=True)

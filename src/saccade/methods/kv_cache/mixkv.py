@@ -19,6 +19,7 @@ from torch import Tensor
 from saccade.core.budget import Budget
 from saccade.core.layout import Layout
 from saccade.core.method import Cache, Kept, ModelCall, Offline, Traits
+from saccade.core.ranking import ranked
 from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Attention, KeyValue, Numbers, Rows, Seen, Signal, Site
@@ -195,7 +196,7 @@ class MixKV(Cache, Offline):
         among = layout.valid & ~window
         attention = window_scores(rows, window, keys.shape[1], self.kernel, self.pooling) * among[:, None]
         table = seen[Numbers(self.name)]["redundancy"][layer][:, None] if self.redundancy == "table" else None
-        mixed = mixed_scores(attention, keys, values, layout.valid, among, table)
+        mixed = ranked(mixed_scores(attention, keys, values, layout.valid, among, table))
         return torch.stack([attention, mixed]).masked_fill(window[:, None], float("inf"))
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:

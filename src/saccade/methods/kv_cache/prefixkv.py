@@ -21,6 +21,7 @@ from torch import Tensor
 from saccade.core.budget import Budget
 from saccade.core.layout import Layout
 from saccade.core.method import Cache, Kept, ModelCall, Offline, Traits
+from saccade.core.ranking import ranked
 from saccade.core.reduction import Reduction
 from saccade.core.registry import register
 from saccade.core.shape import Shape
@@ -165,7 +166,7 @@ class PrefixKV(Cache, Offline):
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
         """Importance ``[B, n]``; offline, where no other layer has a say, already the entries that stay."""
-        scores = importance(seen[Columns(Site("decoder", layer))], layout.valid)
+        scores = ranked(importance(seen[Columns(Site("decoder", layer))], layout.valid))
         if self.search != "offline":
             return scores
         counts = []

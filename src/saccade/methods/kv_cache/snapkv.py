@@ -17,6 +17,7 @@ from torch import Tensor
 from saccade.core.budget import Budget
 from saccade.core.layout import Layout
 from saccade.core.method import Cache, Kept, Traits
+from saccade.core.ranking import ranked
 from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Attention, Rows, Seen, Signal, Site
@@ -94,7 +95,7 @@ class SnapKV(Cache):
         staying = [min(self.window, self._budget().of(live)) for live in layout.live]
         after = layout.valid.flip(1).cumsum(1).flip(1)
         window = layout.valid & (after <= torch.tensor(staying, device=after.device)[:, None])
-        return window_scores(attention.probabilities(), window, keys.shape[1], self.kernel)
+        return ranked(window_scores(attention.probabilities(), window, keys.shape[1], self.kernel))
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:
         """The same share of every layer."""
