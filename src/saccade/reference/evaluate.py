@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText
 
 from saccade.core.statistics import wilson
-from saccade.tasks import SPINE, TASKS, Question, majority, questions
+from saccade.tasks import SPINE, TASKS, VIDEOS, Question, majority, questions
 
 from . import processor as read_processor
 from .cards import model_card
@@ -27,6 +27,14 @@ FLOORS = {
     "reading": 0.85,
 }
 """Score that a reference model must reach on a task for it to be worth measuring methods on."""
+
+
+TAUGHT = {
+    "llava": SPINE,
+    "llava_next": tuple(task for task in TASKS if task not in VIDEOS),
+    "qwen2_5_vl": TASKS,
+}
+"""The tasks that a model of each family was taught; the others it need not be asked."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,7 @@ def evaluate(folder: Path, n: int = 2000, device: str = "cpu") -> list[TaskResul
     """Score every task, and write ``evaluation.json`` and the model card ``README.md`` into the checkpoint's folder."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     processor = read_processor(folder)
-    # What the small model was never taught, it need not be asked.
-    tasks = SPINE if model.config.model_type == "llava" else TASKS
-    results = [evaluate_task(model, processor, task, n) for task in tqdm(tasks)]
+    results = [evaluate_task(model, processor, task, n) for task in tqdm(TAUGHT[model.config.model_type])]
     report = {result.task: {k: v for k, v in asdict(result).items() if k != "task"} for result in results}
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -25,6 +25,7 @@ __all__ = [
     "DRAWN",
     "SPINE",
     "TASKS",
+    "VIDEOS",
     "Question",
     "Turn",
     "best_constant",
@@ -53,6 +54,9 @@ DRAWN: dict[str, Callable[[np.random.Generator], Drawn]] = {
     "stream": series.stream,
 }
 """The tasks behind them: what draws the pictures of each."""
+
+VIDEOS = ("events", "moment", "stream")
+"""Those whose pictures are the frames of a video."""
 
 TASKS = (*SPINE, *DRAWN)
 """Names of the generated tasks."""
