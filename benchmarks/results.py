@@ -91,10 +91,11 @@ def page(done: dict[str, Results]) -> list[str]:
         "",
         "Written by `benchmarks/results.py`: every registered method on the embedded reference models, at three budgets.",
         "Scores in percent ± half the 95 % interval, on the same questions for all. **Bold**: better than `random` at the",
-        "same budget beyond noise (paired bootstrap); *italic*: worse. *Evidence* is the share of the patches that hold the",
-        "answer entering the last layer, *speed-up* that of the language model's prefill; both are means over tasks. `keep` is the",
-        "share of visual tokens, of cached entries for cache methods; methods without one decide themselves. The models are",
-        "small: what a method does to their answers says more about where it looks than about the loss on a large model.",
+        "same budget beyond noise (paired bootstrap); *italic*: worse. *Evidence* is the share of the patches that hold",
+        "the answer entering the last layer, *speed-up* that of the language model's prefill; both are means over tasks.",
+        "`keep` is the share of visual tokens, of cached entries for cache methods; methods without one decide",
+        "themselves. The models are small: what a method does to their answers says more about where it looks than about",
+        "the loss on a large model.",
     ]
     for model, results in done.items():
         lines += ["", f"## {model}", "", *_model(model, results)]
