@@ -12,7 +12,7 @@ import pytest
 from saccade.bench import folder as folder_module
 from saccade.bench.cells import plan
 from saccade.bench.folder import ResultFolder, Settings
-from saccade.bench.records import Answer, Measurement, Record
+from saccade.bench.records import Answer, Failure, Measurement, Record
 from saccade.core.errors import SaccadeError
 from saccade.core.files import write_json
 
@@ -51,6 +51,29 @@ def test_retention_is_unknown_where_the_unmodified_model_scores_nothing(folder: 
     folder.keep(record("random", 0.4, 0.5), MEASURED)
 
     assert [each.retention for each in folder.records] == [None, None]
+
+
+def test_records_and_failures_stand_in_the_order_of_the_plan_whichever_was_finished_first(folder: ResultFolder) -> None:
+    cells = plan(["shape"], ["fastv"], [0.5])
+    _, random, uniform, _ = cells
+    folder.begin(cells)
+    folder.keep(record("hiprune", keep=0.5), MEASURED)  # of an earlier plan
+    folder.keep(record("fastv", keep=0.5), MEASURED)
+    folder.keep(record("none"), MEASURED)
+    folder.report(Failure(uniform, "late", ""))
+    folder.report(Failure(random, "early", ""))
+
+    assert [each.method for each in folder.records] == ["hiprune", "none", "fastv"]
+    assert [entry["error"] for entry in json.loads((folder.path / "failures.json").read_text())] == ["early", "late"]
+
+
+def test_what_a_killed_run_left_half_written_is_in_nobody_s_way(folder: ResultFolder, settings: Settings) -> None:
+    (folder.path / ".settings.json.1").write_text("{")
+
+    fresh = ResultFolder(folder.path, settings)
+    fresh.begin()
+
+    assert sorted(os.listdir(fresh.path)) == ["cells", "examples", "settings.json"]
 
 
 def test_a_folder_with_results_is_refused_unless_resumed(folder: ResultFolder, settings: Settings) -> None:

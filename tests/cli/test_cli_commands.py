@@ -18,7 +18,7 @@ from tests.thirdparty import package
 
 from saccade import reference
 from saccade.bench import checkpoint
-from saccade.cli import bench as bench_command
+from saccade.bench import measure as measure_module
 from saccade.cli import classifier as classifier_command
 from saccade.core import registry
 from saccade.core.artifact import Artifact
@@ -149,8 +149,8 @@ def test_resume_measures_only_what_is_missing(bench: Any, tmp_path: Path, monkey
         measured.append(cell.method)
         return measure(loaded, settings, cell, questions, advance)
 
-    measure = bench_command.measure
-    monkeypatch.setattr(bench_command, "measure", remember)
+    measure = measure_module.measure
+    monkeypatch.setattr(measure_module, "measure", remember)
     result = bench("--methods", "fastv", "--resume")
 
     assert result.exit_code == 0, result.output

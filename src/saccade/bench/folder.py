@@ -49,7 +49,7 @@ class Settings:
 
 
 class Results:
-    """The results of one bench on disk, to read; ``records`` are the finished cells, oldest first."""
+    """The results of one bench on disk, to read; ``records`` are the finished cells in the order of the plan."""
 
     def __init__(self, path: Path, settings: Settings) -> None:
         self.path = path
@@ -111,20 +111,29 @@ class ResultFolder(Results):
     def __init__(self, path: Path, settings: Settings, *, resume: bool = False) -> None:
         """Make or open the folder; refuse results that are in the way or that do not belong to ``settings``."""
         _make_writable(path)
-        occupied = any(path.iterdir())
+        # What is hidden was left half written by a run that was killed.
+        occupied = any(not entry.name.startswith(".") for entry in path.iterdir())
         if occupied and not resume:
             raise SaccadeError(f"out={str(path)!r}: is not empty; --resume continues there, or name another folder")
         if occupied:
             _match(path, settings)
         super().__init__(path, settings)
         self.failures: list[Failure] = []
+        self._places: dict[Key, int] = {}
 
-    def begin(self) -> None:
-        """Write down settings, versions and machine, and forget the failures of an earlier run."""
+    def begin(self, plan: Sequence[Cell] = ()) -> None:
+        """Write down settings, versions and machine, and forget the failures of an earlier run.
+
+        Records and failures will stand in the order of ``plan``, in whatever order the cells are finished.
+        """
+        self._places = {cell.key: place for place, cell in enumerate(plan)}
+        # The settings first: without them, a folder with anything in it is not ours.
+        write_json(self.path / "settings.json", {**asdict(self.settings), **_provenance()})
         (self.path / "cells").mkdir(exist_ok=True)
         (self.path / "examples").mkdir(exist_ok=True)
         (self.path / "failures.json").unlink(missing_ok=True)
-        write_json(self.path / "settings.json", {**asdict(self.settings), **_provenance()})
+        for torn in self.path.rglob(".*.*.[0-9]*"):
+            torn.unlink(missing_ok=True)
 
     def finished(self, cell: Cell) -> bool:
         """Whether the folder holds the cell's record."""
@@ -136,13 +145,24 @@ class ResultFolder(Results):
         named = {"task": record.task, "method": record.method, "keep": record.keep}
         examples = [[self._unpacked(picture) for picture in pictures] for pictures in measurement.examples]
         write_json(self._details_path(record.key), {**named, **asdict(replace(measurement, examples=examples))})
-        self.records = with_retention([*self.records, record])
+        self.records = with_retention(self._with(record))
         write_json(self.path / "results.json", [asdict(record) for record in self.records])
 
     def report(self, failure: Failure) -> None:
         """Keep what a failed cell left behind."""
-        self.failures.append(failure)
+        self.failures = sorted([*self.failures, failure], key=lambda each: self._place(each.cell.key))
         write_json(self.path / "failures.json", [failure.to_json() for failure in self.failures])
+
+    def _with(self, record: Record) -> list[Record]:
+        """The records and a new one, which comes before the first that the plan has later."""
+        place = self._place(record.key)
+        later = (number for number, other in enumerate(self.records) if self._place(other.key) > place)
+        at = next(later, len(self.records))
+        return [*self.records[:at], record, *self.records[at:]]
+
+    def _place(self, key: Key) -> int:
+        """Place in the plan; what is of another plan stays where it is."""
+        return self._places.get(key, -1)
 
     def _unpacked(self, picture: Picture) -> Picture:
         """The picture as the name of a file in ``examples/``; the cells of a task share it."""

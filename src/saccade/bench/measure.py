@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean, median
 
 from torch import Tensor
 
 import saccade
 from saccade.bench.cells import Cell
-from saccade.bench.checkpoint import Checkpoint
+from saccade.bench.checkpoint import Checkpoint, load, resolve_device
 from saccade.bench.examples import EXAMPLES, Picture, illustrate
 from saccade.bench.folder import Settings
+from saccade.bench.questions import ask
 from saccade.bench.records import Answer, Measurement
+from saccade.bench.run import Measure
 from saccade.core.recipe import NONE
 from saccade.core.report import Report
 from saccade.engine import oracle
@@ -29,15 +32,25 @@ Questions = Sequence[Question]
 class _Batch:
     """One batch as it was answered, and what the same prefill takes at the physical limit and unmodified, if timed.
 
-    ``recalls``: evidence recall of each question entering each layer. ``examples``: pictures of the first questions.
+    ``visual``: visual tokens entering each layer, in all. ``recalls``: evidence recall of each question entering each layer.
+    ``examples``: pictures of the first questions.
     """
 
     answers: list[Answer]
+    visual: list[int]
     recalls: list[list[float | None]]
     examples: list[list[Picture]]
     report: Report
     limit_seconds: float | None = None
     unmodified_seconds: float | None = None
+
+
+def measure_with(settings: Settings, task: str) -> Measure:
+    """Load the model of ``settings`` and give what measures cells on it; ``task`` is one of theirs."""
+    loaded = load(settings.model, resolve_device(settings.device), settings.dtype, settings.companion)
+    if settings.data is not None:
+        loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
+    return partial(measure, loaded, settings)
 
 
 def measure(
@@ -95,6 +108,7 @@ def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, sho
             Answer(q.prompt, q.answer, "\n".join(said), q.score(said), recall[-1])
             for q, said, recall in zip(batch, predictions, recalls, strict=True)
         ],
+        visual=[sum(len(tokens) for items in layer for tokens in items) for layer in alive],
         recalls=recalls,
         examples=[
             illustrate(q, grids, [layer[b] for layer in alive])
@@ -122,7 +136,7 @@ def _summarise(batches: Sequence[_Batch]) -> Measurement:
     limits = [batch.limit_seconds / batch.report.prefill_seconds for batch in timed if batch.limit_seconds]
     speedups = [batch.unmodified_seconds / batch.report.prefill_seconds for batch in timed if batch.unmodified_seconds]
     answers = [answer for batch in batches for answer in batch.answers]
-    visual = [sum(layer) / len(answers) for layer in zip(*(_totals(batch) for batch in batches), strict=True)]
+    visual = [sum(layer) / len(answers) for layer in zip(*(batch.visual for batch in batches), strict=True)]
     cached = [sum(layer) / len(answers) for layer in zip(*(batch.report.kv_bytes for batch in batches), strict=True)]
     return Measurement(
         answers=answers,
@@ -137,11 +151,6 @@ def _summarise(batches: Sequence[_Batch]) -> Measurement:
         evidence_by_layer=[_mean(layer) for layer in zip(*(recall for batch in batches for recall in batch.recalls))],
         examples=[pictures for batch in batches for pictures in batch.examples],
     )
-
-
-def _totals(batch: _Batch) -> list[float]:
-    """Visual tokens entering each layer, summed over the batch."""
-    return [tokens * batch.report.samples for tokens in batch.report.visual_tokens]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

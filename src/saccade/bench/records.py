@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
 from saccade.bench.cells import Cell, Keep, Key, keep_text
 from saccade.bench.examples import Picture
+from saccade.core.errors import SaccadeError
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,14 @@ class Failure:
     cell: Cell
     error: str
     traceback: str
+
+    @classmethod
+    def of(cls, cell: Cell, error: BaseException) -> Failure:
+        """What a cell died of."""
+        message = " ".join(str(error).split())
+        # What a user got wrong says so itself; of other errors the kind is half of the message.
+        line = message if isinstance(error, SaccadeError) else f"{type(error).__name__}: {message}".removesuffix(": ")
+        return cls(cell, line, "".join(traceback.format_exception(error)))
 
     def to_json(self) -> dict[str, Any]:
         """The failure as ``failures.json`` holds it."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Protocol
 
@@ -11,7 +10,6 @@ from saccade.bench.cells import Cell
 from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.records import Failure, Measurement, Record
 from saccade.bench.statistics import interval
-from saccade.core.errors import SaccadeError
 from saccade.tasks import Question
 
 Measure = Callable[[Cell, Sequence[Question], Callable[[int], None]], Measurement]
@@ -19,7 +17,7 @@ Measure = Callable[[Cell, Sequence[Question], Callable[[int], None]], Measuremen
 
 
 Ask = Callable[[str], Sequence[Question]]
-"""The questions of a task."""
+"""The questions of a task; can be pickled, because a bench on Ray asks in its workers."""
 
 
 class Watcher(Protocol):
@@ -38,28 +36,50 @@ class Watcher(Protocol):
         """It raised."""
 
 
-def run(cells: Iterable[Cell], ask: Ask, measure: Measure, folder: ResultFolder, watcher: Watcher) -> None:
+def run(cells: Sequence[Cell], ask: Ask, measure: Measure, folder: ResultFolder, watcher: Watcher) -> None:
     """Measure the cells that ``folder`` does not hold yet and keep each as soon as it is finished."""
-    folder.begin()
-    asked: dict[str, Sequence[Question]] = {}
+    folder.begin(cells)
+    examine = Examiner(ask, measure)
     for cell in cells:
-        if folder.finished(cell):
-            continue
-        watcher.started(cell)
+        if not folder.finished(cell):
+            watcher.started(cell)
+            settle(cell, examine(cell, watcher.advanced), folder, watcher)
+
+
+class Examiner:
+    """Measures cells on the questions of their tasks, whatever becomes of them."""
+
+    def __init__(self, ask: Ask, measure: Measure) -> None:
+        self._ask = ask
+        self._measure = measure
+        self._asked: dict[str, Sequence[Question]] = {}
+
+    def __call__(self, cell: Cell, advance: Callable[[int], None]) -> Measurement | Failure:
+        """The measurement of a cell, or what it died of."""
         try:
-            if cell.task not in asked:
+            if cell.task not in self._asked:
                 # One task at a time: pictures are large, and the plan goes task by task.
-                asked = {cell.task: ask(cell.task)}
-            measurement = measure(cell, asked[cell.task], watcher.advanced)
-            record = _record(cell, measurement, folder.settings)
-            folder.keep(record, measurement)
+                self._asked = {cell.task: self._ask(cell.task)}
+            return self._measure(cell, self._asked[cell.task], advance)
         # A cell may die of anything, also of a bug in a third-party method; the others are not to blame.
         except Exception as error:
-            failure = Failure(cell, _one_line(error), traceback.format_exc())
-            folder.report(failure)
-            watcher.failed(failure)
+            return Failure.of(cell, error)
+
+
+def settle(cell: Cell, outcome: Measurement | Failure, folder: ResultFolder, watcher: Watcher) -> None:
+    """Keep what was measured, report what failed."""
+    if isinstance(outcome, Measurement):
+        try:
+            record = _record(cell, outcome, folder.settings)
+            folder.keep(record, outcome)
+        # Numbers that are none, and disks that are full.
+        except Exception as error:
+            outcome = Failure.of(cell, error)
         else:
             watcher.finished(record)
+            return
+    folder.report(outcome)
+    watcher.failed(outcome)
 
 
 def _record(cell: Cell, measurement: Measurement, settings: Settings) -> Record:
@@ -85,9 +105,3 @@ def _record(cell: Cell, measurement: Measurement, settings: Settings) -> Record:
         efficiency=measurement.efficiency,
         kv_bytes=measurement.kv_bytes,
     )
-
-
-def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split())
-    # What a user got wrong says so itself; of other errors the kind is half of the message.
-    return message if isinstance(error, SaccadeError) else f"{type(error).__name__}: {message}".removesuffix(": ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from saccade.cli.one_line import OneLineErrors
+from saccade.cli.ray_option import RayMayStandAlone
 from saccade.reference.cli import app as reference_app
 
 app = typer.Typer(
@@ -20,7 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-bench_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, subcommand_metavar="[compare A B]")
+bench_app = typer.Typer(
+    cls=RayMayStandAlone, rich_markup_mode=None, invoke_without_command=True, subcommand_metavar="[compare A B]"
+)
 app.add_typer(bench_app, name="bench")
 
 Model = Annotated[
@@ -50,6 +54,8 @@ probe_app = typer.Typer()
 
 def main() -> None:
     """Entry point of the console script."""
+    # Being terminated is being interrupted: what is finished is kept, and said to be.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
 
 
@@ -113,6 +119,17 @@ def bench(
     dtype: Dtype = "auto",
     batch_size: BatchSize = 25,
     companion: Companion = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Measure cells side by side on Ray: here, or on the cluster at ADDRESS (auto: the one that runs here).",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="With --ray, cells at a time; without, as many as there are cores or GPUs."),
+    ] = None,
 ) -> None:
     """Compare methods on quality, tokens and time.
 
@@ -130,7 +147,8 @@ def bench(
     from saccade.cli.bench import bench as work
 
     own = OwnData(data, metric, max_new_tokens)
-    work(BenchRequest(model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion, own))
+    common = (model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion)
+    work(BenchRequest(*common, own, ray, workers))
 
 
 @bench_app.command()

@@ -16,7 +16,7 @@ from saccade import reference, tasks
 from saccade.bench import checkpoint
 from saccade.bench.cells import Cell, parse_keeps, parse_methods, plan
 from saccade.bench.folder import ResultFolder, Settings
-from saccade.bench.measure import measure
+from saccade.bench.measure import measure_with
 from saccade.bench.questions import about_data, ask, best_constant
 from saccade.bench.run import run
 from saccade.bench.summary import drops, means, no_better_than_random
@@ -58,21 +58,26 @@ class BenchRequest:
     batch_size: int
     companion: str | None
     data: OwnData = OwnData()
+    ray: str | None = None
+    workers: int | None = None
 
 
 def bench(request: BenchRequest) -> None:
     """Measure what is missing, show everything."""
     names = _task_names(request)
     cells = plan(names, parse_methods(request.methods), parse_keeps(request.keep))
-    device = checkpoint.resolve_device(request.device)
+    if request.workers and not request.ray:
+        raise SaccadeError(f"workers={request.workers}: is for --ray; give both")
+    # The workers of a cluster may have a device that this machine lacks; they say so if they do not.
+    elsewhere = request.ray and request.device != "auto"
+    device = request.device if elsewhere else checkpoint.resolve_device(request.device)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     settings = Settings(request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, request.data.metric, request.data.max_new_tokens)
     folder = ResultFolder(request.out, settings, resume=request.resume)
-    missing = [cell for cell in cells if not folder.finished(cell)]
-    if missing:
-        _measure(missing, folder)
+    if not all(map(folder.finished, cells)):
+        _measure(cells, folder, request)
     _show(folder)
     if folder.failures:
         raise typer.Exit(CELLS_FAILED)
@@ -106,14 +111,23 @@ def parse_tasks(text: str, model: str) -> Sequence[str]:
     return names
 
 
-def _measure(cells: Sequence[Cell], folder: ResultFolder) -> None:
+def _measure(cells: Sequence[Cell], folder: ResultFolder, request: BenchRequest) -> None:
     settings, console = folder.settings, diagnostics()
-    loaded = checkpoint.load(settings.model, settings.device, settings.dtype, settings.companion)
-    if settings.data is not None:
-        loaded.refuse_placeholders(turn.prompt for each in ask(settings, cells[0].task) for turn in each.turns)
+    questions, load = partial(ask, settings), partial(measure_with, settings, cells[0].task)
+    missing = sum(not folder.finished(cell) for cell in cells)
+    progress = BenchProgress(console, missing, settings.n)
     try:
-        with BenchProgress(console, len(cells), settings.n) as progress:
-            run(cells, partial(ask, settings), partial(measure, loaded, settings), folder, progress)
+        if request.ray is None:
+            measure = load()
+            with progress:
+                run(cells, questions, measure, folder, progress)
+        else:
+            from saccade.bench.parallel import Crew, connected, run_on_ray
+
+            with connected(request.ray) as nodes, progress:
+                crew = Crew.fitting(nodes, settings.device, missing, request.workers)
+                console.print(f"{crew.workers} workers on Ray; do not quote times that were measured side by side")
+                run_on_ray(cells, questions, load, folder, progress, crew)
     except KeyboardInterrupt:
         console.print(f"saccade: interrupted; the finished cells are in {folder.path}, --resume goes on")
         raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,40 @@
+"""What workers on Ray load in the tests; in a file of its own, because a worker has to import it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.bench.conftest import made_up
+
+from saccade.bench.cells import Cell
+from saccade.bench.records import Measurement
+from saccade.bench.run import Measure
+from saccade.core.errors import SaccadeError
+
+
+def deadly(marks: Path) -> Measure:
+    """Made-up numbers, but ``random`` kills its first worker, ``uniform`` all of them, and ``fastv`` raises.
+
+    Who was at a cell leaves a file in ``marks``.
+    """
+    return partial(_measure, marks)
+
+
+def _measure(marks: Path, cell: Cell, questions: Sequence[Any], advance: Callable[[int], None]) -> Measurement:
+    first = not any(marks.glob(f"{cell.method}-*"))
+    marks.joinpath(f"{cell.method}-{os.getpid()}").touch()
+    if cell.method == "uniform" or (cell.method == "random" and first):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cell.method == "fastv":
+        raise SaccadeError("fastv: has a bad day")
+    return made_up(cell, questions, advance)
+
+
+def nowhere() -> Measure:
+    """A model that is not there."""
+    raise SaccadeError("model='nowhere': cannot be loaded")
