@@ -12,7 +12,7 @@ import os
 import platform
 import re
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -110,13 +110,7 @@ class ResultFolder(Results):
 
     def __init__(self, path: Path, settings: Settings, *, resume: bool = False) -> None:
         """Make or open the folder; refuse results that are in the way or that do not belong to ``settings``."""
-        _make_writable(path)
-        # What is hidden was left half written by a run that was killed.
-        occupied = any(not entry.name.startswith(".") for entry in path.iterdir())
-        if occupied and not resume:
-            raise SaccadeError(f"out={str(path)!r}: is not empty; --resume continues there, or name another folder")
-        if occupied:
-            _match(path, settings)
+        claim(path, asdict(settings), "bench", resume=resume)
         super().__init__(path, settings)
         self.failures: list[Failure] = []
         self._places: dict[Key, int] = {}
@@ -128,7 +122,7 @@ class ResultFolder(Results):
         """
         self._places = {cell.key: place for place, cell in enumerate(plan)}
         # The settings first: without them, a folder with anything in it is not ours.
-        write_json(self.path / "settings.json", {**asdict(self.settings), **_provenance()})
+        write_json(self.path / "settings.json", {**asdict(self.settings), **provenance()})
         (self.path / "cells").mkdir(exist_ok=True)
         (self.path / "examples").mkdir(exist_ok=True)
         (self.path / "failures.json").unlink(missing_ok=True)
@@ -173,12 +167,21 @@ class ResultFolder(Results):
         return replace(picture, png=name)
 
 
-def _match(path: Path, settings: Settings) -> None:
-    """Refuse a folder whose cells were measured under other settings."""
+def claim(path: Path, settings: Mapping[str, Any], kind: str, *, resume: bool) -> None:
+    """Make or open the folder of a run; refuse results that are in the way or that do not belong to ``settings``.
+
+    ``kind`` is what makes such a folder, in a word.
+    """
+    _make_writable(path)
+    # What is hidden was left half written by a run that was killed.
+    if all(entry.name.startswith(".") for entry in path.iterdir()):
+        return
+    if not resume:
+        raise SaccadeError(f"out={str(path)!r}: is not empty; --resume continues there, or name another folder")
     if not (path / "settings.json").is_file():
-        raise SaccadeError(f"out={str(path)!r}: holds no results of a bench; name another folder")
+        raise SaccadeError(f"out={str(path)!r}: holds no results of a {kind}; name another folder")
     found = _read_json(path / "settings.json")
-    for name, wanted in asdict(settings).items():
+    for name, wanted in settings.items():
         if found.get(name) != wanted:
             raise SaccadeError(
                 f"{name}={wanted!r}: {str(path)!r} holds results with {name}={found.get(name)!r}, "
@@ -218,9 +221,10 @@ def _make_writable(path: Path) -> None:
         raise SaccadeError(f"out={str(path)!r}: cannot be written ({error.strerror}); name another folder") from error
 
 
-def _provenance() -> dict[str, Any]:
-    packages = ("saccade", "torch", "transformers")
+def provenance(*packages: str) -> dict[str, Any]:
+    """Versions of Python, of what every result depends on and of ``packages``, and the machine."""
+    named = ("saccade", "torch", "transformers", *packages)
     return {
-        "versions": {"python": platform.python_version()} | {package: version(package) for package in packages},
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in named},
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
     }

@@ -14,7 +14,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher one mean is than another on the same questions, with its 95 % interval."""
+    """How much higher one mean is than another on the same questions, with its interval."""
 
     mean: float
     low: float
@@ -33,13 +33,13 @@ def interval(scores: Sequence[float]) -> tuple[float, float]:
     return bootstrap(scores, ends=(0, 1))
 
 
-def difference(scores: Sequence[float], others: Sequence[float]) -> Difference:
+def difference(scores: Sequence[float], others: Sequence[float], level: float = 0.95) -> Difference:
     """How much higher ``scores`` are than ``others`` on the same questions: paired bootstrap.
 
     The same questions make the comparison sharper than two intervals side by side: what is hard for both does not count.
     """
     pairs = np.asarray(scores, float) - np.asarray(others, float)
-    low, high = bootstrap(pairs, ends=(-1, 1))
+    low, high = bootstrap(pairs, ends=(-1, 1), level=level)
     return Difference(float(pairs.mean()), low, high)
 
 
@@ -48,8 +48,10 @@ def beats(scores: Sequence[float], others: Sequence[float]) -> bool:
     return difference(scores, others).low > 0
 
 
-def bootstrap(values: Sequence[float] | np.ndarray, ends: tuple[float, float], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of a mean, by drawing as many ``values`` as there are again and again.
+def bootstrap(
+    values: Sequence[float] | np.ndarray, ends: tuple[float, float], seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of a mean, by drawing as many ``values`` as there are again and again.
 
     One imagined value is drawn from as well, half of it at each of the ``ends`` of the scale: that none of 100 answers
     changed does not show that none ever will, but by itself the bootstrap would say so. It adds about 2/n to an interval
@@ -61,6 +63,6 @@ def bootstrap(values: Sequence[float] | np.ndarray, ends: tuple[float, float], s
     shares = np.concatenate([counts, (0.5, 0.5)]) / (n + 1)
     # Distinct values drawn by their shares are what n draws with replacement come to.
     means = np.random.default_rng(seed).multinomial(n, shares, size=RESAMPLES) @ drawn / n
-    low, high = np.quantile(means, (0.025, 0.975))
+    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     middle = float(np.mean(values))
     return min(float(low), middle), max(float(high), middle)

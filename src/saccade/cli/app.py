@@ -188,6 +188,68 @@ def report(
 
 
 @app.command()
+def tune(
+    model: Model = "reference",
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="X", help="Bound: the mean score may drop by so much (0.02: two points).")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COST", help="With --max-drop, what is to be least: prefill (default), decode, total or kv."),
+    ] = None,
+    max_kv: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Bound: KV bytes, as a share of the unmodified model's.")
+    ] = None,
+    max_prefill: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Bound: prefill seconds, as a share of the unmodified model's.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(metavar="LIST", help="Tasks separated by commas, or all.")] = "all",
+    methods: Annotated[
+        str, typer.Option(metavar="LIST", help="Names separated by commas, or all; random and uniform always take part.")
+    ] = "all",
+    compose: Annotated[bool, typer.Option("--compose", help="Also pairs of methods that act at different places.")] = False,
+    minutes: Annotated[
+        float, typer.Option(metavar="M", min=0.01, help="Time for search and validation; the last trial is finished.")
+    ] = 15.0,
+    trials: Annotated[int | None, typer.Option(metavar="N", min=1, help="Most trials.", show_default=False)] = None,
+    rungs: Annotated[
+        str, typer.Option(metavar="LIST", help="Questions after which a trial must have earned the next.")
+    ] = "50,200,800",
+    validate: Annotated[int, typer.Option(metavar="N", min=1, help="Held-out questions for the winner.")] = 1500,
+    hints: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder in which probes ran; what they say is tried first.", show_default=False),
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for recipe.yaml, evidence.json and trials.json.")] = Path(
+        "runs/tune"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in DIR; finished trials are not repeated.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 25,
+    companion: Companion = None,
+) -> None:
+    """Find the fastest recipe within a quality bound, or the best one within a budget.
+
+    Recipes are drawn, answer more and more questions beside the unmodified model, and stop as soon as nothing is to be hoped
+    of them. The winner has to keep the promise on held-out questions, and is compared with random and uniform selection at
+    its cost.
+
+    \b
+    saccade tune --max-drop 0.02 --target prefill
+    saccade tune --max-kv 0.25 --methods snapkv,mixkv,prefixkv --minutes 10
+    """
+    from saccade.cli.tune import TuneRequest
+    from saccade.cli.tune import tune as work
+
+    bounds = (max_drop, target, max_kv, max_prefill)
+    limits = (minutes, trials, rungs, validate)
+    where = (seed, out, resume, device, dtype, batch_size, companion)
+    work(TuneRequest(model, *bounds, tasks, methods, compose, *limits, hints, *where))
+
+
+@app.command()
 def run(
     image: Annotated[Path, typer.Option(metavar="FILE", help="A picture in any format that Pillow reads.")],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question about it.")],

@@ -20,6 +20,7 @@ from saccade.core.ranking import about
 from saccade.core.shape import Shape
 from saccade.core.signal import ByItem, Question, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.core.tunable import Tunable
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,10 @@ class Method(ABC):
         The default is for methods that read nothing large: the engine's share.
         """
         return shape.edits
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """What ``saccade tune`` is to search besides what it finds by itself: ``keep``, layers, stages and switches."""
+        return {}
 
     def parameters(self) -> dict[str, Any]:
         """The budget, and the hyperparameters that differ from their defaults."""

@@ -25,6 +25,7 @@ from saccade.core.registry import register
 from saccade.core.shape import FLOAT, Shape
 from saccade.core.signal import Numbers, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.core.tunable import Range, Tunable
 from saccade.ops.select import top_k
 
 
@@ -172,6 +173,10 @@ class IndexPreserving(Tokens):
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The classifier."""
         return (Numbers(self.name),)
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """How much counts as background."""
+        return {"threshold": Range(-4.0, 4.0), "kernel": (1, 3, 5)}
 
     def workspace(self, shape: Shape) -> int:
         """Copies of the pixels, and the classifier's features."""

@@ -10,7 +10,7 @@ fold of two tokens without CLS into one, where the published count of (n - 1) //
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
@@ -26,6 +26,7 @@ from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import QueryKey, Rows, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.core.tunable import Tunable
 from saccade.ops.matching import Order, averaging, bipartite, matching_bytes
 
 MergeAttention = Literal["mean", "sum"]
@@ -160,6 +161,10 @@ class Folder(Tokens):
         """Keys and CLS attention of that block."""
         site = Site("encoder", traits.feature_layer or 0)
         return (QueryKey(site), Rows(site, "cls")) if self._in_encoder(traits) else ()
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """Scaling goes with one form only."""
+        return {"scale": (self.scale,)}
 
     def workspace(self, shape: Shape) -> int:
         """As `ToMe`'s, of the encoder's rows or of the projected tokens."""

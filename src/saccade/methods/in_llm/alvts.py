@@ -26,6 +26,7 @@ from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Function, Hidden, Numbers, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.core.tunable import Tunable
 from saccade.ops.attention import CHUNK, Allowed, causal, received
 from saccade.ops.select import top_rows
 
@@ -150,6 +151,10 @@ class ALVTS(Routing, Offline):
         functions = [Function("norm", layer) for layer in self.routed(traits)]
         functions += [Function("rotate", layer) for layer in self.routed(traits) if self.rope]
         return (Numbers(self.name), *functions) if functions else ()
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """The selectors are fitted to what these say."""
+        return {"causal": (self.causal,), "rope": (self.rope,)}
 
     def workspace(self, shape: Shape) -> int:
         """Queries and keys of the selector, and attention of a chunk of them."""

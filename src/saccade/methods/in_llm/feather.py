@@ -9,6 +9,7 @@ jointly, and other depths cut at the same shares of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -20,6 +21,7 @@ from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Function, Hidden, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.core.tunable import Range, Tunable
 from saccade.ops.attention import from_rows
 from saccade.ops.select import top_rows
 
@@ -87,6 +89,10 @@ class Feather(Tokens):
         """Input, and queries and keys, of the layer before each cut."""
         before = [site.layer - 1 for site in self.sites(traits)]
         return tuple(s for layer in before for s in (Hidden(Site("decoder", layer)), Function("query_key", layer)))
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """The share of both cuts."""
+        return {"kappa": Range(0.05, 1.0, log=True)}
 
     def workspace(self, shape: Shape) -> int:
         """Input, queries and keys of a layer."""

@@ -10,6 +10,7 @@ become one, the last), and all images of a prompt are ranked jointly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -22,6 +23,7 @@ from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Function, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.core.tunable import Range, Tunable
 from saccade.ops.attention import from_rows
 from saccade.ops.select import top_rows
 
@@ -126,6 +128,10 @@ class HiDrop(Tokens, Routing):
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """Queries and keys of the layer behind each filtering layer."""
         return tuple(Function("query_key", layer) for layer in self.fitted(traits).layer_list or ())
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """Where tokens enter and leave."""
+        return {"late_entry": Range(1, traits.decoder_layers), "early_exit": Range(1, traits.decoder_layers)}
 
     def workspace(self, shape: Shape) -> int:
         """Rows that are not there yet; queries and keys of a layer."""

@@ -14,7 +14,7 @@ carried over from an overview to its details (InternVL2.5, DeepSeek-VL2). Recons
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -28,6 +28,7 @@ from saccade.core.registry import register
 from saccade.core.shape import FLOAT, Shape
 from saccade.core.signal import Function, KeyValue, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.core.tunable import Range, Tunable
 from saccade.ops.attention import CHUNK, from_rows
 from saccade.ops.select import top_k
 
@@ -145,6 +146,10 @@ class IVCPrune(Tokens):
         """Values of the layer before, and the rotation."""
         (site,) = self.sites(traits)
         return KeyValue(Site("decoder", site.layer - 1)), Function("rotate", site.layer)
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """The share of the mode."""
+        return {"target" if self.fitted(traits).mode == "fixed" else "context": Range(0.02, 1.0, log=True)}
 
     def workspace(self, shape: Shape) -> int:
         """Likeness of values, rotations in float64, and a layer's cache while it is cut."""

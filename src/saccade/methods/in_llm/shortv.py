@@ -24,6 +24,7 @@ from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Seen
 from saccade.core.state import State
+from saccade.core.tunable import Tunable
 
 # Least contributing layer first, as published.
 PRESETS = {
@@ -134,6 +135,10 @@ class ShortV(Routing, Offline):
         if self.layers is not None:
             return tuple(sorted(set(self.layers)))
         return tuple(sorted((self._order(traits) or ())[: self._count(traits)]))
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """How many layers."""
+        return {"frozen": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)}
 
     def workspace(self, shape: Shape) -> int:
         """The frozen rows' part."""

@@ -23,6 +23,7 @@ from saccade.core.ranking import ranked
 from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Attention, KeyValue, Numbers, Rows, Seen, Signal, Site
+from saccade.core.tunable import Tunable
 from saccade.methods.kv_cache.snapkv import best_entries, window_scores
 from saccade.ops.select import top_k
 
@@ -175,6 +176,10 @@ class MixKV(Cache, Offline):
         """The window's rows in every layer, and the table."""
         rows = tuple(Rows(Site("decoder", layer), self.window) for layer in _attention_layers(traits))
         return (*rows, Numbers(self.name)) if self.redundancy == "table" else rows
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """Prompts differ in how many rows the question has."""
+        return {"window": (8, 16, 32, 64), "host": ("snapkv", "pyramidkv", "adakv")}
 
     def workspace(self, shape: Shape) -> int:
         """As `SnapKV`'s with two scores, and the geometry of a layer's keys."""

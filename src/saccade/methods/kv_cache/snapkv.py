@@ -7,7 +7,7 @@ each query head). Blind to modality: text and image entries compete. Prompts not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ from saccade.core.ranking import ranked
 from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Attention, Rows, Seen, Signal, Site
+from saccade.core.tunable import Tunable
 from saccade.ops.select import top_k
 
 
@@ -81,6 +82,10 @@ class SnapKV(Cache):
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer."""
         return tuple(Rows(Site("decoder", layer), self.window) for layer in range(traits.decoder_layers))
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """Prompts differ in how many rows the question has."""
+        return {"window": (8, 16, 32, 64)}
 
     def workspace(self, shape: Shape) -> int:
         """The window's rows of one layer, scores and entries of all, one layer's cache while it shrinks."""

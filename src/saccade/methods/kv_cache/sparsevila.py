@@ -10,7 +10,7 @@ secondary source says the last one). Encoders with several summary tokens (RADIO
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,7 @@ from saccade.core.registry import register
 from saccade.core.shape import Shape
 from saccade.core.signal import Attention, Columns, Rows, Seen, Signal, Site
 from saccade.core.state import State
+from saccade.core.tunable import Range, Tunable
 from saccade.ops.attention import CHUNK
 from saccade.ops.select import top_k, top_rows
 
@@ -97,6 +98,10 @@ class SparseVILA(ItemTokens, Cache):
             full = set(range(traits.decoder_layers)) - {*traits.sliding, *traits.recurrent}
             signals += [_question(layer) for layer in sorted(full)]
         return tuple(signals)
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """What a turn reads."""
+        return {"decode_keep": Range(0.05, 1.0, log=True)}
 
     def workspace(self, shape: Shape) -> int:
         """The question's rows of one layer, salience in the encoder, and the view beside the whole cache."""
