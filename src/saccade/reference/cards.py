@@ -16,24 +16,30 @@ def model_card(family: str, results: Sequence[TaskResult], training: Mapping[str
         f"{'below floor' if r.below_floor else 'met'} |"
         for r in results
     )
-    named = {"questions": results[0].questions, "rows": rows, "parameters": parameters / 1e6, **training}
-    return (_CARD if family == "llava" else _EXTENDED).format(**named, **_OF.get(family, {}))
+    named = {"questions": results[0].questions, "rows": rows, "parameters": parameters / 1e6}
+    if family == "llava":
+        return _CARD.format(**named, **training)
+    stages = training["stages"]
+    named["stages"] = "\n".join(f"| {' | '.join(str(stage[name]) for name in _STAGE)} |" for stage in stages)
+    return _EXTENDED.format(**named, **_OF[family], machine=stages[-1]["machine"])
 
 
 _OF = {
     "llava_next": {
         "title": "with tiles",
-        "kind": "tiles",
+        "how": "",
         "what": "A LLaVA-NeXT (CLIP vision tower, two-layer projector, Llama decoder)",
         "sees": "A picture of 192 x 192 pixels is an overview and four tiles, 744 visual tokens; one of 96 x 96 has 300.",
     },
     "qwen2_5_vl": {
         "title": "like Qwen2.5-VL",
-        "kind": "qwen",
+        "how": "Where a model with tiles is listed, its decoder came on top of the vision tower so far (`--start` twice).",
         "what": "A Qwen2.5-VL (windows in the encoder, 2 x 2 merging, M-RoPE, any resolution)",
         "sees": "A picture of 192 x 192 pixels has 144 visual tokens, one of 96 x 96 has 36. Videos come frame by frame.",
     },
 }
+
+_STAGE = ("kind", "steps", "pictures", "minutes", "rate", "gain", "seed")
 
 _EXTENDED = """\
 ---
@@ -57,11 +63,16 @@ intervals. *Majority* is the best constant answer, *blind* the same model shown 
 {rows}
 
 ## Training
-{minutes:.0f} minutes on {machine} that had other work to do: {steps:,} steps, {pictures:,} pictures or series of
-pictures with up to a dozen questions each, bfloat16 autocast, Muon and AdamW. It starts from the small reference model,
-wherever that has the same weights; small pictures come first, then large ones, the tasks that go worst most often. Auxiliary
-losses: visual tokens should read as the words for what they show and where; their heads are not part of the checkpoint.
-Reproduce with `saccade reference extend {kind} --folder runs/{kind} --steps {steps} --seed {seed}`.
+On {machine} that had other work to do, bfloat16 autocast, Muon and AdamW, up to a dozen questions behind each picture or
+series of pictures. Small pictures come first, then large ones, the tasks that go worst most often. Auxiliary losses: visual
+tokens should read as the words for what they show and where; their heads are not part of the checkpoint.
+
+Each stage is one `saccade reference extend` and begins with what the stages above it gave, the first with the weights of the
+small reference model wherever the two have the same. {how}
+
+| model | steps | pictures | minutes | rate | gain | seed |
+| --- | --- | --- | --- | --- | --- | --- |
+{stages}
 """
 
 _CARD = """\

@@ -289,14 +289,18 @@ class Schooling:
         model.load_state_dict(self.pupil.model.state_dict())
         model.to(torch.bfloat16).save_pretrained(folder)
         KINDS[self.settings.kind].processor().save_pretrained(folder)
-        record = {
+        stage = {
+            "kind": self.settings.kind,
             "steps": self.step,
             "pictures": self.pictures,
-            "minutes": self.seconds / 60,
+            "minutes": round(self.seconds / 60, 1),
+            "rate": self.settings.rate,
+            "gain": self.settings.gain,
             "seed": self.settings.seed,
             "machine": f"{os.cpu_count()} CPU cores" if self.settings.device == "cpu" else torch.cuda.get_device_name(),
         }
-        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        earlier = [each for start in self.settings.start for each in stages(start)]
+        (folder / "training.json").write_text(json.dumps({"stages": [*earlier, stage]}, indent=2) + "\n")
 
     @torch.no_grad()
     def _note_accuracy(self, logits: Tensor, batch: Batch, name: str) -> None:
@@ -307,6 +311,13 @@ class Schooling:
         misses = torch.zeros(count, device=wrong.device).index_add_(0, batch.turns[wanted], wrong)
         right = (misses == 0).float().mean().item()
         self.accuracy[name] = self.accuracy.get(name, 0.0) + 0.1 * (right - self.accuracy.get(name, 0.0))
+
+
+def stages(folder: Path) -> list[dict[str, Any]]:
+    """How the checkpoint in a folder was trained, first things first; nothing for the small reference model."""
+    record = folder / "training.json"
+    found: list[dict[str, Any]] = json.loads(record.read_text()).get("stages", []) if record.is_file() else []
+    return found
 
 
 def school(folder: Path, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> Schooling:
