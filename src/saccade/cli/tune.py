@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import typer
@@ -86,7 +84,6 @@ def tune(request: TuneRequest) -> None:
     traits = anatomy(loaded.model).traits(loaded.companion is not None)
     budget = Budget(request.minutes, request.trials, request.validate)
     answer = ModelAnswers(loaded, request.batch_size, request.seed)
-    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         result = work(
             folder,
@@ -101,8 +98,6 @@ def tune(request: TuneRequest) -> None:
     except KeyboardInterrupt:
         console.print(f"saccade: interrupted; the finished trials are in {folder.path}, --resume goes on", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
     folder.conclude(result, left_out)
     output().print(tune_table(goal, result, max(rungs)))
     for name in ("recipe.yaml", "evidence.json", "trials.json"):
@@ -159,7 +154,3 @@ def split(names: Sequence[str], loaded: checkpoint.Checkpoint) -> tuple[tuple[st
 
 def _ask(seed: int, part: str, task: str, start: int, stop: int) -> list[tasks.Question]:
     return [tasks.question(task, seed, index, part) for index in range(start, stop)]
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
