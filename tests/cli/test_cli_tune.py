@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,7 @@ def test_an_interrupted_tune_says_so_and_goes_on(
 
     def stop(self: ModelAnswers, recipe: Recipe, *rest: object) -> object:
         if "uniform" in str(recipe):
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
         return ask(self, recipe, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
