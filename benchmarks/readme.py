@@ -63,16 +63,11 @@ def rows(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _majority(task: str) -> float:
-    return float(_evaluation()[task]["majority"])
+    return float(reference.evaluation(reference.path())[task]["majority"])
 
 
 def _below_floor() -> set[str]:
-    return {task for task, result in _evaluation().items() if result["below_floor"]}
-
-
-def _evaluation() -> dict[str, Any]:
-    """The shipped model's own evaluation, task by task."""
-    return json.loads((reference.path() / "evaluation.json").read_text())  # type: ignore[no-any-return]
+    return {task for task, result in reference.evaluation(reference.path()).items() if result["below_floor"]}
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
-from tokenizers import models as tokenizer_models
 from transformers import (
-    CLIPVisionConfig,
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
@@ -31,7 +28,17 @@ from saccade.tasks.scenes import SIZE
 from saccade.tasks.series import FRAMES
 from saccade.tasks.spine import PATCH, VOCABULARY
 
-from .model import ASSISTANT, BEGIN, CHAT_TEMPLATE, END, IMAGE, PAD, SPECIAL, UNKNOWN, USER, Dimensions
+from .model import (
+    ASSISTANT,
+    CHAT_TEMPLATE,
+    IMAGE,
+    SPECIAL,
+    USER,
+    Dimensions,
+    build_tokenizer,
+    token_settings,
+    vision_config,
+)  # fmt: skip
 
 VISION_START, VISION_END, VIDEO = "<vision>", "</vision>", "<video>"
 LINES = 24
@@ -56,25 +63,16 @@ _QWEN_IMAGE = VISION_START + IMAGE + VISION_END
 
 def build_tiles(dimensions: Dimensions = DEFAULT) -> LlavaNextForConditionalGeneration:
     """An untrained LLaVA-NeXT whose tiles are the pictures of the small reference model."""
-    vision = CLIPVisionConfig(
-        hidden_size=dimensions.vision_width,
-        intermediate_size=4 * dimensions.vision_width,
-        num_hidden_layers=dimensions.vision_layers,
-        num_attention_heads=dimensions.vision_width // dimensions.head_width,
-        projection_dim=dimensions.projection,
-        image_size=SIZE,
-        patch_size=PATCH,
-    )
-    text = LlamaConfig(**_decoder(dimensions), **_tokens())
+    text = LlamaConfig(**_decoder(dimensions), **token_settings())
     config = LlavaNextConfig(
-        vision_config=vision,
+        vision_config=vision_config(dimensions),
         text_config=text,
         image_token_index=IDS[IMAGE],
         image_grid_pinpoints=GRIDS,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
-        **_tokens(),
+        **token_settings(),
     )
     return _generating(LlavaNextForConditionalGeneration(config))
 
@@ -97,13 +95,13 @@ def build_qwen(dimensions: Dimensions = DEFAULT) -> Qwen2_5_VLForConditionalGene
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": _sections(dimensions.head_width)}
     config = Qwen2_5_VLConfig(
         vision_config=vision,
-        text_config={**_decoder(dimensions), "rope_parameters": rope, **_tokens()},
+        text_config={**_decoder(dimensions), "rope_parameters": rope, **token_settings()},
         image_token_id=IDS[IMAGE],
         video_token_id=IDS[VIDEO],
         vision_start_token_id=IDS[VISION_START],
         vision_end_token_id=IDS[VISION_END],
         tie_word_embeddings=True,
-        **_tokens(),
+        **token_settings(),
     )
     return _generating(Qwen2_5_VLForConditionalGeneration(config))
 
@@ -185,30 +183,12 @@ def _sections(head_width: int) -> list[int]:
 
 
 def _generating(model: Any) -> Any:
-    model.generation_config.update(do_sample=False, max_new_tokens=48, **_tokens())
+    model.generation_config.update(do_sample=False, max_new_tokens=48, **token_settings())
     return model
 
 
-def _tokens() -> dict[str, int]:
-    return {"pad_token_id": IDS[PAD], "bos_token_id": IDS[BEGIN], "eos_token_id": IDS[END]}
-
-
 def _tokenizer() -> PreTrainedTokenizerFast:
-    core = Tokenizer(tokenizer_models.WordLevel(IDS, unk_token=UNKNOWN))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        bos_token=BEGIN,
-        eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT, IMAGE, VISION_START, VISION_END, VIDEO],
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-    )
+    return build_tokenizer(IDS, (USER, ASSISTANT, IMAGE, VISION_START, VISION_END, VIDEO))
 
 
 def start_from(model: Any, other: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,15 +97,6 @@ class TextTower(nn.Module):
 
 def build_model(dimensions: Dimensions = Dimensions()) -> LlavaForConditionalGeneration:
     """An untrained reference model; weights follow torch's global seed."""
-    vision = CLIPVisionConfig(
-        hidden_size=dimensions.vision_width,
-        intermediate_size=4 * dimensions.vision_width,
-        num_hidden_layers=dimensions.vision_layers,
-        num_attention_heads=dimensions.vision_width // dimensions.head_width,
-        projection_dim=dimensions.projection,
-        image_size=SIZE,
-        patch_size=PATCH,
-    )
     decoder = LlamaConfig(
         vocab_size=len(TOKEN_IDS),
         hidden_size=dimensions.decoder_width,
@@ -114,21 +106,34 @@ def build_model(dimensions: Dimensions = Dimensions()) -> LlavaForConditionalGen
         num_key_value_heads=dimensions.decoder_width // dimensions.head_width,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        **_token_settings(),
+        **token_settings(),
     )
     config = LlavaConfig(
-        vision_config=vision,
+        vision_config=vision_config(dimensions),
         text_config=decoder,
         image_token_index=TOKEN_IDS[IMAGE],
         image_seq_length=(SIZE // PATCH) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
-        **_token_settings(),
+        **token_settings(),
     )
     model = LlavaForConditionalGeneration(config)
-    model.generation_config.update(do_sample=False, max_new_tokens=8, **_token_settings())
+    model.generation_config.update(do_sample=False, max_new_tokens=8, **token_settings())
     return model
+
+
+def vision_config(dimensions: Dimensions) -> CLIPVisionConfig:
+    """The vision tower, of the small model and of the one with tiles."""
+    return CLIPVisionConfig(
+        hidden_size=dimensions.vision_width,
+        intermediate_size=4 * dimensions.vision_width,
+        num_hidden_layers=dimensions.vision_layers,
+        num_attention_heads=dimensions.vision_width // dimensions.head_width,
+        projection_dim=dimensions.projection,
+        image_size=SIZE,
+        patch_size=PATCH,
+    )
 
 
 def build_text_tower(dimensions: Dimensions = Dimensions()) -> TextTower:
@@ -141,32 +146,36 @@ def build_text_tower(dimensions: Dimensions = Dimensions()) -> TextTower:
         num_attention_heads=4,
         projection_dim=dimensions.projection,
         max_position_embeddings=64,
-        **_token_settings(),
+        **token_settings(),
     )
     return TextTower(CLIPTextModelWithProjection(config), dimensions.vision_width)
 
 
-def build_processor() -> LlavaProcessor:
-    """The processor: any picture is squeezed to the model's square, words become the ids of ``TOKEN_IDS``."""
-    core = Tokenizer(models.WordLevel(TOKEN_IDS, unk_token=UNKNOWN))
+def build_tokenizer(ids: dict[str, int], marks: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Words become the ``ids``; ``marks`` are special beside padding, the unknown, beginning and end."""
+    core = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
         unk_token=UNKNOWN,
         bos_token=BEGIN,
         eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT, IMAGE],
+        additional_special_tokens=list(marks),
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
+
+
+def build_processor() -> LlavaProcessor:
+    """The processor: any picture is squeezed to the model's square, words become the ids of ``TOKEN_IDS``."""
     side = {"height": SIZE, "width": SIZE}
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
-        tokenizer=tokenizer,
+        tokenizer=build_tokenizer(TOKEN_IDS, (USER, ASSISTANT, IMAGE)),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         # The processor subtracts the CLS token that the "default" strategy removes, so it has to be counted first.
@@ -187,5 +196,6 @@ def save_checkpoint(model: LlavaForConditionalGeneration, tower: TextTower, fold
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def _token_settings() -> dict[str, int]:
+def token_settings() -> dict[str, int]:
+    """Ids of padding, beginning and end, the same for all reference models."""
     return {"pad_token_id": TOKEN_IDS[PAD], "bos_token_id": TOKEN_IDS[BEGIN], "eos_token_id": TOKEN_IDS[END]}

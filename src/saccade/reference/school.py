@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 from .extended import IDS, KINDS, LINES, start_from
 from .lessons import IGNORE, NAMES, Batch, Lesson, draw_batch
 from .model import IMAGE, Dimensions
-from .train import be_nice, optimizers
+from .train import be_nice, machine, optimizers, save_state, set_rate
 from .windows import packed_mask
 
 
@@ -235,10 +234,7 @@ class Schooling:
         """One optimisation step; returns its metrics."""
         began = time.monotonic()
         batch = batch.to(self.settings.device)
-        rate = self.settings.rate_at(self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        set_rate(self.optimizers, self.settings.rate_at(self.step))
         with torch.autocast(self.settings.device, torch.bfloat16):
             logits, readouts = self.pupil(batch)
         wanted = batch.targets[batch.targets >= 0]
@@ -269,8 +265,7 @@ class Schooling:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": (self.step, self.pictures, self.seconds, self.accuracy, [vars(each) for each in orders]),
         }
-        torch.save(state, folder / "state.tmp")
-        os.replace(folder / "state.tmp", folder / "state.pt")
+        save_state(state, folder)
         self.export(folder / "export")
 
     def load(self, folder: Path) -> None:
@@ -297,7 +292,7 @@ class Schooling:
             "rate": self.settings.rate,
             "gain": self.settings.gain,
             "seed": self.settings.seed,
-            "machine": f"{os.cpu_count()} CPU cores" if self.settings.device == "cpu" else torch.cuda.get_device_name(),
+            "machine": machine(self.settings.device),
         }
         earlier = [each for start in self.settings.start for each in stages(start)]
         (folder / "training.json").write_text(json.dumps({"stages": [*earlier, stage]}, indent=2) + "\n")

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -193,9 +193,7 @@ class Trainer:
         began = time.monotonic()
         batch = batch.to(self.settings.device)
         rate = self.settings.rate_at(self.step)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        set_rate(self.optimizers, rate)
         with torch.autocast(self.settings.device, torch.bfloat16):
             encoded = encode(self.model, batch)
             logits = answer_logits(self.model, batch, encoded.visual).float() if batch.ids.numel() else None
@@ -235,8 +233,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": (self.step, self.images, self.seconds, self.accuracy.tolist(), orders),
         }
-        torch.save(state, folder / "state.tmp")
-        os.replace(folder / "state.tmp", folder / "state.pt")
+        save_state(state, folder)
 
     def load(self, folder: Path) -> None:
         """Continue where ``save`` stopped."""
@@ -256,7 +253,7 @@ class Trainer:
             "images": self.images,
             "minutes": self.seconds / 60,
             "seed": self.settings.seed,
-            "machine": f"{os.cpu_count()} CPU cores" if self.settings.device == "cpu" else torch.cuda.get_device_name(),
+            "machine": machine(self.settings.device),
         }
         (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
@@ -315,6 +312,24 @@ def optimizers(modules: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
 
 def _named_parameters(modules: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return modules.named_parameters(remove_duplicate=True)
+
+
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Give all parameters the learning rate of a step."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+def save_state(state: dict[str, object], folder: Path) -> None:
+    """Write a run's ``state.pt`` at once or not at all."""
+    torch.save(state, folder / "state.tmp")
+    os.replace(folder / "state.tmp", folder / "state.pt")
+
+
+def machine(device: str) -> str:
+    """What a run trains on, in words."""
+    return f"{os.cpu_count()} CPU cores" if device == "cpu" else torch.cuda.get_device_name()
 
 
 def be_nice() -> None:

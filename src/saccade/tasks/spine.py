@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .board import choose
 from .question import Question, Turn
 from .scenes import COLOURS, LETTERS, SHAPES, SIZE, Scene, draw_scene
 
@@ -56,17 +57,13 @@ def _near(cell: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((cell, *(f"{ROWS[y]} {COLUMNS[x]}" for y in rows for x in columns))))
 
 
-def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
-    return options[rng.integers(len(options))]
-
-
 def _only(values: list[str]) -> list[int]:
     """Indices of the values that occur once."""
     return [i for i, value in enumerate(values) if values.count(value) == 1]
 
 
 def _spell(rng: np.random.Generator) -> str:
-    return _choose(rng, ("color", "colour"))
+    return choose(rng, ("color", "colour"))
 
 
 def ask_colour(scene: Scene, rng: np.random.Generator, origin: tuple[int, int]) -> Asked | None:
@@ -76,7 +73,7 @@ def ask_colour(scene: Scene, rng: np.random.Generator, origin: tuple[int, int]) 
     index = int(rng.choice(options))
     thing, colour = scene.things[index], _spell(rng)
     templates = ("what {} is the {}?", "which {} does the {} have?", "name the {} of the {}.")
-    return Asked(_choose(rng, templates).format(colour, thing.shape), thing.colour, (index,))
+    return Asked(choose(rng, templates).format(colour, thing.shape), thing.colour, (index,))
 
 
 def ask_shape(scene: Scene, rng: np.random.Generator, origin: tuple[int, int]) -> Asked | None:
@@ -86,7 +83,7 @@ def ask_shape(scene: Scene, rng: np.random.Generator, origin: tuple[int, int]) -
     index = int(rng.choice(options))
     thing = scene.things[index]
     templates = ("what shape is the {} thing?", "which shape is {}?", "name the shape of the {} thing.")
-    return Asked(_choose(rng, templates).format(thing.colour), thing.shape, (index,))
+    return Asked(choose(rng, templates).format(thing.colour), thing.shape, (index,))
 
 
 def ask_existence(scene: Scene, rng: np.random.Generator, origin: tuple[int, int]) -> Asked | None:
@@ -103,7 +100,7 @@ def ask_existence(scene: Scene, rng: np.random.Generator, origin: tuple[int, int
         things, answer = (), "no"
     templates = ("is there {} {} {}?", "do you see {} {} {}?", "does the image show {} {} {}?")
     article = "an" if colour[0] in "aeiou" else "a"
-    return Asked(_choose(rng, templates).format(article, colour, shape), answer, things)
+    return Asked(choose(rng, templates).format(article, colour, shape), answer, things)
 
 
 def _absent(rng: np.random.Generator, pairs: set[tuple[str, str]]) -> tuple[str, str]:
@@ -118,7 +115,7 @@ def _absent(rng: np.random.Generator, pairs: set[tuple[str, str]]) -> tuple[str,
 
 def _ask_count(rng: np.random.Generator, noun: str, things: tuple[int, ...]) -> Asked:
     templates = ("how many {} are there?", "count the {}.", "how many {} do you see?")
-    return Asked(_choose(rng, templates).format(noun), NUMBERS[len(things)], things)
+    return Asked(choose(rng, templates).format(noun), NUMBERS[len(things)], things)
 
 
 def ask_count_of_shape(scene: Scene, rng: np.random.Generator, origin: tuple[int, int]) -> Asked | None:
@@ -147,12 +144,12 @@ def _balanced(rng: np.random.Generator, present: list[str], every: Sequence[str]
     """
     absent = [value for value in every if value not in present]
     if not present or (absent and rng.random() < 0.15):
-        return _choose(rng, absent)
+        return choose(rng, absent)
     numbers = sorted({present.count(value) for value in present})
     if numbers == [1] and rng.random() < 0.7:
         return None
     number = rng.choice(numbers)
-    return _choose(rng, sorted({value for value in present if present.count(value) == number}))
+    return choose(rng, sorted({value for value in present if present.count(value) == number}))
 
 
 def _ask_position(scene: Scene, rng: np.random.Generator, origin: tuple[int, int], names: list[str]) -> Asked | None:
@@ -163,7 +160,7 @@ def _ask_position(scene: Scene, rng: np.random.Generator, origin: tuple[int, int
     templates = ("where is the {}?", "locate the {}.", "find the {}.")
     # A centre on the far edge of the last cell cannot occur: things have an extent.
     answer = f"{ROWS[origin[0] + int(y // PATCH)]} {COLUMNS[origin[1] + int(x // PATCH)]}"
-    return Asked(_choose(rng, templates).format(names[index]), answer, (index,))
+    return Asked(choose(rng, templates).format(names[index]), answer, (index,))
 
 
 def ask_position_of_pair(scene: Scene, rng: np.random.Generator, origin: tuple[int, int]) -> Asked | None:
@@ -186,7 +183,7 @@ def ask_sign(scene: Scene, rng: np.random.Generator, origin: tuple[int, int]) ->
     if not scene.sign:
         return None
     templates = ("what does the sign say?", "read the sign.", "what is written on the sign?")
-    return Asked(_choose(rng, templates), " ".join(scene.sign), sign=True)
+    return Asked(choose(rng, templates), " ".join(scene.sign), sign=True)
 
 
 KINDS_OF: dict[str, tuple[str, ...]] = {
