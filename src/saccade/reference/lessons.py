@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from saccade.tasks import DRAWN, SPINE, Turn
-from saccade.tasks.board import CELL, CHARACTERS, Board, Drawn, Mark
+from saccade.tasks.board import CELL, CHARACTERS, Board, Drawn, Mark, cell
 from saccade.tasks.metrics import words
+from saccade.tasks.pages import document, glance, screen
 from saccade.tasks.scenes import COLOURS, SHAPES, Scene, draw_scene
 from saccade.tasks.spine import KINDS as SPINE_KINDS
 from saccade.tasks.spine import KINDS_OF
@@ -107,13 +108,14 @@ def _prefix(model: Kind, pictures: int, tokens: int) -> torch.Tensor:
 
 def _draw(lesson: Lesson, rng: np.random.Generator) -> Drawn:
     """Pictures about which at least something can be asked."""
+    draw = _EXERCISES.get(lesson.task) or DRAWN[lesson.task]
     while True:
-        drawn = _spine(lesson.side, rng) if lesson.task == "spine" else DRAWN[lesson.task](rng, lesson.side)
+        drawn = draw(rng, lesson.side)
         if any(drawn.ask(rng) is not None for _ in range(8)):
             return drawn
 
 
-def _spine(side: int, rng: np.random.Generator) -> Drawn:
+def _spine(rng: np.random.Generator, side: int) -> Drawn:
     """A scene of the small reference model, with all kinds of questions."""
     scene = draw_scene(rng, side, sign_rate=0.5)
     board = Board(rng, side, scene.pixels.astype(np.float32))
@@ -132,6 +134,28 @@ def _spine(side: int, rng: np.random.Generator) -> Drawn:
 def _scene_marks(scene: Scene) -> list[Mark]:
     things = [Mark(0, 0, mask, thing.shape, thing.colour) for thing, mask in zip(scene.things, scene.masks, strict=True)]
     return things + [Mark(0, 0, mask, letter=letter) for letter, mask in zip(scene.sign, scene.letter_masks)]
+
+
+def _characters(rng: np.random.Generator, side: int) -> Drawn:
+    """A page or a screen of which single characters are asked by their place."""
+    drawn = (document if rng.random() < 0.6 else screen)(rng, side)
+    marks = [mark for mark in drawn.boards[0].marks if mark.letter in CHARACTERS and mark.letter]
+
+    def ask(rng: np.random.Generator) -> Turn | None:
+        if not marks:
+            return None
+        mark = marks[rng.integers(len(marks))]
+        return Turn(f"read {cell(*mark.centre)}.", (mark.letter,))
+
+    return Drawn(drawn.boards, ask)
+
+
+_EXERCISES: dict[str, Callable[[np.random.Generator, int], Drawn]] = {
+    "spine": _spine,
+    "characters": _characters,
+    "glance": glance,
+}
+"""What is taught and is no task itself."""
 
 
 def _labels(model: Kind, board: Board) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

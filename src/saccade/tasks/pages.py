@@ -22,15 +22,22 @@ def document(rng: np.random.Generator, side: int = SIDE) -> Drawn:
     return _lines(rng, side) if rng.random() < 0.5 else _table(rng, side)
 
 
-def _lines(rng: np.random.Generator, side: int) -> Drawn:
+def glance(rng: np.random.Generator, side: int = SIDE) -> Drawn:
+    """A document with one or two short lines or a table of digits, to learn reading from; not a task of its own."""
+    if rng.random() < 0.6:
+        return _lines(rng, side, count=int(rng.integers(1, 3)), length=int(rng.integers(1, 4)))
+    return _table(rng, side, length=1)
+
+
+def _lines(rng: np.random.Generator, side: int, count: int | None = None, length: int = 3) -> Drawn:
     board = _page(rng, side)
-    count = int(rng.integers(2, 1 + side // 30))
+    count = count or int(rng.integers(2, 1 + side // 30))
     keys, height = distinct(rng, LETTERS, count), int(rng.integers(12, 15))
     left, pitch = int(rng.integers(4, 5 + side // 12)), (side - 6) // count
     values, boxes = {}, {}
     for number, key in enumerate(keys):
         y = 3 + number * pitch + int(rng.integers(0, max(1, pitch - height)))
-        values[key] = characters(rng, CHARACTERS, 3)
+        values[key] = characters(rng, CHARACTERS, length)
         ink = rng.uniform(0, 70)
         name = board.write(f"{key}:", left, y, height, ink)
         at = left + 24 + int(rng.integers(0, max(1, side - left - 24 - 40)))
@@ -47,7 +54,7 @@ def _lines(rng: np.random.Generator, side: int) -> Drawn:
     return Drawn((board,), ask)
 
 
-def _table(rng: np.random.Generator, side: int) -> Drawn:
+def _table(rng: np.random.Generator, side: int, length: int = 2) -> Drawn:
     board = _page(rng, side)
     most = 2 + side // 96
     rows, columns = int(rng.integers(2, most + 1)), int(rng.integers(2, most + 1))
@@ -66,7 +73,7 @@ def _table(rng: np.random.Generator, side: int) -> Drawn:
 
     heads = {name: write(name, row + 1, 0) for row, name in enumerate(names[:rows])}
     heads |= {name: write(name, 0, column + 1) for column, name in enumerate(names[rows:])}
-    values = {(row, column): characters(rng, DIGITS, 2) for row in names[:rows] for column in names[rows:]}
+    values = {(row, column): characters(rng, DIGITS, length) for row in names[:rows] for column in names[rows:]}
     order = {name: number + 1 for part in (names[:rows], names[rows:]) for number, name in enumerate(part)}
     boxes = {at: write(value, order[at[0]], order[at[1]]) for at, value in values.items()}
 
