@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from saccade.bench.probes import Hints, embedlens_run, horizon_run
+from saccade.tasks import questions
 
 
 @pytest.fixture
@@ -104,3 +105,18 @@ def test_an_unknown_task_is_one_line(probe: Any) -> None:
 
     assert (result.exit_code, result.stdout) == (2, "")
     assert "did you mean 'shape'?" in result.stderr
+
+
+def test_probes_of_own_data(call: Any, tiny: Path, tmp_path: Path) -> None:
+    rows = []
+    for number, each in enumerate(questions("shape", 8, seed=3)):
+        each.image.save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": each.prompt, "answers": each.answer})
+    data = tmp_path / "mine.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    fixed = ("--model", tiny, "--data", data, "--n", 3, "--batch-size", 3, "--out", tmp_path / "out")
+    horizon, lens = call("probe", "information-horizon", "--windows", 0, *fixed), call("probe", "embedlens", *fixed)
+
+    assert (horizon.exit_code, lens.exit_code) == (0, 0), horizon.output + lens.output
+    assert set(Hints.load(tmp_path / "out").horizon_by_task) == {"mine"}
+    assert "metric='anls'" in call("probe", "embedlens", "--model", tiny, "--metric", "anls").stderr

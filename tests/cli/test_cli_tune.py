@@ -10,6 +10,7 @@ from tests.cli.conftest import Call
 
 from saccade import tasks
 from saccade.core.recipe import Recipe
+from saccade.tasks import files
 from saccade.tune.answer import ModelAnswers, batches
 
 SMALL = ("--tasks", "attribute,shape", "--rungs", "2,6", "--validate", "5", "--batch-size", "2", "--methods", "snapkv")
@@ -58,10 +59,76 @@ def test_an_interrupted_tune_says_so_and_goes_on(
     assert json.loads((tmp_path / "out" / "trials.json").read_text())[: len(kept)] == kept
 
 
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two questions about each of 12 pictures."""
+    rows = []
+    for number, each in enumerate(tasks.questions("shape", 12, seed=3)):
+        each.image.save(tmp_path / f"{number}.png")
+        rows += [{"image": f"{number}.png", "question": f"{each.prompt} {turn}", "answers": "star"} for turn in range(2)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+OWN = (
+    "--rungs",
+    "2,6",
+    "--validate",
+    "50",
+    "--batch-size",
+    "5",
+    "--methods",
+    "snapkv",
+    "--trials",
+    "4",
+    "--max-drop",
+    "0.1",
+)
+
+
+def test_a_tune_on_own_data(call: Call, tiny: Path, data: Path, tmp_path: Path) -> None:
+    command = ("tune", "--model", tiny, "--target", "kv", *OWN, "--data", data, "--out", tmp_path / "out")
+    result = call(*command)
+
+    assert result.exit_code == 0, result.output
+    evidence = json.loads((tmp_path / "out" / "evidence.json").read_text())
+    assert evidence["settings"]["tasks"] == ["mine"]
+    assert evidence["settings"]["data"] == str(data)
+    assert 2 <= evidence["validation"][-1]["evidence"]["n"] <= 22
+    data.write_text(data.read_text().replace("star", "moon"))
+    assert "digest=" in call(*command, "--resume").stderr
+
+
+def test_what_is_held_out_shows_other_pictures(data: Path) -> None:
+    asked = tasks.read(data)
+    searched, held = files.divide(asked, 1 / 3, seed=0)
+    again, _ = files.divide(asked[::-1], 1 / 3, seed=0)
+    other, _ = files.divide(asked, 1 / 3, seed=1)
+
+    shown = [{each.images.sources[0] for each in part} for part in (searched, held)]
+    assert shown[0].isdisjoint(shown[1])
+    assert len(searched) + len(held) == 24
+    assert {each.prompt for each in again} == {each.prompt for each in searched} != {each.prompt for each in other}
+
+
+def test_data_with_one_picture_cannot_be_held_out(call: Call, tiny: Path, data: Path, tmp_path: Path) -> None:
+    data.write_text("\n".join(data.read_text().splitlines()[:2]))
+    result = call("tune", "--model", tiny, *OWN, "--data", data, "--out", tmp_path / "out")
+
+    assert result.exit_code == 2
+    assert "must have questions about more pictures" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ((), "give one bound"),
+        (("--max-drop", "0.02", "--metric", "anls"), "metric='anls': is for your own data"),
+        (("--max-drop", "0.02", "--data", "mine.jsonl", "--tasks", "all"), "cannot be measured together with data="),
+        (("--max-drop", "0.02", "--data", "nowhere.jsonl"), "no such file"),
         (("--max-drop", "0.02", "--max-kv", "0.3"), "give one bound"),
         (("--max-kv", "0.3", "--target", "prefill"), "target='prefill': goes with --max-drop"),
         (("--max-drop", "2"), "max-drop=2.0: must be in"),

@@ -12,12 +12,16 @@ from saccade.bench.folder import Settings
 from saccade.tasks import Question, files
 
 
-def about_data(settings: Settings, path: Path, metric: str | None = None, max_new_tokens: int | None = None) -> Settings:
+def about_data(
+    settings: Settings, path: Path, metric: str = files.METRIC, max_new_tokens: int = files.MAX_NEW_TOKENS
+) -> Settings:
     """The settings of a bench on a data file: at most as many questions as it holds, and what tells it from others.
 
     All of it is read, so that what is wrong with it shows before anything is measured.
     """
-    own = replace(settings, data=str(path), metric=metric or "exact", max_new_tokens=max_new_tokens or 16)
+    own = replace(
+        settings, data=str(path), metric=metric or files.METRIC, max_new_tokens=max_new_tokens or files.MAX_NEW_TOKENS
+    )
     return replace(own, n=len(_own(own)), digest=files.digest(path, settings.n))
 
 
@@ -38,4 +42,4 @@ def _own(settings: Settings) -> list[Question]:
     """Kept, because every picture is opened to see that it can be."""
     assert settings.data is not None
     assert settings.metric is not None
-    return files.read(settings.data, settings.metric, settings.n, settings.max_new_tokens or 16)
+    return files.read(settings.data, settings.metric, settings.n, settings.max_new_tokens or files.MAX_NEW_TOKENS)

@@ -43,6 +43,22 @@ Companion = Annotated[
         "the reference model brings its own.",
     ),
 ]
+Tasks = Annotated[
+    str | None, typer.Option(metavar="LIST", help="Generated tasks separated by commas, or all (if nothing is given).")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Your own questions instead: JSON lines, parquet, or a folder saved by Hugging Face datasets."
+    ),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box."),
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="With --data: longest answer, in tokens (16 if not given).")
+]
 BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Questions at once, the same for every method.")]
 ProbeOut = Annotated[
     Path,
@@ -80,25 +96,10 @@ def saccade(
 def bench(
     context: typer.Context,
     model: Model = "reference",
-    tasks: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Generated tasks separated by commas, or all (if nothing is given).")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Your own questions instead: JSON lines, parquet, or a folder saved by Hugging Face datasets.",
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box."
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="With --data: longest answer, in tokens (16 if not given).")
-    ] = None,
+    tasks: Tasks = None,
+    data: Data = None,
+    metric: Metric = None,
+    max_new_tokens: MaxNewTokens = None,
     methods: Annotated[
         str,
         typer.Option(
@@ -143,8 +144,9 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from saccade.cli.bench import BenchRequest, OwnData
+    from saccade.cli.bench import BenchRequest
     from saccade.cli.bench import bench as work
+    from saccade.cli.own_data import OwnData
 
     own = OwnData(data, metric, max_new_tokens)
     common = (model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion)
@@ -203,7 +205,10 @@ def tune(
     max_prefill: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Bound: prefill seconds, as a share of the unmodified model's.")
     ] = None,
-    tasks: Annotated[str, typer.Option(metavar="LIST", help="Tasks separated by commas, or all.")] = "all",
+    tasks: Tasks = None,
+    data: Data = None,
+    metric: Metric = None,
+    max_new_tokens: MaxNewTokens = None,
     methods: Annotated[
         str, typer.Option(metavar="LIST", help="Names separated by commas, or all; random and uniform always take part.")
     ] = "all",
@@ -239,14 +244,17 @@ def tune(
     \b
     saccade tune --max-drop 0.02 --target prefill
     saccade tune --max-kv 0.25 --methods snapkv,mixkv,prefixkv --minutes 10
+    saccade tune --max-drop 0.02 --data receipts.jsonl --metric anls --model llava-hf/llava-1.5-7b-hf
     """
+    from saccade.cli.own_data import OwnData
     from saccade.cli.tune import TuneRequest
     from saccade.cli.tune import tune as work
 
+    own = OwnData(data, metric, max_new_tokens)
     bounds = (max_drop, target, max_kv, max_prefill)
     limits = (minutes, trials, rungs, validate)
     where = (seed, out, resume, device, dtype, batch_size, companion)
-    work(TuneRequest(model, *bounds, tasks, methods, compose, *limits, hints, *where))
+    work(TuneRequest(model, *bounds, tasks, own, methods, compose, *limits, hints, *where))
 
 
 @app.command()
@@ -367,7 +375,10 @@ def methods(
 @probe_app.command("information-horizon")
 def information_horizon(
     model: Model = "reference",
-    tasks: Annotated[str, typer.Option(metavar="LIST", help="Tasks separated by commas, or all.")] = "all",
+    tasks: Tasks = None,
+    data: Data = None,
+    metric: Metric = None,
+    max_new_tokens: MaxNewTokens = None,
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task.")] = 50,
     windows: Annotated[
         int, typer.Option(metavar="N", min=0, help="Questions per task of which every window is looked at by itself.")
@@ -395,15 +406,20 @@ def information_horizon(
     """
     from saccade.bench.probes.horizon_run import HorizonOptions
     from saccade.cli import probe
+    from saccade.cli.own_data import OwnData
 
-    request = probe.ProbeRequest(model, tasks, n, seed, out, device, dtype, batch_size)
+    own = OwnData(data, metric, max_new_tokens)
+    request = probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size)
     probe.information_horizon(request, HorizonOptions(batch_size, windows, window, leave_one_out, tolerance))
 
 
 @probe_app.command()
 def embedlens(
     model: Model = "reference",
-    tasks: Annotated[str, typer.Option(metavar="LIST", help="Tasks separated by commas, or all.")] = "all",
+    tasks: Tasks = None,
+    data: Data = None,
+    metric: Metric = None,
+    max_new_tokens: MaxNewTokens = None,
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task; pictures as many again.")] = 50,
     top_k: Annotated[
         int | None,
@@ -429,8 +445,10 @@ def embedlens(
     saccade probe embedlens --tasks reading,counting --n 100 --out runs/mine
     """
     from saccade.cli import probe
+    from saccade.cli.own_data import OwnData
 
-    probe.embedlens(probe.ProbeRequest(model, tasks, n, seed, out, device, dtype, batch_size), top_k)
+    own = OwnData(data, metric, max_new_tokens)
+    probe.embedlens(probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size), top_k)
 
 
 @reference_app.command()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.text import Text
 
-from saccade import reference, tasks
+from saccade import reference
 from saccade.bench import checkpoint
 from saccade.bench.cells import Cell, parse_keeps, parse_methods, plan
 from saccade.bench.folder import ResultFolder, Settings
@@ -22,6 +20,7 @@ from saccade.bench.run import run
 from saccade.bench.summary import drops, means, no_better_than_random
 from saccade.cli.console import diagnostics, output
 from saccade.cli.one_line import INTERRUPTED
+from saccade.cli.own_data import GENERATED, OwnData, task_names
 from saccade.cli.progress import BenchProgress
 from saccade.core.errors import SaccadeError
 from saccade.core.files import write_json
@@ -30,15 +29,6 @@ from saccade.report.page import write_page
 from saccade.report.picture import draw_quality_speed
 
 CELLS_FAILED = 1
-
-
-@dataclass(frozen=True)
-class OwnData:
-    """The options about the user's own questions."""
-
-    path: Path | None = None
-    metric: str | None = None
-    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,14 +47,14 @@ class BenchRequest:
     dtype: str
     batch_size: int
     companion: str | None
-    data: OwnData = OwnData()
+    data: OwnData = GENERATED
     ray: str | None = None
     workers: int | None = None
 
 
 def bench(request: BenchRequest) -> None:
     """Measure what is missing, show everything."""
-    names = _task_names(request)
+    names = task_names(request.tasks, request.data, request.model)
     cells = plan(names, parse_methods(request.methods), parse_keeps(request.keep))
     if request.workers and not request.ray:
         raise SaccadeError(f"workers={request.workers}: is for --ray; give both")
@@ -74,41 +64,13 @@ def bench(request: BenchRequest) -> None:
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     settings = Settings(request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
     if request.data.path is not None:
-        settings = about_data(settings, request.data.path, request.data.metric, request.data.max_new_tokens)
+        settings = about_data(settings, request.data.path, **request.data.asked())
     folder = ResultFolder(request.out, settings, resume=request.resume)
     if not all(map(folder.finished, cells)):
         _measure(cells, folder, request)
     _show(folder)
     if folder.failures:
         raise typer.Exit(CELLS_FAILED)
-
-
-def _task_names(request: BenchRequest) -> Sequence[str]:
-    """The tasks that are asked for: generated ones, or the one that the data file is."""
-    own = request.data
-    if own.path is None:
-        for name in ("metric", "max_new_tokens"):
-            if (given := getattr(own, name)) is not None:
-                raise SaccadeError(f"{name}={given!r}: is for your own data; give --data as well")
-        return parse_tasks(request.tasks or "all", request.model)
-    if request.tasks is not None:
-        raise SaccadeError(
-            f"tasks={request.tasks!r}: cannot be measured together with data={str(own.path)!r}; give one of them"
-        )
-    return [own.path.absolute().stem]
-
-
-def parse_tasks(text: str, model: str) -> Sequence[str]:
-    """Task names from a list separated by commas; ``all`` are all, or those that a reference ``model`` was taught."""
-    if text.strip() == "all":
-        return tuple(_evaluation(model)) or tasks.TASKS
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in tasks.TASKS:
-            close = get_close_matches(name, tasks.TASKS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"must be all or some of {', '.join(tasks.TASKS)}"
-            raise SaccadeError(f"tasks={name!r}: {hint}")
-    return names
 
 
 def _measure(cells: Sequence[Cell], folder: ResultFolder, request: BenchRequest) -> None:
@@ -158,8 +120,5 @@ def _note(task: str, settings: Settings) -> TaskNote:
 
 def _below_floor(model: str) -> set[str]:
     """Tasks that a reference model did not learn well enough, by its own evaluation."""
-    return {task for task, result in _evaluation(model).items() if result["below_floor"]}
-
-
-def _evaluation(model: str) -> dict[str, dict[str, Any]]:
-    return reference.evaluation(reference.path(model)) if model in reference.MODELS else {}
+    measured = reference.evaluation(reference.path(model)) if model in reference.MODELS else {}
+    return {task for task, result in measured.items() if result["below_floor"]}

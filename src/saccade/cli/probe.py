@@ -20,11 +20,15 @@ from saccade.bench.probes.embedlens import usual_top_k
 from saccade.bench.probes.embedlens_run import LensOptions, lens_steps, probe_embedlens
 from saccade.bench.probes.horizon_run import HorizonOptions, horizon_steps, probe_horizon
 from saccade.bench.probes.kept import Kept
-from saccade.cli.bench import parse_tasks
 from saccade.cli.console import diagnostics, output
 from saccade.cli.one_line import INTERRUPTED
+from saccade.cli.own_data import OwnData, task_names
+from saccade.core.errors import SaccadeError
 from saccade.report.probe_picture import draw_probe
-from saccade.tasks import Question
+from saccade.tasks import Question, files
+
+Asked = dict[str, list[Question]]
+_SPLITS = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class ProbeRequest:
     """The options that both probes have, as they were given."""
 
     model: str
-    tasks: str
+    tasks: str | None
+    data: OwnData
     n: int
     seed: int
     out: Path
@@ -43,7 +48,7 @@ class ProbeRequest:
 
 def information_horizon(request: ProbeRequest, options: HorizonOptions) -> None:
     """From which layer on the visual tokens no longer matter."""
-    asked = _asked(request, "test")
+    _, asked = _asked(request)
     loaded = _load(request)
     kept = _kept(request, horizon_run.PROBE, window=options.window, leave_one_out=options.leave_one_out)
     with _bar(horizon_steps(asked, options, loaded.layers)) as bar:
@@ -53,9 +58,9 @@ def information_horizon(request: ProbeRequest, options: HorizonOptions) -> None:
 
 def embedlens(request: ProbeRequest, top_k: int | None) -> None:
     """Which visual tokens are sinks, dead and alive."""
-    asked = _asked(request, "test")
-    # Not the test questions, on which the kinds are then removed.
-    pictures = [question for questions in _asked(request, "validation").values() for question in questions]
+    others, asked = _asked(request)
+    # Not the questions with which it is then seen what the kinds are good for.
+    pictures = [question for questions in others.values() for question in questions]
     loaded = _load(request)
     top_k = top_k or usual_top_k(loaded.model.get_input_embeddings().num_embeddings)
     options = LensOptions(request.batch_size, top_k, request.seed)
@@ -65,10 +70,17 @@ def embedlens(request: ProbeRequest, top_k: int | None) -> None:
     _show(request, embedlens_run.PROBE, charts, {name: getattr(hints, name) for name in embedlens_run.HINTS})
 
 
-def _asked(request: ProbeRequest, split: str) -> dict[str, list[Question]]:
-    return {
-        task: tasks.questions(task, request.n, request.seed, split) for task in parse_tasks(request.tasks, request.model)
-    }
+def _asked(request: ProbeRequest) -> tuple[Asked, Asked]:
+    """Questions by task to get to know the pictures by, and others to ask."""
+    names = task_names(request.tasks, request.data, request.model)
+    if request.data.path is None:
+        known, asked = ({task: tasks.questions(task, request.n, request.seed, split) for task in names} for split in _SPLITS)
+        return known, asked
+    known, asked = (part[: request.n] for part in files.divide(request.data.read(), 0.5, request.seed))
+    if not (known and asked):
+        raise SaccadeError(f"data={str(request.data.path)!r}: must have questions about several pictures")
+    (name,) = names
+    return {name: known}, {name: asked}
 
 
 def _load(request: ProbeRequest) -> Checkpoint:
@@ -78,6 +90,7 @@ def _load(request: ProbeRequest) -> Checkpoint:
 
 def _kept(request: ProbeRequest, probe: str, **measured: Any) -> Kept:
     settings = {"model": request.model, "n": request.n, "seed": request.seed, "dtype": request.dtype, **measured}
+    settings |= request.data.describe()
     return Kept(request.out / "probes" / f"{probe}.json", settings)
 
 

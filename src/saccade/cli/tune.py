@@ -16,17 +16,22 @@ from saccade.bench import checkpoint
 from saccade.bench.cells import REFERENCE_POINTS
 from saccade.bench.probes import Hints
 from saccade.bench.probes.charts import PROBES_FILE
-from saccade.cli.bench import parse_tasks
 from saccade.cli.console import diagnostics, output
 from saccade.cli.one_line import INTERRUPTED
+from saccade.cli.own_data import OwnData, task_names
 from saccade.core import registry
 from saccade.core.errors import SaccadeError
 from saccade.core.recipe import NONE
 from saccade.engine.hosting import verdicts
 from saccade.models.anatomy import anatomy
+from saccade.tasks import files
 
 if TYPE_CHECKING:
     from saccade.tune.goal import Goal
+    from saccade.tune.run import Ask
+
+_SEARCHED = 1 / 3
+"""Share of the pictures of a data file that the search may use; the promise needs more questions than the search."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class TuneRequest:
     target: str | None
     max_kv: float | None
     max_prefill: float | None
-    tasks: str
+    tasks: str | None
+    data: OwnData
     methods: str
     compose: bool
     minutes: float
@@ -66,7 +72,8 @@ def tune(request: TuneRequest) -> None:
     from saccade.tune.run import tune as work
 
     goal = parse_goal(request)
-    names, asked = parse_names(request.methods), tuple(parse_tasks(request.tasks, request.model))
+    names, asked = parse_names(request.methods), tuple(task_names(request.tasks, request.data, request.model))
+    searched, held = questions(request)
     hints = read_hints(request.hints)
     device = checkpoint.resolve_device(request.device)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
@@ -75,7 +82,7 @@ def tune(request: TuneRequest) -> None:
     hosted, left_out = split(names, loaded)
     settings = Settings(
         request.model, asked, hosted, goal, request.compose, request.seed, device, dtype, request.batch_size,
-        request.companion, rungs,
+        request.companion, rungs, **request.data.describe(),
     )  # fmt: skip
     folder = Folder(request.out, settings, resume=request.resume)
     console = diagnostics()
@@ -91,8 +98,8 @@ def tune(request: TuneRequest) -> None:
             budget,
             hints,
             answer,
-            partial(_ask, request.seed, "validation"),
-            partial(_ask, request.seed, "test"),
+            searched,
+            held,
             TuneProgress(console, goal),
         )
     except KeyboardInterrupt:
@@ -152,5 +159,22 @@ def split(names: Sequence[str], loaded: checkpoint.Checkpoint) -> tuple[tuple[st
     return tuple(name for name in names if name not in left_out), left_out
 
 
-def _ask(seed: int, part: str, task: str, start: int, stop: int) -> list[tasks.Question]:
+def questions(request: TuneRequest) -> tuple[Ask, Ask]:
+    """Those of the search, and those held out: generated ones without end, or a third and the rest of the user's own."""
+    if request.data.path is None:
+        return partial(_draw, request.seed, "validation"), partial(_draw, request.seed, "test")
+    searched, held = files.divide(request.data.read(), _SEARCHED, request.seed)
+    if not (searched and held):
+        raise SaccadeError(
+            f"data={str(request.data.path)!r}: must have questions about more pictures: a third is searched with, the rest "
+            f"held out, and these are {len(searched)} and {len(held)} questions"
+        )
+    return partial(_take, searched), partial(_take, held)
+
+
+def _draw(seed: int, part: str, task: str, start: int, stop: int) -> list[tasks.Question]:
     return [tasks.question(task, seed, index, part) for index in range(start, stop)]
+
+
+def _take(part: Sequence[tasks.Question], task: str, start: int, stop: int) -> Sequence[tasks.Question]:
+    return part[start:stop]

@@ -39,17 +39,21 @@ def _lessons(side: int, pictures: int, text: int, *tasks: str) -> tuple[Lesson, 
     return tuple(Lesson(task, side, pictures, text) for task in tasks)
 
 
+_FIRST = ("spine", "spine", "characters", "characters", "glance")
 _FIELDS = ("glance", "document", "chart", "screen", "dense", "needle", "relation", "caption", "dialogue")
 
 COURSES = {
     "tiles": Course(
-        small=(*_lessons(96, 16, 72, "spine", "spine", "characters", *_FIELDS), *_lessons(96, 8, 72, "compare")),
+        small=(
+            *_lessons(96, 16, 72, "spine", "spine", "characters", "characters", "glance", *_FIELDS),
+            *_lessons(96, 8, 72, "compare"),
+        ),
         large=_lessons(192, 8, 112, *_FIELDS),
         large_from=0.15,
     ),
     "qwen": Course(
         small=(
-            *_lessons(96, 48, 72, "spine", "spine", "characters", *_FIELDS),
+            *_lessons(96, 48, 72, *_FIRST, *_FIELDS),
             *_lessons(96, 32, 72, "compare"),
             *_lessons(96, 16, 72, "events", "moment"),
             *_lessons(96, 8, 48, "stream"),
@@ -89,7 +93,7 @@ class Settings:
         course = COURSES[self.kind]
         lessons = course.small + (course.large if step >= course.large_from * self.steps else ())
         right = np.array([accuracy.get(name_of(lesson), 0.0) for lesson in lessons])
-        weights = 0.25 + 4 * right * (1 - right)
+        weights = 0.5 + 3 * right * (1 - right)
         rng = np.random.default_rng([self.seed, 6, step])
         return lessons[rng.choice(len(lessons), p=weights / weights.sum())]
 
@@ -305,7 +309,8 @@ class Schooling:
         count = int(batch.turns.max()) + 1
         misses = torch.zeros(count, device=wrong.device).index_add_(0, batch.turns[wanted], wrong)
         right = (misses == 0).float().mean().item()
-        self.accuracy[name] = self.accuracy.get(name, 0.0) + 0.1 * (right - self.accuracy.get(name, 0.0))
+        known = self.accuracy.get(name, right)
+        self.accuracy[name] = known + 0.1 * (right - known)
 
 
 def stages(folder: Path) -> list[dict[str, Any]]:

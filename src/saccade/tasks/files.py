@@ -30,11 +30,16 @@ from .metrics import metric as metric_of
 from .pictures import Lazy, Source, read_picture
 from .question import Question, Turn
 
+METRIC, MAX_NEW_TOKENS = "exact", 16
+"""Of rows that name no metric, and of answers, unless something else is said."""
+
 Row = dict[str, Any]
 _MASK_SOURCE = tuple[tuple[int, int], tuple[tuple[float, ...], ...]]
 
 
-def read(path: str | Path, metric: str = "exact", n: int | None = None, max_new_tokens: int = 16) -> list[Question]:
+def read(
+    path: str | Path, metric: str = METRIC, n: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[Question]:
     """The first ``n`` questions of a data file, all if None; the task is called like the file.
 
     Every picture is opened once to see that it can be, and then again each time that it is looked at.
@@ -60,6 +65,23 @@ def digest(path: str | Path, n: int | None = None) -> str:
         for source in _sources(row, Path(path)):
             seen.update(source if isinstance(source, bytes) else source.read_bytes())
     return seen.hexdigest()
+
+
+def divide(asked: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:
+    """Two parts of what `read` gave that have no first picture in common, the first with about a ``share`` of the pictures.
+
+    Which picture goes where, and the order, depend on its file and the seed alone: rows may be added later.
+    """
+    marked = sorted(((_mark(each, seed), each) for each in asked), key=lambda pair: pair[0])
+    return [each for mark, each in marked if mark < share], [each for mark, each in marked if mark >= share]
+
+
+def _mark(asked: Question, seed: int) -> float:
+    """A number in [0, 1) by the file of the first picture."""
+    assert isinstance(asked.images, Lazy)
+    source = asked.images.sources[0]
+    seen = sha256(f"{seed}:".encode() + (source if isinstance(source, bytes) else source.read_bytes()))
+    return int.from_bytes(seen.digest()[:6], "big") / 2**48
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:

@@ -28,7 +28,10 @@ Ask = Callable[[str, int, int], Sequence[Question]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What all trials of a folder have in common; others could not be compared with them."""
+    """What all trials of a folder have in common; others could not be compared with them.
+
+    data, digest, metric, max_new_tokens: of the user's own questions, as in `saccade.bench.folder.Settings`.
+    """
 
     model: str
     tasks: tuple[str, ...]
@@ -41,6 +44,10 @@ class Settings:
     batch_size: int
     companion: str | None
     rungs: tuple[int, ...] = RUNGS
+    data: str | None = None
+    digest: str | None = None
+    metric: str | None = None
+    max_new_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON reads it back."""
