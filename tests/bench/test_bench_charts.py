@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from saccade.bench.records import Record
-from saccade.bench.summary import Mean
-from saccade.report.chart import Chart, Line, Point, counting, linear, pareto, ratios
+from saccade.bench.summary import Mean, front
+from saccade.report.chart import Chart, Line, Point, counting, linear, ratios
 from saccade.report.heat import maps
 from saccade.report.looks import COLOURS, MARKERS, looks
 from saccade.report.story import by_method, offers, rankings
@@ -21,7 +21,7 @@ def record(task: str, method: str, keep: float | None, score: float) -> Record:
 
 
 def test_the_front_is_what_nothing_beats_in_both() -> None:
-    assert pareto([(1, 1.0), (2, 0.9), (2, 0.8), (3, 0.9), (4, 0.2), (3.5, 0.1)]) == [(1, 1.0), (3, 0.9), (4, 0.2)]
+    assert front([(1, 1.0), (2, 0.9), (2, 0.8), (3, 0.9), (4, 0.2), (3.5, 0.1)]) == [(1, 1.0), (3, 0.9), (4, 0.2)]
 
 
 @pytest.mark.parametrize("values", [[0.3, 0.97], [5.0], [0.0, 0.0], [-3.0, 1e6], [1e-9, 3e-9], []])

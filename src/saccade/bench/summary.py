@@ -80,16 +80,18 @@ def pareto(means: Sequence[Mean]) -> list[Mean]:
     Only means over the same tasks compare, so those that lack some are left out.
     """
     tasks = max((mean.tasks for mean in means), default=0)
-    points = [mean for mean in means if mean.tasks == tasks and mean.retention is not None]
+    places = [(mean, (mean.speedup, mean.retention)) for mean in means if mean.tasks == tasks and mean.retention is not None]
+    unbeaten = set(front([place for _, place in places]))
+    return [mean for mean, place in places if place in unbeaten]
 
-    def beaten(mean: Mean) -> bool:
-        at = (mean.speedup, mean.retention)
-        return any(
-            other.speedup >= at[0] and other.retention >= at[1] and (other.speedup, other.retention) != at
-            for other in points
-        )
 
-    return [mean for mean in points if not beaten(mean)]
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of the points that no other is at least as good as in both numbers and better in one, by the first number."""
+    found: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not found or y > found[-1][1]:
+            found.append((x, y))
+    return found[::-1]
 
 
 def drops(folder: Results, records: Sequence[Record]) -> dict[Key, Difference]:

@@ -11,9 +11,9 @@ from typing import Any
 from saccade.bench.cells import Key, keep_text
 from saccade.bench.folder import Results
 from saccade.bench.records import Record
-from saccade.bench.summary import Mean
+from saccade.bench.summary import Mean, front
 from saccade.core.recipe import NONE
-from saccade.report.chart import Chart, Guide, Line, Point, counting, linear, pareto, ratios
+from saccade.report.chart import Chart, Guide, Line, Point, counting, linear, ratios
 from saccade.report.looks import Look, looks
 from saccade.report.numbers import factor, fixed, percent
 
@@ -27,14 +27,14 @@ def mean_chart(means: Sequence[Mean], look: Looks, width: int = 980, height: int
     known = [mean for mean in means if mean.retention is not None]
     # A mean over fewer tasks does not compare with the others.
     most = max((mean.tasks for mean in known), default=0)
-    front = pareto([(mean.speedup, mean.retention or 0.0) for mean in known if mean.tasks == most])
+    best = front([(mean.speedup, mean.retention or 0.0) for mean in known if mean.tasks == most])
 
     def point(mean: Mean) -> Point:
         at = (mean.speedup, mean.retention or 0.0)
         tip = f"score retained {percent(mean.retention)} % (mean of {mean.tasks})\nspeed-up {factor(mean.speedup)}"
         named = _named(mean.method, mean.keep)
         label = named if mean.method == NONE else " · ".join(filter(None, (_short(mean.method, 24), keep_text(mean.keep))))
-        beside = label if at in front or mean.method == NONE else ""
+        beside = label if at in best or mean.method == NONE else ""
         return Point(*at, f"{named}\n{tip}\n{_tokens(mean.visual_tokens)}", label=beside)
 
     return Chart(
@@ -43,7 +43,7 @@ def mean_chart(means: Sequence[Mean], look: Looks, width: int = 980, height: int
         y=linear("score retained", [1.0, *(mean.retention or 0.0 for mean in known)], _share),
         lines=_lines(known, look, point),
         guides=(Guide(1.0),),
-        front=tuple(front),
+        front=tuple(best),
         width=width,
         height=height,
     )
@@ -72,7 +72,7 @@ def task_charts(
                 y=linear("score", (0.0, 1.0), _share),
                 lines=_lines(rows, look, point),
                 guides=(Guide(note["majority_score"], f"always “{_short(note['majority_answer'], 14)}”"),) if note else (),
-                front=tuple(pareto([(speedups[record.key], record.score) for record in rows])),
+                front=tuple(front([(speedups[record.key], record.score) for record in rows])),
             )
         )
     return charts

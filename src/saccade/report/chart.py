@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from saccade.report.looks import Look
@@ -140,15 +140,6 @@ def ratios(label: str, values: Iterable[float], show: Callable[[float], str]) ->
     inside = [tick for tick in _DOUBLINGS if low <= tick <= high]
     whole = [tick for tick in inside if math.log2(tick).is_integer()]
     return Axis(label, low, high, tuple(inside if len(inside) <= 7 else whole), show, log=True)
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of the points that no other is at least as good as in both numbers and better in one, by the first number."""
-    front: list[tuple[float, float]] = []
-    for x, y in sorted(set(points), reverse=True):
-        if not front or y > front[-1][1]:
-            front.append((x, y))
-    return front[::-1]
 
 
 def _round_step(least: float) -> float:
