@@ -3,27 +3,32 @@
 python benchmarks/results.py                 # measures what is missing in runs/results, then writes docs/results.md
 python benchmarks/results.py --models ""     # only writes the page from what is there
 
-It takes hours on a CPU. Stop it whenever you like: the same command goes on.
+It takes hours on a CPU. Stop it whenever you like: the same command goes on. With several cores give each model a process
+of its own (--models reference-qwen, OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
 import typer
 
 from saccade import reference
 from saccade.bench import checkpoint
-from saccade.bench.cells import REFERENCE_POINTS, keep_text, parse_keeps
+from saccade.bench.cells import REFERENCE_POINTS, Key, keep_text, parse_keeps
 from saccade.bench.folder import Results
 from saccade.bench.records import Record
 from saccade.bench.statistics import beats
 from saccade.bench.summary import Mean, means
-from saccade.cli.bench import BenchRequest, bench
+from saccade.cli.bench import CELLS_FAILED, BenchRequest, bench
+from saccade.core.errors import SaccadeError
+from saccade.core.recipe import NONE, Recipe
+from saccade.engine.check import check
 from saccade.engine.hosting import Verdict, verdicts
+from saccade.models.anatomy import anatomy
 
 KEEPS = "0.33,0.22,0.11"
 RECIPES = {
@@ -34,13 +39,15 @@ RECIPES = {
     "cdpruner": "cdpruner(relevance='embedding')",
 }
 """How methods are run whose defaults do not suit these models."""
+INSTEAD = {"scope": "scope(saliency='received')"}
+"""How methods are run where their defaults are refused."""
 
 ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(reference.MODELS))
+    parser.add_argument("--models", default="reference-qwen,reference-tiles")
     parser.add_argument("--n", type=int, default=300, help="questions per task")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
@@ -56,7 +63,7 @@ def main() -> None:
 
 def measure(model: str, n: int, folder: Path) -> None:
     """Run the bench, going on where it stopped; cells that fail are in the folder's failures.json."""
-    recipes = [RECIPES.get(verdict.method, verdict.method) for verdict in hosted(model) if verdict.reason is None]
+    recipes, _ = hosted(model)
     request = BenchRequest(
         model=model,
         tasks=None,
@@ -67,21 +74,32 @@ def measure(model: str, n: int, folder: Path) -> None:
         out=folder,
         resume=True,
         device="auto",
-        dtype="auto",
+        # As large models are run; on a CPU it is twice as fast, too.
+        dtype="bfloat16",
         batch_size=25,
         companion=None,
     )
     try:
         bench(request)
     except typer.Exit as stop:
-        if stop.exit_code != 1:
+        if stop.exit_code != CELLS_FAILED:
             raise
 
 
-def hosted(model: str) -> list[Verdict]:
-    """Which methods run on a model, and why not where they do not."""
+def hosted(model: str) -> tuple[list[str], list[Verdict]]:
+    """The recipes that run on a model, one for each method, and why the other methods do not."""
     loaded = checkpoint.load(model, "cpu", "float32")
-    return verdicts({model: loaded.model}, companion=loaded.companion is not None)
+    parts = anatomy(loaded.model)
+    traits = parts.traits(loaded.companion is not None)
+    recipes, refused = [], []
+    for verdict in verdicts({model: loaded.model}, companion=loaded.companion is not None):
+        recipe = (RECIPES if verdict.reason is None else INSTEAD).get(verdict.method, verdict.method)
+        try:
+            check(Recipe.parse(recipe), parts, traits)
+            recipes.append(recipe)
+        except SaccadeError:
+            refused.append(verdict)
+    return recipes, refused
 
 
 def page(done: dict[str, Results]) -> list[str]:
@@ -92,10 +110,11 @@ def page(done: dict[str, Results]) -> list[str]:
         "Written by `benchmarks/results.py`: every registered method on the embedded reference models, at three budgets.",
         "Scores in percent ± half the 95 % interval, on the same questions for all. **Bold**: better than `random` at the",
         "same budget beyond noise (paired bootstrap); *italic*: worse. *Evidence* is the share of the patches that hold",
-        "the answer entering the last layer, *speed-up* that of the language model's prefill; both are means over tasks.",
-        "`keep` is the share of visual tokens, of cached entries for cache methods; methods without one decide",
-        "themselves. The models are small: what a method does to their answers says more about where it looks than about",
-        "the loss on a large model.",
+        "the answer entering the last layer, *speed-up* that of the language model's prefill (each timed right beside the",
+        "unmodified model), *of limit* what that is of the physical limit, a model that never had the other tokens; all are",
+        "means over tasks. `keep` is the share of visual tokens, of cached entries for cache methods; methods without one",
+        "decide themselves. The models are small: what a method does to their answers says more about where it looks than",
+        "about the loss on a large model.",
     ]
     for model, results in done.items():
         lines += ["", f"## {model}", "", *_model(model, results)]
@@ -106,41 +125,48 @@ def _model(model: str, results: Results) -> list[str]:
     measured = reference.evaluation(reference.path(model))
     tasks = list(dict.fromkeys(record.task for record in results.records))
     below = [task for task in tasks if measured.get(task, {}).get("below_floor")]
+    missing = [task for task in measured if task not in tasks]
     lines = [f"n = {results.settings.n} questions a task, {results.settings.device} {results.settings.dtype}."]
     if below:
         lines += [f"Below floor, that is not learnt well enough to measure methods on: {', '.join(below)}."]
+    if missing:
+        lines += [f"Not measured yet: {', '.join(missing)}."]
     over_tasks = means(results.records, results.speedup)
-    lines += ["", *_story(results, over_tasks, tasks), ""]
+    verdicts = {record.key: _against_random(results, record) for record in results.records}
+    lines += ["", *_story(over_tasks, results.records, verdicts), ""]
     for keep in ("", *map(keep_text, parse_keeps(KEEPS))):
-        lines += [*_table(results, [mean for mean in over_tasks if keep_text(mean.keep) == keep], tasks, below), ""]
-    lines += [f"n/a: `{v.method}` ({v.reason})" + "  " for v in hosted(model) if v.reason is not None]
+        rows = [mean for mean in over_tasks if keep_text(mean.keep) == keep]
+        if rows:
+            lines += [*_table(results, rows, tasks, below, verdicts), ""]
+    _, refused = hosted(model)
+    lines += [f"n/a: `{verdict.method}` ({verdict.reason})" + "  " for verdict in refused]
     return lines
 
 
-def _table(results: Results, rows: Sequence[Mean], tasks: Sequence[str], below: Sequence[str]) -> list[str]:
+def _table(
+    results: Results, rows: Sequence[Mean], tasks: Sequence[str], below: Sequence[str], verdicts: Mapping[Key, int]
+) -> list[str]:
     heads = [f"{task} (below floor)" if task in below else task for task in tasks]
-    lines = [
-        f"| keep {keep_text(rows[0].keep)} | {' | '.join(heads)} | evidence | speed-up |"
-        if keep_text(rows[0].keep)
-        else f"| without a budget | {' | '.join(heads)} | evidence | speed-up |",
-        "|" + "---|" * (len(tasks) + 3),
-    ]
-    if not keep_text(rows[0].keep):
+    keep = keep_text(rows[0].keep)
+    first = f"keep {keep}" if keep else "without a budget"
+    lines = [f"| {first} | {' | '.join(heads)} | evidence | speed-up | of limit |", "|" + "---|" * (len(tasks) + 4)]
+    if not keep:
         measured = reference.evaluation(reference.path(results.settings.model))
         constants = [f"{100 * measured[task]['majority']:.0f}" if task in measured else "–" for task in tasks]
-        lines += [f"| always the same answer | {' | '.join(constants)} | | |"]
+        lines += [f"| always the same answer | {' | '.join(constants)} | | | |"]
     for mean in rows:
-        cells = [_cell(results, results.record((task, *mean.key[1:]))) for task in tasks]
+        cells = [_cell(results.record((task, *mean.key[1:])), verdicts) for task in tasks]
         evidence = "–" if mean.evidence_recall is None else f"{100 * mean.evidence_recall:.0f} %"
-        lines.append(f"| `{mean.method}` | {' | '.join(cells)} | {evidence} | {mean.speedup:.2f} |")
+        limit = "–" if mean.efficiency is None else f"{100 * mean.efficiency:.0f} %"
+        lines.append(f"| `{mean.method}` | {' | '.join(cells)} | {evidence} | {mean.speedup:.2f} | {limit} |")
     return lines
 
 
-def _cell(results: Results, record: Record | None) -> str:
+def _cell(record: Record | None, verdicts: Mapping[Key, int]) -> str:
     if record is None:
         return "–"
     text = f"{100 * record.score:.0f} ± {50 * (record.score_high - record.score_low):.0f}"
-    return {1: f"**{text}**", -1: f"*{text}*"}.get(_against_random(results, record), text)
+    return {1: f"**{text}**", -1: f"*{text}*"}.get(verdicts[record.key], text)
 
 
 def _against_random(results: Results, record: Record) -> int:
@@ -152,27 +178,37 @@ def _against_random(results: Results, record: Record) -> int:
     return 1 if beats(scores, others) else -1 if beats(others, scores) else 0
 
 
-def _story(results: Results, over_tasks: Sequence[Mean], tasks: Sequence[str]) -> list[str]:
-    """What the tables say, in sentences."""
-    sentences = []
+def _story(over_tasks: Sequence[Mean], records: Sequence[Record], verdicts: Mapping[Key, int]) -> list[str]:
+    """What the tables say, in sentences, and how often each method does better than random selection."""
+    every = max((mean.tasks for mean in over_tasks), default=0)
+    plain = [mean for mean in over_tasks if mean.method == NONE]
+    sentences = [
+        f"The unmodified model scores {100 * mean.score:.0f} % in the mean over {mean.tasks} tasks." for mean in plain
+    ]
     for keep in map(keep_text, parse_keeps(KEEPS)):
-        rows = [mean for mean in over_tasks if keep_text(mean.keep) == keep and mean.tasks == len(tasks)]
+        rows = [mean for mean in over_tasks if keep_text(mean.keep) == keep and mean.tasks == every]
         ranked = sorted((mean for mean in rows if mean.method not in REFERENCE_POINTS), key=lambda mean: -mean.score)
         random = next((mean for mean in rows if mean.method == "random"), None)
         if ranked and random is not None:
             best = ", ".join(f"`{mean.method}` {100 * mean.score:.0f} %" for mean in ranked[:3])
-            sentences.append(f"At {keep} the best mean scores are {best}; `random` has {100 * random.score:.0f} %.")
-    worse: dict[str, list[str]] = {}
-    for record in results.records:
-        if _against_random(results, record) < 0:
-            worse.setdefault(record.method, []).append(f"{record.task} at {keep_text(record.keep)}")
-    if worse:
-        listed = "; ".join(f"`{method}` on {', '.join(cells)}" for method, cells in worse.items())
-        sentences.append(f"Worse than `random` beyond noise: {listed}.")
-    plain = [record.score for record in results.records if record.method == "none"]
-    if plain:
-        sentences.insert(0, f"The unmodified model scores {100 * fmean(plain):.0f} % in the mean.")
-    return [" ".join(sentences)]
+            sentences.append(f"At {keep} the best are {best}; `random` has {100 * random.score:.0f} %.")
+    lines = [" ".join(sentences), "", "Against `random` at the same budget, all tasks and budgets:", ""]
+    lines += ["| method | better | no different | worse | worse on |", "|---|---|---|---|---|"]
+    for method, found in _by_method(records, verdicts).items():
+        counts = [sum(verdict == sign for _, verdict in found) for sign in (1, 0, -1)]
+        worse = Counter(record.task for record, verdict in found if verdict < 0)
+        listed = ", ".join(f"{task} ({times})" for task, times in worse.most_common())
+        lines.append(f"| `{method}` | {' | '.join(map(str, counts))} | {listed} |")
+    return lines
+
+
+def _by_method(records: Sequence[Record], verdicts: Mapping[Key, int]) -> dict[str, list[tuple[Record, int]]]:
+    """The records with a budget and how they did against random selection; the method that was better most often first."""
+    found: dict[str, list[tuple[Record, int]]] = {}
+    for record in records:
+        if record.method not in REFERENCE_POINTS and keep_text(record.keep):
+            found.setdefault(record.method, []).append((record, verdicts[record.key]))
+    return dict(sorted(found.items(), key=lambda each: -sum(verdict for _, verdict in each[1]) / len(each[1])))
 
 
 if __name__ == "__main__":

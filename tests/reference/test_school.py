@@ -12,6 +12,7 @@ from saccade.reference.extended import IDS, KINDS, WORDS, start_from
 from saccade.reference.lessons import IGNORE, NAMES, Lesson, draw_batch
 from saccade.reference.model import END, IMAGE, TOKEN_IDS, Dimensions
 from saccade.reference.school import COURSES, Schooling, Settings, name_of, school
+from saccade.reference.teacher import windows
 from saccade.reference.windows import packed_mask
 
 TINY = Dimensions(head_width=16, vision_width=32, vision_layers=3, decoder_width=32, decoder_layers=2, decoder_mlp=48)
@@ -123,6 +124,32 @@ def test_a_start_gives_its_weights():
     one, other = KINDS["qwen"].build(TINY), KINDS["tiles"].build(TINY)
     start_from(one, other)
     assert torch.equal(one.get_input_embeddings().weight, other.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("side", [96, 192])
+def test_windows_are_the_teachers_pictures(side):
+    batch = draw_batch("qwen", Lesson("screen", side, 2, 40), seed=0, step=0)
+    tiled = draw_batch("tiles", Lesson("screen", side, 2, 40), seed=0, step=0)
+    shown = windows(batch.vision["pixel_values"], batch.vision["image_grid_thw"])
+    # The teacher's processor gives an overview and then the tiles; small pictures are enlarged for those.
+    wanted = tiled.vision["pixel_values"][:, :1] if side == 96 else tiled.vision["pixel_values"][:, 1:5]
+    torch.testing.assert_close(shown, wanted.flatten(0, 1))
+
+
+def test_the_eyes_learn_first(tmp_path):
+    torch.manual_seed(0)
+    teacher = KINDS["tiles"].build(TINY)
+    teacher.save_pretrained(tmp_path)
+    run = Schooling(settings("qwen", teacher=tmp_path, looking=1))
+    before = {name: weight.clone() for name, weight in run.pupil.model.state_dict().items()}
+    lesson = Lesson("spine", 96, 2, 40)
+    told = run.advance(draw_batch("qwen", lesson, 0, 0), lesson)
+    moved = {name for name, weight in run.pupil.model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert {name.split(".")[1] for name in moved} == {"visual"}
+    assert {"imitated_early", "imitated_late"} <= told.keys()
+    run.advance(draw_batch("qwen", lesson, 0, 1), lesson)
+    assert not torch.equal(run.pupil.model.get_input_embeddings().weight, before["model.language_model.embed_tokens.weight"])
+    assert not any("teacher" in name for name in run.pupil.state_dict())
 
 
 def test_a_resumed_run_is_the_run(tmp_path):

@@ -20,9 +20,14 @@ def model_card(family: str, results: Sequence[TaskResult], training: Mapping[str
     if family == "llava":
         return _CARD.format(**named, **training)
     stages = training["stages"]
-    named["stages"] = "\n".join(f"| {' | '.join(str(stage[name]) for name in _STAGE)} |" for stage in stages)
+    named["stages"] = "\n".join(f"| {' | '.join(str(stage.get(name, '')) for name in _STAGE)} |" for stage in stages)
     return _EXTENDED.format(**named, **_OF[family], machine=stages[-1]["machine"])
 
+
+_HOW_QWEN = """\
+Where a model
+with tiles is listed, its decoder came on top of the vision tower so far (`--start` twice). In the steps under *looking* the
+vision tower learnt alone; then and from there on it also imitated that of the model with tiles (`--teacher`)."""
 
 _OF = {
     "llava_next": {
@@ -33,13 +38,13 @@ _OF = {
     },
     "qwen2_5_vl": {
         "title": "like Qwen2.5-VL",
-        "how": "Where a model with tiles is listed, its decoder came on top of the vision tower so far (`--start` twice).",
+        "how": _HOW_QWEN,
         "what": "A Qwen2.5-VL (windows in the encoder, 2 x 2 merging, M-RoPE, any resolution)",
         "sees": "A picture of 192 x 192 pixels has 144 visual tokens, one of 96 x 96 has 36. Videos come frame by frame.",
     },
 }
 
-_STAGE = ("kind", "steps", "pictures", "minutes", "rate", "gain", "seed")
+_STAGE = ("kind", "steps", "pictures", "minutes", "looking", "rate", "gain", "seed")
 
 _EXTENDED = """\
 ---
@@ -64,14 +69,15 @@ intervals. *Majority* is the best constant answer, *blind* the same model shown 
 
 ## Training
 On {machine} that had other work to do, bfloat16 autocast, Muon and AdamW, up to a dozen questions behind each picture or
-series of pictures. Small pictures come first, then large ones, the tasks that go worst most often. Auxiliary losses: visual
-tokens should read as the words for what they show and where; their heads are not part of the checkpoint.
+series of pictures. Small pictures come first, then large ones, tasks that half succeed most often, reading in easy steps.
+Auxiliary losses: visual tokens should read as the words for what they show and where; their heads are not part of the
+checkpoint.
 
 Each stage is one `saccade reference extend` and begins with what the stages above it gave, the first with the weights of the
 small reference model wherever the two have the same. {how}
 
-| model | steps | pictures | minutes | rate | gain | seed |
-| --- | --- | --- | --- | --- | --- | --- |
+| model | steps | pictures | minutes | looking | rate | gain | seed |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 {stages}
 """
 

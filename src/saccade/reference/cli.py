@@ -38,6 +38,10 @@ def extend(
     ] = None,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     gain: Annotated[float, typer.Option(help="Factor on the projector's output at the start.")] = 1.0,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the model with tiles whose vision tower the qwen model's imitates.")
+    ] = None,
+    looking: Annotated[int, typer.Option(min=0, help="Steps at the beginning in which the vision tower learns alone.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -48,7 +52,14 @@ def extend(
 
     if kind not in KINDS:
         raise SaccadeError(f"kind={kind!r}: must be one of {', '.join(KINDS)}")
-    settings = Settings(kind, steps, tuple(start or [path()]), seed=seed, rate=rate, gain=gain, device=device)
+    if teacher is not None and KINDS[kind].tiled:
+        raise SaccadeError(
+            f"teacher={str(teacher)!r}: is for the qwen model; the one with tiles starts from a trained tower"
+        )
+    if teacher is not None and not (teacher / "config.json").is_file():
+        raise SaccadeError(f"teacher={str(teacher)!r}: must be a checkpoint folder")
+    learning = {"rate": rate, "gain": gain, "teacher": teacher, "looking": looking}
+    settings = Settings(kind, steps, tuple(start or [path()]), **learning, seed=seed, device=device)
     school(folder, settings, _interrupted().is_set)
 
 

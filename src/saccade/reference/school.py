@@ -22,6 +22,7 @@ from .attention import PACKED, attend
 from .extended import IDS, KINDS, LINES, start_from
 from .lessons import IGNORE, NAMES, Batch, Lesson, draw_batch
 from .model import IMAGE, Dimensions
+from .teacher import Imitation
 from .train import be_nice, machine, optimizers, save_state, set_rate
 from .windows import packed_mask
 
@@ -39,8 +40,12 @@ def _lessons(side: int, pictures: int, text: int, *tasks: str) -> tuple[Lesson, 
     return tuple(Lesson(task, side, pictures, text) for task in tasks)
 
 
-_FIRST = ("spine", "spine", "characters", "characters", "glance")
+_FIRST = ("spine", "spine", "characters", "characters", "characters", "glance", "glance", "glance")
+"""So often, because reading is learnt last."""
 _FIELDS = ("glance", "document", "chart", "screen", "dense", "needle", "relation", "caption", "dialogue")
+
+_LOOKED_AT = ("spine", "document", "chart", "screen", "dense")
+"""The lessons whose pictures hold everything that there is to see."""
 
 COURSES = {
     "tiles": Course(
@@ -70,6 +75,8 @@ class Settings:
 
     ``start``: the checkpoints whose weights it begins with, later ones on top. ``gain``: factor on what the projector gives
     at the start; a decoder reads visual tokens as long as those it learnt to read at once, hardly any that are much shorter.
+    ``teacher``: a checkpoint with a CLIP tower for the qwen model's to imitate. ``looking``: steps at the beginning in which
+    the vision tower learns alone.
     """
 
     kind: str
@@ -81,6 +88,8 @@ class Settings:
     decay: float = 0.4
     reading_out: float = 0.2
     gain: float = 1.0
+    teacher: Path | None = None
+    looking: int = 0
     dimensions: Dimensions = field(default_factory=Dimensions)
     device: str = "cpu"
 
@@ -92,6 +101,8 @@ class Settings:
         """The lesson of a step: most often what half succeeds; seldom what is known or out of reach."""
         course = COURSES[self.kind]
         lessons = course.small + (course.large if step >= course.large_from * self.steps else ())
+        if step < self.looking:
+            lessons = tuple(lesson for lesson in course.small if lesson.task in _LOOKED_AT)
         right = np.array([accuracy.get(name_of(lesson), 0.0) for lesson in lessons])
         weights = 0.5 + 3 * right * (1 - right)
         rng = np.random.default_rng([self.seed, 6, step])
@@ -110,24 +121,30 @@ class Pupil(nn.Module):
     embeddings. *Cells*: shape, colour and character of each cell that went into it, by free linear maps.
     """
 
-    def __init__(self, kind: str, model: nn.Module, width: int) -> None:
+    def __init__(self, kind: str, model: Any, width: int, teacher: Path | None = None) -> None:
         super().__init__()
         self.kind, self.model = kind, model
         self.cells = 1 if KINDS[kind].tiled else 4
         self.nothing = nn.Parameter(torch.randn(3, width) * 0.02)
         self.scale = nn.Parameter(torch.tensor(2.3))
+        self.imitation = Imitation(model.model.visual, teacher) if teacher else None
         self.lines = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(2))
         self.classes = nn.ModuleList(nn.Linear(width, self.cells * (len(names) + 1)) for names in NAMES)
         named = (*NAMES, [f"row{i}" for i in range(1, LINES + 1)], [f"col{i}" for i in range(1, LINES + 1)])
         for number, names in enumerate(named):
             self.register_buffer(f"words_{number}", torch.tensor([IDS[name] for name in names]), persistent=False)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits ``[targets, vocabulary]`` in row order, and the losses of the read-outs by name."""
+    def forward(self, batch: Batch, looking: bool = False) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Logits ``[targets, vocabulary]`` in row order (None while ``looking``), and losses of the read-outs by name."""
         inner: Any = self.model.model
-        features = inner.get_image_features(**batch.vision).pooler_output
+        seen = inner.get_image_features(**batch.vision)
+        features = seen.pooler_output
         visual = torch.stack(list(features)).view(len(batch.ids), -1, features[0].shape[-1])
-        return self._answers(batch, visual), self._readouts(visual.float(), batch)
+        table = self.model.get_input_embeddings().weight
+        losses = self._readouts(visual.float(), batch, table.detach() if looking else table)
+        if self.imitation is not None:
+            losses |= self.imitation(batch.vision, seen.last_hidden_state)
+        return None if looking else self._answers(batch, visual), losses
 
     def _answers(self, batch: Batch, visual: Tensor) -> Tensor:
         inner: Any = self.model.model
@@ -157,8 +174,7 @@ class Pupil(nn.Module):
         inner: Any = self.model.model
         return inner.get_rope_index(ids, (ids == IDS[IMAGE]).int(), image_grid_thw=grids)[0][:, 0]
 
-    def _readouts(self, visual: Tensor, batch: Batch) -> dict[str, Tensor]:
-        table = self.model.get_input_embeddings().weight
+    def _readouts(self, visual: Tensor, batch: Batch, table: Tensor) -> dict[str, Tensor]:
         losses = {}
         for number, name in enumerate(("shape", "colour", "character")):
             words = torch.cat([table[self.get_buffer(f"words_{number}")], self.nothing[number : number + 1]])
@@ -194,7 +210,7 @@ class Schooling:
         with torch.no_grad():
             for parameter in KINDS[settings.kind].projector(model).parameters():
                 parameter *= settings.gain
-        self.pupil = Pupil(settings.kind, model, settings.dimensions.decoder_width).to(settings.device)
+        self.pupil = Pupil(settings.kind, model, settings.dimensions.decoder_width, settings.teacher).to(settings.device)
         self.optimizers = optimizers(self.pupil, settings.rate)
         self.step, self.pictures, self.seconds = 0, 0, 0.0
         self.accuracy: dict[str, float] = {}
@@ -240,16 +256,18 @@ class Schooling:
         batch = batch.to(self.settings.device)
         set_rate(self.optimizers, self.settings.rate_at(self.step))
         with torch.autocast(self.settings.device, torch.bfloat16):
-            logits, readouts = self.pupil(batch)
-        wanted = batch.targets[batch.targets >= 0]
-        answers = nn.functional.cross_entropy(logits.float(), wanted)
+            logits, readouts = self.pupil(batch, self.step < self.settings.looking)
+        answers = torch.zeros((), device=self.settings.device)
+        if logits is not None:
+            answers = nn.functional.cross_entropy(logits.float(), batch.targets[batch.targets >= 0])
         (answers + self.settings.reading_out * torch.stack(list(readouts.values())).sum()).backward()
         norm = nn.utils.clip_grad_norm_(self.pupil.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.step, self.pictures = self.step + 1, self.pictures + len(batch.ids)
-        self._note_accuracy(logits, batch, name_of(lesson))
+        if logits is not None:
+            self._note_accuracy(logits, batch, name_of(lesson))
         self.seconds += time.monotonic() - began
         return {
             "step": self.step,
@@ -295,6 +313,7 @@ class Schooling:
             "minutes": round(self.seconds / 60, 1),
             "rate": self.settings.rate,
             "gain": self.settings.gain,
+            "looking": self.settings.looking,
             "seed": self.settings.seed,
             "machine": machine(self.settings.device),
         }

@@ -24,8 +24,8 @@ def document(rng: np.random.Generator, side: int = SIDE) -> Drawn:
 
 def glance(rng: np.random.Generator, side: int = SIDE) -> Drawn:
     """A document with one or two short lines or a table of digits, to learn reading from; not a task of its own."""
-    if rng.random() < 0.6:
-        return _lines(rng, side, count=int(rng.integers(1, 3)), length=int(rng.integers(1, 4)))
+    if rng.random() < 0.75:
+        return _lines(rng, side, count=int(rng.integers(1, 3)), length=int(rng.integers(1, 3)))
     return _table(rng, side, length=1)
 
 
