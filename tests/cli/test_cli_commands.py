@@ -158,6 +158,19 @@ def test_resume_measures_only_what_is_missing(bench: Any, tmp_path: Path, monkey
     assert results(tmp_path)[:3] == before
 
 
+@pytest.mark.parametrize(("options", "batches"), [((), 3), (("--timed", 1), 1)])
+def test_timed_batches(bench: Any, monkeypatch: pytest.MonkeyPatch, options: tuple[Any, ...], batches: int) -> None:
+    timed = []
+    limit = measure_module.oracle.prefill_seconds
+    monkeypatch.setattr(measure_module.oracle, "prefill_seconds", lambda *a, **kw: timed.append(a) or limit(*a, **kw))
+
+    result = bench("--methods", "none", *options)
+
+    assert result.exit_code == 0, result.output
+    cells = 3  # none, random and uniform
+    assert len(timed) == cells * batches
+
+
 def test_resume_with_nothing_missing_shows_the_table_again(bench: Any) -> None:
     first = bench("--methods", "none")
 

@@ -26,11 +26,14 @@ from saccade.core.errors import SaccadeError
 from saccade.core.files import write_json, write_whole
 from saccade.core.recipe import NONE
 
+TIMED = 3
+
 
 @dataclass(frozen=True)
 class Settings:
     """What every cell of a folder has in common; cells under other settings could not be compared with them.
 
+    timed: batches of a cell on which the unmodified model and the physical limit are timed as well.
     data: the file of the user's own questions, with its digest (`saccade.tasks.files.digest`), the metric of rows that
         name none, and the longest answer; None where the tasks are generated.
     """
@@ -42,6 +45,7 @@ class Settings:
     dtype: str
     batch_size: int
     companion: str | None = None
+    timed: int = TIMED
     data: str | None = None
     digest: str | None = None
     metric: str | None = None

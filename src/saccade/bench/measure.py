@@ -22,9 +22,6 @@ from saccade.core.report import Report
 from saccade.engine import oracle
 from saccade.tasks import Question, evidence_cells
 
-COMPARED_BATCHES = 3
-"""Batches on which the physical limit and the unmodified model are timed as well."""
-
 Questions = Sequence[Question]
 
 
@@ -66,7 +63,7 @@ def measure(
         # A session for each batch: comparisons are timed between them, and methods that draw do not stake all on one draw.
         seed = settings.seed * len(batches) + number
         shown = max(0, EXAMPLES - number * size)
-        done.append(_answer(checkpoint, cell, batch, seed, shown, compare=number < COMPARED_BATCHES))
+        done.append(_answer(checkpoint, cell, batch, seed, shown, compare=number < settings.timed))
         advance(len(batch))
     return _summarise(done)
 

@@ -119,6 +119,10 @@ def bench(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 25,
+    timed: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Batches of each cell on which the unmodified model and the limit are timed."),
+    ] = 3,
     companion: Companion = None,
     ray: Annotated[
         str | None,
@@ -150,7 +154,7 @@ def bench(
 
     own = OwnData(data, metric, max_new_tokens)
     common = (model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion)
-    work(BenchRequest(*common, own, ray, workers))
+    work(BenchRequest(*common, own, ray, workers, timed))
 
 
 @bench_app.command()

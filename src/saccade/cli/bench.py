@@ -13,7 +13,7 @@ from rich.text import Text
 from saccade import reference
 from saccade.bench import checkpoint
 from saccade.bench.cells import Cell, parse_keeps, parse_methods, plan
-from saccade.bench.folder import ResultFolder, Settings
+from saccade.bench.folder import TIMED, ResultFolder, Settings
 from saccade.bench.measure import measure_with
 from saccade.bench.questions import about_data, ask, best_constant
 from saccade.bench.run import run
@@ -50,6 +50,7 @@ class BenchRequest:
     data: OwnData = GENERATED
     ray: str | None = None
     workers: int | None = None
+    timed: int = TIMED
 
 
 def bench(request: BenchRequest) -> None:
@@ -62,7 +63,8 @@ def bench(request: BenchRequest) -> None:
     elsewhere = request.ray and request.device != "auto"
     device = request.device if elsewhere else checkpoint.resolve_device(request.device)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
-    settings = Settings(request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
+    common = (request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
+    settings = Settings(*common, request.timed)
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, **request.data.asked())
     folder = ResultFolder(request.out, settings, resume=request.resume)
