@@ -42,6 +42,9 @@ def extend(
         Path | None, typer.Option(help="Checkpoint of the model with tiles whose vision tower the qwen model's imitates.")
     ] = None,
     looking: Annotated[int, typer.Option(min=0, help="Steps at the beginning in which the vision tower learns alone.")] = 0,
+    large_from: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the steps after which large pictures come, too.")
+    ] = 0.15,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -58,7 +61,7 @@ def extend(
         )
     if teacher is not None and not (teacher / "config.json").is_file():
         raise SaccadeError(f"teacher={str(teacher)!r}: must be a checkpoint folder")
-    learning = {"rate": rate, "gain": gain, "teacher": teacher, "looking": looking}
+    learning = {"rate": rate, "gain": gain, "teacher": teacher, "looking": looking, "large_from": large_from}
     settings = Settings(kind, steps, tuple(start or [path()]), **learning, seed=seed, device=device)
     school(folder, settings, _interrupted().is_set)
 

@@ -29,11 +29,10 @@ from .windows import packed_mask
 
 @dataclass(frozen=True)
 class Course:
-    """What a model learns: lessons in small pictures, from a share ``large_from`` of the steps on in large ones, too."""
+    """What a model learns: lessons in small pictures, later in large ones, too."""
 
     small: tuple[Lesson, ...]
     large: tuple[Lesson, ...]
-    large_from: float
 
 
 def _lessons(side: int, pictures: int, text: int, *tasks: str) -> tuple[Lesson, ...]:
@@ -53,8 +52,7 @@ COURSES = {
             *_lessons(96, 16, 72, "spine", "spine", "characters", "characters", "glance", *_FIELDS),
             *_lessons(96, 8, 72, "compare"),
         ),
-        large=_lessons(192, 8, 112, *_FIELDS),
-        large_from=0.15,
+        large=_lessons(192, 8, 112, *_FIELDS, *_FIELDS),
     ),
     "qwen": Course(
         small=(
@@ -63,8 +61,7 @@ COURSES = {
             *_lessons(96, 16, 72, "events", "moment"),
             *_lessons(96, 8, 48, "stream"),
         ),
-        large=_lessons(192, 20, 112, *_FIELDS),
-        large_from=0.15,
+        large=_lessons(192, 20, 112, *_FIELDS, *_FIELDS),
     ),
 }
 
@@ -76,7 +73,7 @@ class Settings:
     ``start``: the checkpoints whose weights it begins with, later ones on top. ``gain``: factor on what the projector gives
     at the start; a decoder reads visual tokens as long as those it learnt to read at once, hardly any that are much shorter.
     ``teacher``: a checkpoint with a CLIP tower for the qwen model's to imitate. ``looking``: steps at the beginning in which
-    the vision tower learns alone.
+    the vision tower learns alone. ``large_from``: share of the steps after which large pictures come, too.
     """
 
     kind: str
@@ -90,6 +87,7 @@ class Settings:
     gain: float = 1.0
     teacher: Path | None = None
     looking: int = 0
+    large_from: float = 0.15
     dimensions: Dimensions = field(default_factory=Dimensions)
     device: str = "cpu"
 
@@ -100,7 +98,7 @@ class Settings:
     def lesson(self, step: int, accuracy: dict[str, float]) -> Lesson:
         """The lesson of a step: most often what half succeeds; seldom what is known or out of reach."""
         course = COURSES[self.kind]
-        lessons = course.small + (course.large if step >= course.large_from * self.steps else ())
+        lessons = course.small + (course.large if step >= self.large_from * self.steps else ())
         if step < self.looking:
             lessons = tuple(lesson for lesson in course.small if lesson.task in _LOOKED_AT)
         right = np.array([accuracy.get(name_of(lesson), 0.0) for lesson in lessons])
