@@ -122,12 +122,12 @@ def page(done: dict[str, Results]) -> list[str]:
         "Written by `benchmarks/results.py`: every registered method on the embedded reference models, at three budgets.",
         "Scores in percent ± half the 95 % interval, on the same questions for all. **Bold**: better than `random` at the",
         "same budget beyond noise (paired bootstrap); *italic*: worse. Methods without `keep` have three settings instead",
-        "and stand against the largest budget of `random` that is as fast. `keep` is the share of visual tokens, of cached",
-        "entries for cache methods, which read the whole prompt before they drop any. *Evidence* is the share of the patches",
-        "that hold the answer entering the last layer, *speed-up* that of the language model's prefill (timed right beside the",
-        "unmodified model), *of limit* what that is of the physical limit, a model that never had the other tokens; all are",
-        "means over tasks. The models are small: what a method does to their answers says more about where it looks than about",
-        "the loss on a large model.",
+        "and stand against the largest budget of `random` that is as fast. `keep` is the share of visual tokens, of",
+        "cached entries for cache methods, which read the whole prompt before they drop any. *Evidence* is the share of",
+        "the patches that hold the answer entering the last layer, *speed-up* that of the language model's prefill (timed",
+        "right beside the unmodified model), *of limit* what that is of the physical limit, a model that never had the",
+        "other tokens; all are means over tasks. The models are small: what a method does to their answers says more",
+        "about where it looks than about the loss on a large model.",
     ]
     for model, results in done.items():
         lines += ["", f"## {model}", "", *_model(model, results)]
