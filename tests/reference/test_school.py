@@ -12,7 +12,7 @@ from saccade.reference.extended import IDS, KINDS, WORDS, start_from
 from saccade.reference.lessons import IGNORE, NAMES, Lesson, draw_batch
 from saccade.reference.model import END, IMAGE, TOKEN_IDS, Dimensions
 from saccade.reference.school import COURSES, Schooling, Settings, name_of, school
-from saccade.reference.teacher import windows
+from saccade.reference.teacher import window_order, windows
 from saccade.reference.windows import packed_mask
 
 TINY = Dimensions(head_width=16, vision_width=32, vision_layers=3, decoder_width=32, decoder_layers=2, decoder_mlp=48)
@@ -75,6 +75,8 @@ def test_labels_name_what_a_cell_shows(kind):
         assert len(shown) == 1
     assert batch.rows.max() < 12
     assert batch.columns.max() < 12
+    assert batch.shown.any((1, 2)).all()
+    assert batch.shown.float().mean() < 0.1
 
 
 def test_large_pictures_come_late():
@@ -130,7 +132,7 @@ def test_a_start_gives_its_weights():
 def test_windows_are_the_teachers_pictures(side):
     batch = draw_batch("qwen", Lesson("screen", side, 2, 40), seed=0, step=0)
     tiled = draw_batch("tiles", Lesson("screen", side, 2, 40), seed=0, step=0)
-    shown = windows(batch.vision["pixel_values"], batch.vision["image_grid_thw"])
+    shown = windows(batch.vision["pixel_values"], window_order(batch.vision["image_grid_thw"]))
     # The teacher's processor gives an overview and then the tiles; small pictures are enlarged for those.
     wanted = tiled.vision["pixel_values"][:, :1] if side == 96 else tiled.vision["pixel_values"][:, 1:5]
     torch.testing.assert_close(shown, wanted.flatten(0, 1))

@@ -62,6 +62,12 @@ class Batch:
     rows: torch.Tensor
     columns: torch.Tensor
 
+    @property
+    def shown(self) -> torch.Tensor:
+        """Whether a cell shows a shape, a colour or a character: bool ``[B, V, S]``."""
+        nothing = torch.tensor([len(names) for names in NAMES], device=self.names.device)
+        return ((self.names != nothing[:, None, None, None]) & (self.names != IGNORE)).any(0)
+
     def to(self, device: str) -> Batch:
         """The same batch on a device."""
         moved = {field.name: getattr(self, field.name) for field in fields(self)}

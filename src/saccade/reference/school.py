@@ -141,7 +141,7 @@ class Pupil(nn.Module):
         table = self.model.get_input_embeddings().weight
         losses = self._readouts(visual.float(), batch, table.detach() if looking else table)
         if self.imitation is not None:
-            losses |= self.imitation(batch.vision, seen.last_hidden_state)
+            losses |= self.imitation(batch.vision, seen.last_hidden_state, batch.shown.flatten(0, 1))
         return None if looking else self._answers(batch, visual), losses
 
     def _answers(self, batch: Batch, visual: Tensor) -> Tensor:

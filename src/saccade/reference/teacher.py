@@ -14,6 +14,8 @@ from saccade.tasks.scenes import SIZE
 from saccade.tasks.spine import PATCH
 
 _GRID = SIZE // PATCH
+_EMPTY = 0.1
+"""Weight of a patch that shows nothing."""
 
 
 class Imitation(nn.Module):
@@ -35,25 +37,40 @@ class Imitation(nn.Module):
         widths = student.config.hidden_size, self._teacher[0].config.hidden_size
         self.maps = nn.ModuleList(nn.Linear(*widths) for _ in range(2))
 
-    def forward(self, vision: dict[str, Tensor], late: Tensor) -> dict[str, Tensor]:
-        """The losses by name, for what the encoder was given and the ``late`` features that it gave ``[patches, width]``."""
-        pixels = windows(vision["pixel_values"], vision["image_grid_thw"])
+    def forward(self, vision: dict[str, Tensor], late: Tensor, shown: Tensor) -> dict[str, Tensor]:
+        """The losses by name.
+
+        Args:
+            vision: what the encoder was given.
+            late: the features that it gave, ``[patches, width]`` in the order of its windows.
+            shown: whether a patch shows something, ``[patches / 4, 4]`` in the order of merged patches.
+        """
+        patches, order = vision["pixel_values"], window_order(vision["image_grid_thw"])
         with torch.no_grad():
+            pixels = windows(patches, order)
             hidden = self._teacher[0].to(pixels.device)(pixels, output_hidden_states=True).hidden_states
         pairs = ((self._early.pop(), hidden[self._half]), (late, hidden[self._late]))
         self._early.clear()
-        losses = [self._loss(number, ours, theirs) for number, (ours, theirs) in enumerate(pairs)]
+        # Most of a page is empty, and would be nearly all of the loss.
+        weights = torch.where(shown[order].flatten(), 1.0, _EMPTY)
+        losses = [self._loss(number, *pair, weights) for number, pair in enumerate(pairs)]
         return dict(zip(("imitated_early", "imitated_late"), losses, strict=True))
 
-    def _loss(self, number: int, ours: Tensor, theirs: Tensor) -> Tensor:
+    def _loss(self, number: int, ours: Tensor, theirs: Tensor, weights: Tensor) -> Tensor:
         wanted = _merge_order(theirs[:, 1:].float())
-        told = self.maps[number](nn.functional.layer_norm(ours.float(), ours.shape[-1:]))
-        return nn.functional.mse_loss(told.float(), nn.functional.layer_norm(wanted, wanted.shape[-1:]))
+        told = self.maps[number](nn.functional.layer_norm(ours.float(), ours.shape[-1:])).float()
+        missed = (told - nn.functional.layer_norm(wanted, wanted.shape[-1:])).square().mean(-1)
+        return (weights * missed).sum() / weights.sum()
 
 
-def windows(patches: Tensor, grids: Tensor) -> Tensor:
+def window_order(grids: Tensor) -> Tensor:
+    """Merged patches ``[N / 4]`` in the order in which Qwen2.5-VL's windows take them."""
+    order: Tensor = get_vision_window_index(grids, spatial_merge_size=2, window_size=SIZE, patch_size=PATCH)[0]
+    return order
+
+
+def windows(patches: Tensor, order: Tensor) -> Tensor:
     """The pictures of Qwen2.5-VL's windows ``[W, 3, 96, 96]`` from its flattened patches ``[N, 3 * 2 * 8 * 8]``."""
-    order, _ = get_vision_window_index(grids, spatial_merge_size=2, window_size=SIZE, patch_size=PATCH)
     # A picture is two equal frames of a film, and patches come two by two.
     first = patches.view(-1, 4, 3, 2, PATCH, PATCH)[:, :, :, 0][order]
     tokens = first.view(-1, _GRID // 2, _GRID // 2, 2, 2, 3, PATCH, PATCH)
