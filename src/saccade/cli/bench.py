@@ -10,7 +10,6 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
-from saccade import reference
 from saccade.bench import checkpoint
 from saccade.bench.cells import Cell, parse_keeps, parse_methods, plan
 from saccade.bench.folder import TIMED, ResultFolder, Settings
@@ -20,7 +19,7 @@ from saccade.bench.run import run
 from saccade.bench.summary import drops, means, no_better_than_random
 from saccade.cli.console import diagnostics, output
 from saccade.cli.one_line import INTERRUPTED
-from saccade.cli.own_data import GENERATED, OwnData, task_names
+from saccade.cli.own_data import GENERATED, OwnData, task_names, taught
 from saccade.cli.progress import BenchProgress
 from saccade.core.errors import SaccadeError
 from saccade.core.files import write_json
@@ -122,5 +121,4 @@ def _note(task: str, settings: Settings) -> TaskNote:
 
 def _below_floor(model: str) -> set[str]:
     """Tasks that a reference model did not learn well enough, by its own evaluation."""
-    measured = reference.evaluation(reference.path(model)) if model in reference.MODELS else {}
-    return {task for task, result in measured.items() if result["below_floor"]}
+    return {task for task, result in taught(model).items() if result["below_floor"]}

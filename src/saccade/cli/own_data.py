@@ -26,6 +26,17 @@ class OwnData:
         assert self.path is not None
         return files.read(self.path, **self.asked())
 
+    def divide(self, share: float, seed: int) -> tuple[list[Question], list[Question]]:
+        """All of them in two parts that share no picture, neither of them empty."""
+        parts = files.divide(self.read(), share, seed)
+        if not all(parts):
+            first, second = map(len, parts)
+            raise SaccadeError(
+                f"data={str(self.path)!r}: must have questions about more pictures: divided by picture, these are "
+                f"{first} and {second} questions, and neither part may be empty"
+            )
+        return parts
+
     def asked(self) -> dict[str, Any]:
         """How they are scored and how long answers may be, defaults filled in."""
         metric, longest = self.metric or files.METRIC, self.max_new_tokens or files.MAX_NEW_TOKENS
@@ -57,8 +68,7 @@ def task_names(text: str | None, own: OwnData, model: str) -> Sequence[str]:
 def parse_tasks(text: str, model: str) -> Sequence[str]:
     """Task names from a list separated by commas; ``all`` are all, or those that a reference ``model`` was taught."""
     if text.strip() == "all":
-        taught = reference.evaluation(reference.path(model)) if model in reference.MODELS else {}
-        return tuple(taught) or tasks.TASKS
+        return tuple(taught(model)) or tasks.TASKS
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in tasks.TASKS:
@@ -66,3 +76,8 @@ def parse_tasks(text: str, model: str) -> Sequence[str]:
             hint = f"did you mean {close[0]!r}?" if close else f"must be all or some of {', '.join(tasks.TASKS)}"
             raise SaccadeError(f"tasks={name!r}: {hint}")
     return names
+
+
+def taught(model: str) -> dict[str, dict[str, Any]]:
+    """The tasks that a reference model was taught, with its own evaluation; nothing of any other model."""
+    return reference.evaluation(reference.path(model)) if model in reference.MODELS else {}

@@ -23,12 +23,10 @@ from saccade.bench.probes.kept import Kept
 from saccade.cli.console import diagnostics, output
 from saccade.cli.one_line import INTERRUPTED
 from saccade.cli.own_data import OwnData, task_names
-from saccade.core.errors import SaccadeError
 from saccade.report.probe_picture import draw_probe
-from saccade.tasks import Question, files
+from saccade.tasks import Question
 
 Asked = dict[str, list[Question]]
-_SPLITS = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class ProbeRequest:
 
 def information_horizon(request: ProbeRequest, options: HorizonOptions) -> None:
     """From which layer on the visual tokens no longer matter."""
-    _, asked = _asked(request)
+    (asked,) = _asked(request, "test")
     loaded = _load(request)
     kept = _kept(request, horizon_run.PROBE, window=options.window, leave_one_out=options.leave_one_out)
     with _bar(horizon_steps(asked, options, loaded.layers)) as bar:
@@ -58,7 +56,7 @@ def information_horizon(request: ProbeRequest, options: HorizonOptions) -> None:
 
 def embedlens(request: ProbeRequest, top_k: int | None) -> None:
     """Which visual tokens are sinks, dead and alive."""
-    others, asked = _asked(request)
+    others, asked = _asked(request, "validation", "test")
     # Not the questions with which it is then seen what the kinds are good for.
     pictures = [question for questions in others.values() for question in questions]
     loaded = _load(request)
@@ -70,17 +68,13 @@ def embedlens(request: ProbeRequest, top_k: int | None) -> None:
     _show(request, embedlens_run.PROBE, charts, {name: getattr(hints, name) for name in embedlens_run.HINTS})
 
 
-def _asked(request: ProbeRequest) -> tuple[Asked, Asked]:
-    """Questions by task to get to know the pictures by, and others to ask."""
+def _asked(request: ProbeRequest, *splits: str) -> list[Asked]:
+    """Questions by task, of each split; of the user's own data, one half of the pictures is for validation."""
     names = task_names(request.tasks, request.data, request.model)
     if request.data.path is None:
-        known, asked = ({task: tasks.questions(task, request.n, request.seed, split) for task in names} for split in _SPLITS)
-        return known, asked
-    known, asked = (part[: request.n] for part in files.divide(request.data.read(), 0.5, request.seed))
-    if not (known and asked):
-        raise SaccadeError(f"data={str(request.data.path)!r}: must have questions about several pictures")
-    (name,) = names
-    return {name: known}, {name: asked}
+        return [{task: tasks.questions(task, request.n, request.seed, split) for task in names} for split in splits]
+    halves = dict(zip(("validation", "test"), request.data.divide(0.5, request.seed), strict=True))
+    return [{name: halves[split][: request.n] for name in names} for split in splits]
 
 
 def _load(request: ProbeRequest) -> Checkpoint:

@@ -24,7 +24,6 @@ from saccade.core.errors import SaccadeError
 from saccade.core.recipe import NONE
 from saccade.engine.hosting import verdicts
 from saccade.models.anatomy import anatomy
-from saccade.tasks import files
 
 if TYPE_CHECKING:
     from saccade.tune.goal import Goal
@@ -163,12 +162,7 @@ def questions(request: TuneRequest) -> tuple[Ask, Ask]:
     """Those of the search, and those held out: generated ones without end, or a third and the rest of the user's own."""
     if request.data.path is None:
         return partial(_draw, request.seed, "validation"), partial(_draw, request.seed, "test")
-    searched, held = files.divide(request.data.read(), _SEARCHED, request.seed)
-    if not (searched and held):
-        raise SaccadeError(
-            f"data={str(request.data.path)!r}: must have questions about more pictures: a third is searched with, the rest "
-            f"held out, and these are {len(searched)} and {len(held)} questions"
-        )
+    searched, held = request.data.divide(_SEARCHED, request.seed)
     return partial(_take, searched), partial(_take, held)
 
 
