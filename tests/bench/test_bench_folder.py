@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from saccade.bench import folder as folder_module
 from saccade.bench.cells import plan
@@ -73,7 +74,7 @@ def test_what_a_killed_run_left_half_written_is_in_nobody_s_way(folder: ResultFo
     fresh = ResultFolder(folder.path, settings)
     fresh.begin()
 
-    assert sorted(os.listdir(fresh.path)) == ["cells", "examples", "settings.json"]
+    assert sorted(os.listdir(fresh.path)) == [".lock", "cells", "examples", "settings.json"]
 
 
 def test_a_folder_with_results_is_refused_unless_resumed(folder: ResultFolder, settings: Settings) -> None:
@@ -81,6 +82,14 @@ def test_a_folder_with_results_is_refused_unless_resumed(folder: ResultFolder, s
 
     with pytest.raises(SaccadeError, match="--resume"):
         ResultFolder(folder.path, settings)
+
+
+def test_a_folder_in_which_another_run_works_is_refused_until_that_ends(tmp_path: Path, settings: Settings) -> None:
+    other = FileLock(tmp_path / ".lock")
+    with other, pytest.raises(SaccadeError, match="another run works in it"):
+        ResultFolder(tmp_path, settings)
+
+    ResultFolder(tmp_path, settings).begin()
 
 
 def test_a_resumed_folder_knows_its_finished_cells(folder: ResultFolder, settings: Settings) -> None:

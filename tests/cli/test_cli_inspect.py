@@ -13,7 +13,7 @@ from PIL import Image
 import saccade
 from saccade import tasks
 from saccade.bench import checkpoint
-from saccade.bench.measure import evidence_recall
+from saccade.bench.measure import evidence_recalls
 from saccade.cli.inspect import look
 from saccade.core.files import write_whole
 from saccade.core.recipe import Recipe
@@ -74,7 +74,7 @@ def test_counts_and_evidence_are_the_report_s_and_the_bench_s(tiny: Path, recipe
     (alive,), (grids,) = session.trace.alive(loaded.layers), session.trace.grids
 
     assert inspection.story.stages[-1].count == session.report.visual_tokens[-1]
-    assert inspection.recalls[-1] == evidence_recall(question, grids, alive)
+    assert inspection.recalls[-1] == evidence_recalls(question, grids, [alive])[0]
     assert inspection.recalls[0] == 1
 
 

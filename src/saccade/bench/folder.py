@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from saccade.bench.cells import Cell, Key
 from saccade.bench.examples import Picture
 from saccade.bench.records import Answer, Failure, Measurement, Record
@@ -114,7 +116,7 @@ class ResultFolder(Results):
 
     def __init__(self, path: Path, settings: Settings, *, resume: bool = False) -> None:
         """Make or open the folder; refuse results that are in the way or that do not belong to ``settings``."""
-        claim(path, asdict(settings), "bench", resume=resume)
+        self._lock = claim(path, asdict(settings), "bench", resume=resume)
         super().__init__(path, settings)
         self.failures: list[Failure] = []
         self._places: dict[Key, int] = {}
@@ -171,15 +173,25 @@ class ResultFolder(Results):
         return replace(picture, png=name)
 
 
-def claim(path: Path, settings: Mapping[str, Any], kind: str, *, resume: bool) -> None:
+def claim(path: Path, settings: Mapping[str, Any], kind: str, *, resume: bool) -> BaseFileLock:
     """Make or open the folder of a run; refuse results that are in the way or that do not belong to ``settings``.
 
-    ``kind`` is what makes such a folder, in a word.
+    ``kind`` is what makes such a folder, in a word. As long as what this returns lives, no other process gets the folder.
     """
     _make_writable(path)
-    # What is hidden was left half written by a run that was killed.
-    if all(entry.name.startswith(".") for entry in path.iterdir()):
-        return
+    # What is hidden is a lock, or was left half written by a run that was killed.
+    if any(not entry.name.startswith(".") for entry in path.iterdir()):
+        _refuse_other(path, settings, kind, resume=resume)
+    # One process may open its own folder again.
+    lock = FileLock(path / ".lock", is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise SaccadeError(f"out={str(path)!r}: another run works in it; wait, or name another folder") from None
+    return lock
+
+
+def _refuse_other(path: Path, settings: Mapping[str, Any], kind: str, *, resume: bool) -> None:
     if not resume:
         raise SaccadeError(f"out={str(path)!r}: is not empty; --resume continues there, or name another folder")
     if not (path / "settings.json").is_file():

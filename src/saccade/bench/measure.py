@@ -68,18 +68,21 @@ def measure(
     return _summarise(done)
 
 
-def evidence_recall(question: Question, grids: Sequence[tuple[int, int]], alive: Sequence[Tensor]) -> float | None:
-    """Share of the question's evidence cells among the visual tokens ``alive``; None without evidence.
+def evidence_recalls(
+    question: Question, grids: Sequence[tuple[int, int]], layers: Sequence[Sequence[Tensor]]
+) -> list[float | None]:
+    """Share of the question's evidence cells among the visual tokens that enter each of ``layers``; None without evidence.
 
-    ``grids`` and ``alive`` (raster indices) as in `saccade.core.report.Trace`: one or more for each picture, in order.
+    ``grids`` and what is alive in a layer (raster indices) as in `saccade.core.report.Trace`: one or more for each picture,
+    in order.
     """
     if not question.evidence or len(grids) % len(question.images):
-        return None
-    views = len(grids) // len(question.images)
-    cells = [evidence_cells(question.evidence[number // views], *grid).ravel() for number, grid in enumerate(grids)]
+        return [None] * len(layers)
+    views, evidence = len(grids) // len(question.images), question.evidence
+    cells = [evidence_cells(evidence[number // views], *grid).ravel() for number, grid in enumerate(grids)]
     shown = sum(int(each.sum()) for each in cells)
-    seen = sum(int(each[kept.cpu().numpy()].sum()) for each, kept in zip(cells, alive, strict=True))
-    return seen / shown if shown else None
+    seen = [sum(int(each[kept.cpu().numpy()].sum()) for each, kept in zip(cells, alive, strict=True)) for alive in layers]
+    return [each / shown if shown else None for each in seen]
 
 
 def _warm_up(checkpoint: Checkpoint, cell: Cell, batch: Questions) -> None:
@@ -98,7 +101,7 @@ def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, sho
     report, trace = session.report, session.trace
     alive = [trace.alive(layer) for layer in range(checkpoint.layers)]
     recalls = [
-        [evidence_recall(q, grids, layer[b]) for layer in alive] for b, (q, grids) in enumerate(zip(batch, trace.grids))
+        evidence_recalls(q, grids, [layer[b] for layer in alive]) for b, (q, grids) in enumerate(zip(batch, trace.grids))
     ]
     answered = _Batch(
         answers=[

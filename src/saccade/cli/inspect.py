@@ -16,7 +16,7 @@ import saccade
 from saccade import tasks
 from saccade.bench import checkpoint
 from saccade.bench.checkpoint import Checkpoint
-from saccade.bench.measure import evidence_recall
+from saccade.bench.measure import evidence_recalls
 from saccade.cli.console import output
 from saccade.cli.run import read_recipe
 from saccade.core.errors import SaccadeError
@@ -86,7 +86,7 @@ def look(loaded: Checkpoint, asked: Question, recipe: Recipe, seed: int) -> Insp
 def _recall(asked: Question, told: Story, stage: Stage) -> float | None:
     """Share of the evidence that goes on behind a stage: the bench's own number, and the mean of shares."""
     if stage.share is None or not asked.evidence:
-        return evidence_recall(asked, told.grids, [torch.from_numpy(alive) for alive in stage.alive])
+        return evidence_recalls(asked, told.grids, [[torch.from_numpy(alive) for alive in stage.alive]])[0]
     shares = [share[cells.ravel()] for share, cells in zip(stage.share, _evidence(asked, told), strict=True)]
     return float(np.concatenate(shares).mean()) if sum(map(len, shares)) else None
 

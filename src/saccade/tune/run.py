@@ -86,7 +86,7 @@ class Folder:
     """The folder of one tune: the journal, and what it came to."""
 
     def __init__(self, path: Path, settings: Settings, *, resume: bool = False) -> None:
-        claim(path, settings.to_json(), "tune", resume=resume)
+        self._lock = claim(path, settings.to_json(), "tune", resume=resume)
         self.path = path
         self.settings = settings
         self._provenance = provenance("optuna")
