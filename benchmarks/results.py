@@ -3,8 +3,7 @@
 python benchmarks/results.py                 # measures what is missing in runs/results, then writes docs/results.md
 python benchmarks/results.py --models ""     # only writes the page from what is there
 
-It takes hours on a CPU. Stop it whenever you like: the same command goes on. With several cores give each model a process
-of its own (--models reference-qwen, OMP_NUM_THREADS=1).
+It takes hours on a CPU. Stop it whenever you like: the same command goes on. --workers 2 measures two cells at a time.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from saccade.bench.records import Record
 from saccade.bench.statistics import beats
 from saccade.bench.summary import Mean, means
 from saccade.cli.bench import CELLS_FAILED, BenchRequest, bench
+from saccade.cli.ray_option import THIS_MACHINE
 from saccade.core.errors import SaccadeError
 from saccade.core.recipe import NONE, Recipe
 from saccade.engine.check import check
@@ -59,11 +59,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="reference-qwen,reference-tiles")
     parser.add_argument("--n", type=int, default=300, help="questions per task")
+    parser.add_argument("--workers", type=int, help="measure so many cells side by side, on Ray")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     arguments = parser.parse_args()
     for model in filter(None, arguments.models.split(",")):
-        measure(model, arguments.n, arguments.folder / model)
+        measure(model, arguments.n, arguments.workers, arguments.folder / model)
     done = {
         model: Results.open(arguments.folder / model) for model in reference.MODELS if (arguments.folder / model).is_dir()
     }
@@ -71,7 +72,7 @@ def main() -> None:
     print(arguments.page)
 
 
-def measure(model: str, n: int, folder: Path) -> None:
+def measure(model: str, n: int, workers: int | None, folder: Path) -> None:
     """Run the bench, going on where it stopped; cells that fail are in the folder's failures.json."""
     recipes, _ = hosted(model)
     request = BenchRequest(
@@ -90,6 +91,8 @@ def measure(model: str, n: int, folder: Path) -> None:
         companion=None,
         # Speeds are means over tasks; timing more of each would take a quarter of the time.
         timed=1,
+        ray=THIS_MACHINE if workers else None,
+        workers=workers,
     )
     try:
         bench(request)
