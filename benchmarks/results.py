@@ -43,7 +43,8 @@ BUDGETS = {
     "index_preserving": ("threshold=-2.0", "threshold=0.0", "threshold=2.0"),
     "feather": ("kappa=0.5", "kappa=0.3", "kappa=0.15"),
     "hidrop": ("preset='tok80'", "preset='tok64'", "preset='tok48'"),
-    "ivc_prune": ("target=0.33", "target=0.22", "target=0.11"),
+    # The former under M-RoPE, the latter elsewhere, where anchors and seeds come on top.
+    "ivc_prune": ("target=0.33, context=0.23", "target=0.22, context=0.12", "target=0.11, context=0.01"),
     "shortv": ("frozen=0.4", "frozen=0.6", "frozen=0.8"),
     "transprune": ("ratios=(0.9, 0.75, 0.5)", "ratios=(0.875, 0.625, 0.125)", "ratios=(0.5, 0.25, 0.0)"),
     "v2drop": ("ratios=(0.75, 0.5, 0.25)", "ratios=(0.5, 0.5, 0.0)", "ratios=(0.25, 0.25, 0.0)"),
