@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from saccade.bench.folder import ResultFolder, Settings
 from saccade.bench.run import run
 from saccade.bench.statistics import beats
 from saccade.bench.summary import ALL_TASKS, Mean, drops, means, no_better_than_random, pareto
+from saccade.core.recipe import NONE
 from saccade.core.statistics import wilson
 from saccade.report.bench_table import TaskNote, bench_tables
 from saccade.report.numbers import seconds, size
@@ -187,6 +189,22 @@ def test_the_picture_is_a_png_of_readable_size(done: ResultFolder, tmp_path: Pat
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.format == "PNG"
         assert picture.width >= 1000
+
+
+def test_the_picture_grows_with_its_legend_and_settings_of_one_method_share_a_line(
+    done: ResultFolder, tmp_path: Path
+) -> None:
+    (plain,) = (mean for mean in means(done.records, done.speedup) if mean.method == NONE)
+    methods = [f"method{number}" for number in range(40)]
+    settings = [f"shortv(frozen=0.{number})" for number in range(40)]
+    for name, recipes in {"many": methods, "one": settings}.items():
+        rows = [plain, *(replace(plain, method=recipe, speedup=2.0) for recipe in recipes)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw_quality_speed(rows, tmp_path / f"{name}.png", name)
+
+    with Image.open(tmp_path / "many.png") as many, Image.open(tmp_path / "one.png") as one:
+        assert many.height > 1.8 * one.height
 
 
 def test_a_picture_without_a_single_point_is_still_drawn(tmp_path: Path) -> None:

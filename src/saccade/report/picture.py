@@ -11,12 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from saccade.bench.cells import keep_text
 from saccade.bench.summary import Mean, pareto
 from saccade.core.recipe import NONE
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette: told apart by colour-blind readers too."""
 _MARKERS = "os^Dv*P"
+_LETTER = 9
+"""Pixels that a letter of the small print is wide, at most."""
 Look = dict[str, Any]
 _REFERENCES: dict[str, Look] = {
     "random": {"color": "#888888", "linestyle": "--", "marker": "x"},
@@ -25,23 +28,36 @@ _REFERENCES: dict[str, Look] = {
 
 
 def draw_quality_speed(means: Sequence[Mean], path: Path, title: str) -> None:
-    """Draw retention against prefill speed-up as PNG: one line for each method over its budgets, and the Pareto front."""
-    # Figure, not pyplot: no global state and no display.
-    figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    _draw_unmodified(axes)
-    _draw_front(axes, pareto(means))
+    """Draw retention against prefill speed-up as PNG: each method over its budgets or settings, and the Pareto front."""
     lines: dict[str, list[Mean]] = {}
     for mean in means:
         if mean.method != NONE and mean.retention is not None:
-            lines.setdefault(mean.method, []).append(mean)
+            lines.setdefault(_line(mean), []).append(mean)
+    # Figure, not pyplot: no global state and no display. The legend must find room beside the axes.
+    figure = Figure(figsize=(9, max(5.5, 1 + 0.26 * len(lines))), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    _draw_unmodified(axes)
+    _draw_front(axes, pareto(means))
     looks = iter(range(len(lines)))
-    drawn = [(points, _REFERENCES.get(method) or _look(next(looks))) for method, points in lines.items()]
-    for points, look in drawn:
-        _draw_line(axes, points, look)
+    drawn = [(points, _REFERENCES.get(line) or _look(next(looks))) for line, points in lines.items()]
+    for line, (points, look) in zip(lines, drawn):
+        _draw_line(axes, line, points, look)
     _dress(axes, title)
+    # Only now is known where on the picture the points are.
+    figure.draw_without_rendering()
     _write_budgets(axes, drawn)
     figure.savefig(path, format="png")
+
+
+def _line(mean: Mean) -> str:
+    """What a point belongs to: its recipe, or, where that alone says how much is saved, its method."""
+    name, _, settings = mean.method.partition("(")
+    return mean.method if keep_text(mean.keep) or " + " in settings else name
+
+
+def _mark(mean: Mean) -> str:
+    """What tells a point from the others of its line."""
+    return keep_text(mean.keep) or mean.method.partition("(")[2].removesuffix(")")
 
 
 def _draw_unmodified(axes: Axes) -> None:
@@ -57,30 +73,32 @@ def _draw_front(axes: Axes, front: Sequence[Mean]) -> None:
     axes.plot(speed, quality, color="#f2d98d", linewidth=5, solid_capstyle="round", label="Pareto front", zorder=2)
 
 
-def _draw_line(axes: Axes, points: Sequence[Mean], look: Look) -> None:
+def _draw_line(axes: Axes, line: str, points: Sequence[Mean], look: Look) -> None:
     speed = [point.speedup for point in points]
     quality = [point.retention for point in points]
-    axes.plot(speed, quality, label=fill(points[0].method, 30), linewidth=1.8, markersize=6.5, zorder=3, **look)
+    axes.plot(speed, quality, label=fill(line, 34), linewidth=1.8, markersize=6.5, zorder=3, **look)
 
 
 def _write_budgets(axes: Axes, drawn: Sequence[tuple[Sequence[Mean], Look]]) -> None:
-    """Write the budget at each point, except where another number stands already."""
-    taken: list[tuple[float, float]] = []
+    """Write the budget (or the settings) at each point, except where another text stands already."""
+    taken: list[tuple[float, float, float]] = []
     for points, look in drawn:
         for point in points:
+            text = _mark(point)
             x, y = axes.transData.transform((point.speedup, point.retention))
-            if point.keep is None or any(abs(x - left) < 40 and abs(y - up) < 18 for left, up in taken):
+            end = x + _LETTER * len(text)
+            if not text or any(x < right and left < end and abs(y - up) < 2 * _LETTER for left, right, up in taken):
                 continue
-            taken.append((x, y))
+            taken.append((x, end, y))
             at = (point.speedup, point.retention)
-            axes.annotate(str(point.keep), at, (4, 4), textcoords="offset points", fontsize=6.5, color=look["color"])
+            axes.annotate(text, at, (4, 4), textcoords="offset points", fontsize=6.5, color=look["color"])
 
 
 def _look(number: int) -> Look:
     return {
         "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        # A second round through the colours is told apart by its dashes.
+        # In every round another marker for each colour.
+        "marker": _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
         "linestyle": "-" if number < len(_COLOURS) else "-.",
     }
 
@@ -95,4 +113,6 @@ def _dress(axes: Axes, title: str) -> None:
     axes.grid(color="#f0f0f0")
     axes.set_axisbelow(True)
     axes.margins(0.08)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9, title="small numbers: keep")
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9, title="small print: keep, or settings"
+    )
