@@ -29,6 +29,7 @@ from saccade.core.recipe import NONE, Recipe
 from saccade.engine.check import check
 from saccade.engine.hosting import Verdict, verdicts
 from saccade.models.anatomy import anatomy
+from saccade.report.picture import draw_quality_speed
 
 KEEPS = "0.33,0.22,0.11"
 RECIPES = {
@@ -69,7 +70,9 @@ def main() -> None:
     done = {
         model: Results.open(arguments.folder / model) for model in reference.MODELS if (arguments.folder / model).is_dir()
     }
-    arguments.page.write_text("\n".join(page(done)) + "\n")
+    for model, results in done.items():
+        draw_quality_speed(_complete(means(results.records, results.speedup)), picture(arguments.page, model), model)
+    arguments.page.write_text("\n".join(page(done, arguments.page)) + "\n")
     print(arguments.page)
 
 
@@ -118,7 +121,12 @@ def hosted(model: str) -> tuple[list[str], list[Verdict]]:
     return recipes, refused
 
 
-def page(done: dict[str, Results]) -> list[str]:
+def picture(page: Path, model: str) -> Path:
+    """Where the picture of a model's results lies, beside the page."""
+    return page.with_name(f"{page.stem}-{model}.png")
+
+
+def page(done: dict[str, Results], path: Path) -> list[str]:
     """The page in Markdown, line by line."""
     lines = [
         "# Results",
@@ -135,7 +143,14 @@ def page(done: dict[str, Results]) -> list[str]:
     ]
     for model, results in done.items():
         lines += ["", f"## {model}", "", *_model(model, results)]
+        lines += ["", f"![Score retained against prefill speed-up]({picture(path, model).name})"]
     return lines
+
+
+def _complete(over_tasks: Sequence[Mean]) -> list[Mean]:
+    """Those over all tasks that were measured so far."""
+    every = max((mean.tasks for mean in over_tasks), default=0)
+    return [mean for mean in over_tasks if mean.tasks == every]
 
 
 def _model(model: str, results: Results) -> list[str]:
@@ -210,26 +225,35 @@ def _against_random(results: Results, record: Record, rivals: Mapping[str, str])
 
 def _story(over_tasks: Sequence[Mean], records: Sequence[Record], verdicts: Mapping[Key, int]) -> list[str]:
     """What the tables say, in sentences, and how often each method does better than random selection."""
-    every = max((mean.tasks for mean in over_tasks), default=0)
     plain = [mean for mean in over_tasks if mean.method == NONE]
     sentences = [
         f"The unmodified model scores {100 * mean.score:.0f} % in the mean over {mean.tasks} tasks." for mean in plain
     ]
     for keep in map(keep_text, parse_keeps(KEEPS)):
-        rows = [mean for mean in over_tasks if keep_text(mean.keep) == keep and mean.tasks == every]
+        rows = [mean for mean in _complete(over_tasks) if keep_text(mean.keep) == keep]
         ranked = sorted((mean for mean in rows if mean.method not in REFERENCE_POINTS), key=lambda mean: -mean.score)
         random = next((mean for mean in rows if mean.method == "random"), None)
         if ranked and random is not None:
-            best = ", ".join(f"`{mean.method}` {100 * mean.score:.0f} %" for mean in ranked[:3])
-            sentences.append(f"At {keep} the best are {best}; `random` has {100 * random.score:.0f} %.")
+            best = ", ".join(f"`{mean.method}` {_short(mean)}" for mean in ranked[:3])
+            sentences.append(f"At {keep} the best are {best}; `random` has {_short(random)}.")
+    by_method = _by_method(records, verdicts)
+    losers = [f"`{method}`" for method, found in by_method.items() if sum(verdict for _, verdict in found) < 0]
+    if losers:
+        where = Counter(record.task for record in records if verdicts[record.key] < 0)
+        most = ", ".join(f"{task} ({times})" for task, times in where.most_common(3))
+        sentences.append(f"More often worse than `random` than better are {', '.join(losers)}; most often on {most}.")
     lines = [" ".join(sentences), "", "Against `random`, all tasks and budgets:", ""]
     lines += ["| method | better | no different | worse | worse on |", "|---|---|---|---|---|"]
-    for method, found in _by_method(records, verdicts).items():
+    for method, found in by_method.items():
         counts = [sum(verdict == sign for _, verdict in found) for sign in (1, 0, -1)]
         worse = Counter(record.task for record, verdict in found if verdict < 0)
         listed = ", ".join(f"{task} ({times})" for task, times in worse.most_common())
         lines.append(f"| `{method}` | {' | '.join(map(str, counts))} | {listed} |")
     return lines
+
+
+def _short(mean: Mean) -> str:
+    return f"{100 * mean.score:.0f} % ({mean.speedup:.1f}x)"
 
 
 def _by_method(records: Sequence[Record], verdicts: Mapping[Key, int]) -> dict[str, list[tuple[Record, int]]]:
