@@ -141,8 +141,8 @@ def page(done: dict[str, Results], path: Path) -> list[str]:
         "other tokens; all are means over tasks. The models are small: what a method does to their answers says more",
         "about where it looks than about the loss on a large model.",
         "",
-        "`hidrop` is made for models that were trained with its schedule, which these were not. `alvts` drops nothing: `keep` is",
-        "what each layer works on. With `sparsevila` decoding reads a quarter of what `keep` leaves.",
+        "`hidrop` is made for models that were trained with its schedule, which these were not. `alvts` drops nothing: its",
+        "`keep` is what each layer works on. With `sparsevila` decoding reads a quarter of what `keep` leaves.",
     ]
     for model, results in done.items():
         lines += ["", f"## {model}", "", *_model(model, results)]
