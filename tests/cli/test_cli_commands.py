@@ -145,9 +145,9 @@ def test_resume_measures_only_what_is_missing(bench: Any, tmp_path: Path, monkey
     before = results(tmp_path)
     measured = []
 
-    def remember(loaded, settings, cell, questions, advance):
+    def remember(loaded, encodings, settings, cell, questions, advance):
         measured.append(cell.method)
-        return measure(loaded, settings, cell, questions, advance)
+        return measure(loaded, encodings, settings, cell, questions, advance)
 
     measure = measure_module.measure
     monkeypatch.setattr(measure_module, "measure", remember)

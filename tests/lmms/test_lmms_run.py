@@ -21,6 +21,7 @@ from lmms_eval.tasks import TaskManager
 
 from saccade.bench import checkpoint
 from saccade.bench.cells import Cell
+from saccade.bench.encodings import Encodings
 from saccade.bench.folder import Settings
 from saccade.bench.lmms.model import Saccade
 from saccade.bench.measure import measure
@@ -64,7 +65,7 @@ def test_answers_are_those_of_the_bench(recipe: str, evaluate: Evaluate, asked: 
     settings = Settings("reference", len(asked), 0, "cpu", "float32", BATCH)
     loaded = checkpoint.load("reference", "cpu", "float32")
     cell = Cell("position", recipe, None, Recipe.parse(recipe))
-    bench = measure(loaded, settings, cell, asked, lambda _: None)
+    bench = measure(loaded, Encodings(loaded.model), settings, cell, asked, lambda _: None)
 
     results = evaluate("scenes", recipe)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import saccade
 from saccade.bench.cells import Cell
 from saccade.bench.checkpoint import Checkpoint, load, resolve_device
+from saccade.bench.encodings import Encodings
 from saccade.bench.examples import EXAMPLES, Picture, illustrate
 from saccade.bench.folder import Settings
 from saccade.bench.questions import ask
@@ -47,23 +48,29 @@ def measure_with(settings: Settings, task: str) -> Measure:
     loaded = load(settings.model, resolve_device(settings.device), settings.dtype, settings.companion)
     if settings.data is not None:
         loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
-    return partial(measure, loaded, settings)
+    return partial(measure, loaded, Encodings(loaded.model), settings)
 
 
 def measure(
-    checkpoint: Checkpoint, settings: Settings, cell: Cell, questions: Questions, advance: Callable[[int], None]
+    checkpoint: Checkpoint,
+    encodings: Encodings,
+    settings: Settings,
+    cell: Cell,
+    questions: Questions,
+    advance: Callable[[int], None],
 ) -> Measurement:
     """Answer ``questions`` under the cell's recipe; ``advance`` is told how many more are answered."""
     # A conversation goes on from its own answers, so each has a cache of its own.
     size = settings.batch_size if all(len(question.turns) == 1 for question in questions) else 1
     batches = [questions[start : start + size] for start in range(0, len(questions), size)]
-    _warm_up(checkpoint, cell, batches[0])
+    encodings.about(cell.task)
+    _warm_up(checkpoint, encodings, cell, batches[0])
     done: list[_Batch] = []
     for number, batch in enumerate(batches):
         # A session for each batch: comparisons are timed between them, and methods that draw do not stake all on one draw.
         seed = settings.seed * len(batches) + number
         shown = max(0, EXAMPLES - number * size)
-        done.append(_answer(checkpoint, cell, batch, seed, shown, compare=number < settings.timed))
+        done.append(_answer(checkpoint, encodings, cell, batch, seed, shown, compare=number < settings.timed))
         advance(len(batch))
     return _summarise(done)
 
@@ -85,15 +92,19 @@ def evidence_recalls(
     return [each / shown if shown else None for each in seen]
 
 
-def _warm_up(checkpoint: Checkpoint, cell: Cell, batch: Questions) -> None:
+def _warm_up(checkpoint: Checkpoint, encodings: Encodings, cell: Cell, batch: Questions) -> None:
     """Answer a batch for nothing: the first of a shape pays for allocations and kernel choices."""
-    with saccade.attach(checkpoint.model, cell.recipe, companion=checkpoint.companion):
+    attached = saccade.attach(checkpoint.model, cell.recipe, companion=checkpoint.companion)
+    with attached as session, encodings.serve(session):
         checkpoint.answer(_inputs(checkpoint, batch), max_new_tokens=2)
 
 
-def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, shown: int, *, compare: bool) -> _Batch:
+def _answer(
+    checkpoint: Checkpoint, encodings: Encodings, cell: Cell, batch: Questions, seed: int, shown: int, *, compare: bool
+) -> _Batch:
     inputs, longest = _inputs(checkpoint, batch), batch[0].max_new_tokens
-    with saccade.attach(checkpoint.model, cell.recipe, seed=seed, companion=checkpoint.companion) as session:
+    attached = saccade.attach(checkpoint.model, cell.recipe, seed=seed, companion=checkpoint.companion)
+    with attached as session, encodings.serve(session):
         if len(batch[0].turns) == 1:
             predictions = [[said] for said in checkpoint.answer(inputs, longest)]
         else:
@@ -120,7 +131,7 @@ def _answer(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, sho
         return answered
     # Right after the run that they are compared with, so that all meet the machine in the same state.
     limit = oracle.prefill_seconds(checkpoint.model, report, repeats=1)
-    with saccade.attach(checkpoint.model, NONE) as unmodified:
+    with saccade.attach(checkpoint.model, NONE) as unmodified, encodings.serve(unmodified):
         checkpoint.answer(inputs, max_new_tokens=1)
     return replace(answered, limit_seconds=limit, unmodified_seconds=unmodified.report.prefill_seconds)
 

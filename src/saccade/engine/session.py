@@ -142,6 +142,13 @@ class Session:
         self._program.watched = True
 
     @property
+    def looks_into_encoder(self) -> bool:
+        """Whether a method acts or reads before the projector's output; if not, that depends on the pictures alone."""
+        program = self._program
+        acts = any(kind != "projected" for kind, _, _ in program.vision)
+        return acts or bool(program.encoder_signals or program.features)
+
+    @property
     def report(self) -> Report:
         """What the last request cost."""
         config, layouts, clock = self.anatomy.config, self._prefill, self._clock

@@ -1,0 +1,88 @@
+"""What the encoder made of pictures, kept from cell to cell: those of a task ask about the same ones.
+
+No time that a bench reports has the encoder in it, and where no method looks inside, it makes the same of the same pictures.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saccade.engine import blocks
+from saccade.engine.session import Session
+from saccade.models.anatomy import anatomy
+
+ROOM = 2**30
+"""Bytes of outputs that are kept at most, on the model's device."""
+
+
+class Encodings:
+    """Stands before a model's encoder and gives again what that made of the same pictures, inside of `serve` only."""
+
+    def __init__(self, model: nn.Module, room: int = ROOM) -> None:
+        self._room = room
+        self._kept: dict[str, Any] = {}
+        self._left = room
+        self._serving = False
+        self._task = ""
+        owner: Any = anatomy(model).multimodal
+        for name in ("get_image_features", "get_video_features"):
+            if hasattr(owner, name):
+                blocks.stand_in(owner, name, self._keeping(getattr(owner, name)))
+
+    def about(self, task: str) -> None:
+        """Forget what was kept of another task."""
+        if task != self._task:
+            self._task, self._left = task, self._room
+            self._kept.clear()
+
+    @contextmanager
+    def serve(self, session: Session) -> Iterator[None]:
+        """Keep and give again while ``session`` runs, unless it looks into the encoder."""
+        self._serving = not session.looks_into_encoder
+        try:
+            yield
+        finally:
+            self._serving = False
+
+    def _keeping(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(encode)
+        def features(*args: Any, **kwargs: Any) -> Any:
+            if not self._serving:
+                return encode(*args, **kwargs)
+            key = _digest(args, kwargs)
+            if key not in self._kept:
+                output = encode(*args, **kwargs)
+                size = _bytes(list(output.values()))
+                if size > self._left:
+                    return output
+                self._left -= size
+                self._kept[key] = output
+            # Methods behind the projector put their own into the output.
+            return copy.copy(self._kept[key])
+
+        return features
+
+
+def _digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    seen = sha256()
+    for name, value in [*enumerate(args), *sorted(kwargs.items())]:
+        if isinstance(value, Tensor):
+            seen.update(f"{name}: {value.dtype} {tuple(value.shape)}".encode())
+            seen.update(value.detach().contiguous().view(torch.uint8).cpu().numpy())
+        else:
+            seen.update(f"{name}: {value!r}".encode())
+    return seen.hexdigest()
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
