@@ -5,22 +5,41 @@ No time that a bench reports has the encoder in it, and where no method looks in
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from saccade.engine import blocks
 from saccade.engine.session import Session
 from saccade.models.anatomy import anatomy
 
 ROOM = 2**30
-"""Bytes of outputs that are kept at most, on the model's device."""
+"""Bytes of outputs that are kept at most, in the machine's memory, not on a GPU."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """An output of the encoder, in the machine's memory."""
+
+    kind: type[ModelOutput]
+    fields: dict[str, Any]
+    device: torch.device
+
+    @classmethod
+    def of(cls, output: ModelOutput) -> Self:
+        fields = {name: _moved(value, "cpu") for name, value in output.items()}
+        return cls(type(output), fields, next(_tensors(output.values())).device)
+
+    def again(self) -> ModelOutput:
+        """A new one: methods behind the projector put their own into it."""
+        return self.kind(**{name: _moved(value, self.device) for name, value in self.fields.items()})
 
 
 class Encodings:
@@ -28,7 +47,7 @@ class Encodings:
 
     def __init__(self, model: nn.Module, room: int = ROOM) -> None:
         self._room = room
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, _Kept] = {}
         self._left = room
         self._serving = False
         self._task = ""
@@ -60,13 +79,12 @@ class Encodings:
             key = _digest(args, kwargs)
             if key not in self._kept:
                 output = encode(*args, **kwargs)
-                size = _bytes(list(output.values()))
-                if size > self._left:
-                    return output
-                self._left -= size
-                self._kept[key] = output
-            # Methods behind the projector put their own into the output.
-            return copy.copy(self._kept[key])
+                size = sum(tensor.nbytes for tensor in _tensors(output.values()))
+                if size <= self._left:
+                    self._left -= size
+                    self._kept[key] = _Kept.of(output)
+                return output
+            return self._kept[key].again()
 
         return features
 
@@ -76,13 +94,21 @@ def _digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     for name, value in [*enumerate(args), *sorted(kwargs.items())]:
         if isinstance(value, Tensor):
             seen.update(f"{name}: {value.dtype} {tuple(value.shape)}".encode())
-            seen.update(value.detach().contiguous().view(torch.uint8).cpu().numpy())
+            seen.update(value.detach().reshape(-1).view(torch.uint8).cpu().numpy())
         else:
             seen.update(f"{name}: {value!r}".encode())
     return seen.hexdigest()
 
 
-def _bytes(value: Any) -> int:
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
-        return value.nbytes
-    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
+        return value.to(device)
+    return type(value)(_moved(each, device) for each in value) if isinstance(value, list | tuple) else value
