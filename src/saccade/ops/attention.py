@@ -27,7 +27,7 @@ def row_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
     batch, heads, rows, width = query.shape
     kv_heads = key.shape[1]
     grouped = query.float().reshape(batch, kv_heads, heads // kv_heads * rows, width)
-    return (grouped @ key.float().transpose(-1, -2) * scale).reshape(batch, heads, rows, -1)
+    return (grouped * scale @ key.float().transpose(-1, -2)).reshape(batch, heads, rows, -1)
 
 
 def causal(valid: Tensor) -> Allowed:
@@ -61,22 +61,23 @@ def received(
     Returns:
         ``[B, G, K]``.
     """
-    rows, keys = query.shape[2], key.shape[2]
-    total = query.new_zeros(query.shape[0], weight.shape[1], keys, dtype=torch.float32)
+    rows, keys, heads = query.shape[2], key.shape[2], query.shape[1]
+    total = query.new_zeros(query.shape[0], heads, weight.shape[1], keys, dtype=torch.float32)
+    key = key.float()
     for start in range(0, rows, chunk):
         stop = min(start + chunk, rows)
         logits = row_logits(query[:, :, start:stop], key, scale)
-        # Masked by a finite number, and again behind the softmax: a padding query, which sees nothing, adds nothing.
-        visible = None if allowed is None else allowed(start, stop)[:, None]
-        if visible is not None:
-            logits = logits.masked_fill(~visible, torch.finfo(logits.dtype).min)
-        probabilities = logits.softmax(-1)
-        if visible is not None:
-            probabilities = probabilities * visible
+        counted = weight[:, None, :, start:stop].float() / heads  # [B or 1, 1, G, queries]
+        if allowed is not None:
+            visible = allowed(start, stop)
+            logits = logits.masked_fill_(~visible[:, None], torch.finfo(logits.dtype).min)
+            # The finite number makes a padding query, which sees nothing, see everything alike.
+            counted = counted * visible.any(-1)[:, None, None]
         if elsewhere is not None:
-            probabilities = probabilities * (logits.logsumexp(-1) - elsewhere[:, :, start:stop]).sigmoid()[..., None]
-        total = total + weight[:, :, start:stop].float() @ probabilities.mean(1)
-    return total
+            share = (logits.logsumexp(-1) - elsewhere[:, :, start:stop]).sigmoid()
+            counted = counted * share[:, :, None]
+        total = total + counted @ logits.softmax(-1)
+    return total.sum(1)
 
 
 def columns(
