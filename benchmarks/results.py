@@ -68,7 +68,9 @@ def main() -> None:
     for model in filter(None, arguments.models.split(",")):
         measure(model, arguments.n, arguments.workers, arguments.folder / model)
     done = {
-        model: Results.open(arguments.folder / model) for model in reference.MODELS if (arguments.folder / model).is_dir()
+        model: _finished(Results.open(arguments.folder / model))
+        for model in reference.MODELS
+        if (arguments.folder / model).is_dir()
     }
     for model, results in done.items():
         draw_quality_speed(_complete(means(results.records, results.speedup)), picture(arguments.page, model), model)
@@ -148,6 +150,14 @@ def page(done: dict[str, Results], path: Path) -> list[str]:
         lines += ["", f"## {model}", "", *_model(model, results)]
         lines += ["", f"![Score retained against prefill speed-up]({picture(path, model).name})"]
     return lines
+
+
+def _finished(results: Results) -> Results:
+    """The results without the tasks that are still being measured."""
+    tried = Counter(record.task for record in results.records)
+    tried.update(each["task"] for each in results.document("failures.json") or [])
+    results.records = [record for record in results.records if tried[record.task] == max(tried.values())]
+    return results
 
 
 def _complete(over_tasks: Sequence[Mean]) -> list[Mean]:
