@@ -72,8 +72,6 @@ def main() -> None:
         for model in reference.MODELS
         if (arguments.folder / model).is_dir()
     }
-    for model, results in done.items():
-        draw_quality_speed(_complete(means(results.records, results.speedup)), picture(arguments.page, model), model)
     arguments.page.write_text("\n".join(page(done, arguments.page)) + "\n")
     print(arguments.page)
 
@@ -123,13 +121,8 @@ def hosted(model: str) -> tuple[list[str], list[Verdict]]:
     return recipes, refused
 
 
-def picture(page: Path, model: str) -> Path:
-    """Where the picture of a model's results lies, beside the page."""
-    return page.with_name(f"{page.stem}-{model}.png")
-
-
 def page(done: dict[str, Results], path: Path) -> list[str]:
-    """The page in Markdown, line by line."""
+    """The page in Markdown, line by line; its pictures are drawn beside it."""
     lines = [
         "# Results",
         "",
@@ -147,8 +140,11 @@ def page(done: dict[str, Results], path: Path) -> list[str]:
         "`keep` is what each layer works on. With `sparsevila` decoding reads a quarter of what `keep` leaves.",
     ]
     for model, results in done.items():
-        lines += ["", f"## {model}", "", *_model(model, results)]
-        lines += ["", f"![Score retained against prefill speed-up]({picture(path, model).name})"]
+        over_tasks = means(results.records, results.speedup)
+        picture = path.with_name(f"{path.stem}-{model}.png")
+        draw_quality_speed(_complete(over_tasks), picture, model)
+        lines += ["", f"## {model}", "", *_model(model, results, over_tasks)]
+        lines += ["", f"![Score retained against prefill speed-up]({picture.name})"]
     return lines
 
 
@@ -166,7 +162,7 @@ def _complete(over_tasks: Sequence[Mean]) -> list[Mean]:
     return [mean for mean in over_tasks if mean.tasks == every]
 
 
-def _model(model: str, results: Results) -> list[str]:
+def _model(model: str, results: Results, over_tasks: Sequence[Mean]) -> list[str]:
     measured = reference.evaluation(reference.path(model))
     tasks = list(dict.fromkeys(record.task for record in results.records))
     below = [task for task in tasks if measured.get(task, {}).get("below_floor")]
@@ -176,7 +172,6 @@ def _model(model: str, results: Results) -> list[str]:
         lines += [f"Below floor, that is not learnt well enough to measure methods on: {', '.join(below)}."]
     if missing:
         lines += [f"Not measured yet: {', '.join(missing)}."]
-    over_tasks = means(results.records, results.speedup)
     rivals = _rivals(over_tasks)
     verdicts = {record.key: _against_random(results, record, rivals) for record in results.records}
     lines += ["", *_story(over_tasks, results.records, verdicts), ""]

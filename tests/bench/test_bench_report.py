@@ -22,7 +22,7 @@ from saccade.core.recipe import NONE
 from saccade.core.statistics import wilson
 from saccade.report.bench_table import TaskNote, bench_tables
 from saccade.report.numbers import seconds, size
-from saccade.report.picture import draw_quality_speed
+from saccade.report.picture import _line, _mark, draw_quality_speed
 from saccade.tasks import questions
 
 
@@ -205,6 +205,22 @@ def test_the_picture_grows_with_its_legend_and_settings_of_one_method_share_a_li
 
     with Image.open(tmp_path / "many.png") as many, Image.open(tmp_path / "one.png") as one:
         assert many.height > 1.8 * one.height
+
+
+@pytest.mark.parametrize(
+    ("method", "keep", "line", "mark"),
+    [
+        ("hiprune", 0.5, "hiprune", "0.5"),
+        ("hiprune(alpha=0.2)", 0.5, "hiprune(alpha=0.2)", "0.5"),
+        ("shortv", None, "shortv", ""),
+        ("shortv(frozen=0.4)", None, "shortv", "frozen=0.4"),
+        ("shortv(frozen=0.4) + fastv(keep=0.5)", None, "shortv(frozen=0.4) + fastv(keep=0.5)", ""),
+    ],
+)
+def test_a_point_is_marked_with_what_its_line_does_not_say(method: str, keep: float | None, line: str, mark: str) -> None:
+    mean = replace(point(2, 0.9), method=method, keep=keep)
+
+    assert (_line(mean), _mark(mean)) == (line, mark)
 
 
 def test_a_picture_without_a_single_point_is_still_drawn(tmp_path: Path) -> None:

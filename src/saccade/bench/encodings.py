@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from saccade.core.signal import on
 from saccade.engine import blocks
 from saccade.engine.session import Session
 from saccade.models.anatomy import anatomy
@@ -34,12 +35,12 @@ class _Kept:
 
     @classmethod
     def of(cls, output: ModelOutput) -> Self:
-        fields = {name: _moved(value, "cpu") for name, value in output.items()}
-        return cls(type(output), fields, next(_tensors(output.values())).device)
+        device = next(_tensors(output.values())).device
+        return cls(type(output), on(dict(output), torch.device("cpu")), device)
 
     def again(self) -> ModelOutput:
         """A new one: methods behind the projector put their own into it."""
-        return self.kind(**{name: _moved(value, self.device) for name, value in self.fields.items()})
+        return self.kind(**on(self.fields, self.device))
 
 
 class Encodings:
@@ -106,9 +107,3 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
-
-
-def _moved(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return type(value)(_moved(each, device) for each in value) if isinstance(value, list | tuple) else value

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median
@@ -18,9 +19,10 @@ from saccade.bench.folder import Settings
 from saccade.bench.questions import ask
 from saccade.bench.records import Answer, Measurement
 from saccade.bench.run import Measure
-from saccade.core.recipe import NONE
+from saccade.core.recipe import NONE, Recipe
 from saccade.core.report import Report
 from saccade.engine import oracle
+from saccade.engine.session import Session
 from saccade.tasks import Question, evidence_cells
 
 Questions = Sequence[Question]
@@ -94,8 +96,7 @@ def evidence_recalls(
 
 def _warm_up(checkpoint: Checkpoint, encodings: Encodings, cell: Cell, batch: Questions) -> None:
     """Answer a batch for nothing: the first of a shape pays for allocations and kernel choices."""
-    attached = saccade.attach(checkpoint.model, cell.recipe, companion=checkpoint.companion)
-    with attached as session, encodings.serve(session):
+    with _attached(checkpoint, encodings, cell.recipe):
         checkpoint.answer(_inputs(checkpoint, batch), max_new_tokens=2)
 
 
@@ -103,8 +104,7 @@ def _answer(
     checkpoint: Checkpoint, encodings: Encodings, cell: Cell, batch: Questions, seed: int, shown: int, *, compare: bool
 ) -> _Batch:
     inputs, longest = _inputs(checkpoint, batch), batch[0].max_new_tokens
-    attached = saccade.attach(checkpoint.model, cell.recipe, seed=seed, companion=checkpoint.companion)
-    with attached as session, encodings.serve(session):
+    with _attached(checkpoint, encodings, cell.recipe, seed) as session:
         if len(batch[0].turns) == 1:
             predictions = [[said] for said in checkpoint.answer(inputs, longest)]
         else:
@@ -131,9 +131,16 @@ def _answer(
         return answered
     # Right after the run that they are compared with, so that all meet the machine in the same state.
     limit = oracle.prefill_seconds(checkpoint.model, report, repeats=1)
-    with saccade.attach(checkpoint.model, NONE) as unmodified, encodings.serve(unmodified):
+    with _attached(checkpoint, encodings, NONE) as unmodified:
         checkpoint.answer(inputs, max_new_tokens=1)
     return replace(answered, limit_seconds=limit, unmodified_seconds=unmodified.report.prefill_seconds)
+
+
+@contextmanager
+def _attached(checkpoint: Checkpoint, encodings: Encodings, recipe: Recipe | str, seed: int = 0) -> Iterator[Session]:
+    attached = saccade.attach(checkpoint.model, recipe, seed=seed, companion=checkpoint.companion)
+    with attached as session, encodings.serve(session):
+        yield session
 
 
 def _inputs(checkpoint: Checkpoint, batch: Questions) -> dict[str, Tensor]:

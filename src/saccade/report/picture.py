@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,14 +14,11 @@ from matplotlib.ticker import FuncFormatter
 from saccade.bench.cells import keep_text
 from saccade.bench.summary import Mean, pareto
 from saccade.core.recipe import NONE
+from saccade.report.picture_looks import PictureLook, picture_look
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's palette: told apart by colour-blind readers too."""
-_MARKERS = "os^Dv*P"
 _LETTER = 9
 """Pixels that a letter of the small print is wide, at most."""
-Look = dict[str, Any]
-_REFERENCES: dict[str, Look] = {
+_REFERENCES: dict[str, PictureLook] = {
     "random": {"color": "#888888", "linestyle": "--", "marker": "x"},
     "uniform": {"color": "#888888", "linestyle": ":", "marker": "+"},
 }
@@ -38,8 +35,8 @@ def draw_quality_speed(means: Sequence[Mean], path: Path, title: str) -> None:
     axes = figure.subplots()
     _draw_unmodified(axes)
     _draw_front(axes, pareto(means))
-    looks = iter(range(len(lines)))
-    drawn = [(points, _REFERENCES.get(line) or _look(next(looks))) for line, points in lines.items()]
+    numbers = itertools.count()
+    drawn = [(points, _REFERENCES.get(line) or picture_look(next(numbers))) for line, points in lines.items()]
     for line, (points, look) in zip(lines, drawn):
         _draw_line(axes, line, points, look)
     _dress(axes, title)
@@ -51,13 +48,13 @@ def draw_quality_speed(means: Sequence[Mean], path: Path, title: str) -> None:
 
 def _line(mean: Mean) -> str:
     """What a point belongs to: its recipe, or, where that alone says how much is saved, its method."""
-    name, _, settings = mean.method.partition("(")
-    return mean.method if keep_text(mean.keep) or " + " in settings else name
+    whole = keep_text(mean.keep) or " + " in mean.method
+    return mean.method if whole else mean.method.partition("(")[0]
 
 
 def _mark(mean: Mean) -> str:
     """What tells a point from the others of its line."""
-    return keep_text(mean.keep) or mean.method.partition("(")[2].removesuffix(")")
+    return keep_text(mean.keep) or mean.method.removeprefix(_line(mean)).removeprefix("(").removesuffix(")")
 
 
 def _draw_unmodified(axes: Axes) -> None:
@@ -73,13 +70,13 @@ def _draw_front(axes: Axes, front: Sequence[Mean]) -> None:
     axes.plot(speed, quality, color="#f2d98d", linewidth=5, solid_capstyle="round", label="Pareto front", zorder=2)
 
 
-def _draw_line(axes: Axes, line: str, points: Sequence[Mean], look: Look) -> None:
+def _draw_line(axes: Axes, line: str, points: Sequence[Mean], look: PictureLook) -> None:
     speed = [point.speedup for point in points]
     quality = [point.retention for point in points]
     axes.plot(speed, quality, label=fill(line, 34), linewidth=1.8, markersize=6.5, zorder=3, **look)
 
 
-def _write_budgets(axes: Axes, drawn: Sequence[tuple[Sequence[Mean], Look]]) -> None:
+def _write_budgets(axes: Axes, drawn: Sequence[tuple[Sequence[Mean], PictureLook]]) -> None:
     """Write the budget (or the settings) at each point, except where another text stands already."""
     taken: list[tuple[float, float, float]] = []
     for points, look in drawn:
@@ -92,15 +89,6 @@ def _write_budgets(axes: Axes, drawn: Sequence[tuple[Sequence[Mean], Look]]) -> 
             taken.append((x, end, y))
             at = (point.speedup, point.retention)
             axes.annotate(text, at, (4, 4), textcoords="offset points", fontsize=6.5, color=look["color"])
-
-
-def _look(number: int) -> Look:
-    return {
-        "color": _COLOURS[number % len(_COLOURS)],
-        # In every round another marker for each colour.
-        "marker": _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
-        "linestyle": "-" if number < len(_COLOURS) else "-.",
-    }
 
 
 def _dress(axes: Axes, title: str) -> None:

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from saccade.bench.probes import Chart, Series
+from saccade.report.picture_looks import picture_look
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_MARKERS = "os^Dv*P"
 _WIDTH = 7.4
 _FEW = 4
 """More bands than this hide each other: then only the first curve, which is the mean, has one."""
@@ -43,12 +42,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
 
 
 def _draw_series(axes: Axes, series: Series, number: int, band: bool) -> None:
-    # A second round through the colours is told apart by its dashes.
-    colour, line = _COLOURS[number % len(_COLOURS)], "-" if number < len(_COLOURS) else "-."
-    width = 2.4 if number == 0 else 1.3
-    axes.plot(
-        series.x, series.y, color=colour, linestyle=line, linewidth=width, marker=_MARKERS[number % 7], markersize=4.5,
-        label=series.name,
-    )  # fmt: skip
+    look, width = picture_look(number), 2.4 if number == 0 else 1.3
+    axes.plot(series.x, series.y, label=series.name, linewidth=width, markersize=4.5, **look)
     if band and series.low:
-        axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.12, linewidth=0)
+        axes.fill_between(series.x, series.low, series.high, color=look["color"], alpha=0.12, linewidth=0)
