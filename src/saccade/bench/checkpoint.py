@@ -146,7 +146,7 @@ def load(name: str, device: str, dtype: str, companion: str | None = None) -> Ch
     cached_only = found is None and not _on_hub("model", name)
     try:
         processor = reference.processor(source, local_files_only=cached_only)
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=_DTYPES[dtype], local_files_only=cached_only)
+        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=_DTYPES[dtype], local_files_only=cached_only)
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise SaccadeError(
             f"model={name!r}: cannot be loaded as an image-text-to-text model ({_first_line(error)})"

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 
 from saccade.core.signal import on
 from saccade.engine import blocks
@@ -95,7 +95,7 @@ def _digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     for name, value in [*enumerate(args), *sorted(kwargs.items())]:
         if isinstance(value, Tensor):
             seen.update(f"{name}: {value.dtype} {tuple(value.shape)}".encode())
-            seen.update(value.detach().reshape(-1).view(torch.uint8).cpu().numpy())
+            seen.update(value.detach().reshape(-1).view(torch.uint8).cpu().numpy().data)
         else:
             seen.update(f"{name}: {value!r}".encode())
     return seen.hexdigest()

@@ -132,11 +132,11 @@ class _Foreman:
         self._ask = ask
         self._load = load
         self._crew = crew
-        self._worker = ray.remote(Worker).options(num_cpus=crew.cores, num_gpus=crew.gpu)
+        self._worker: Any = ray.remote(Worker).options(num_cpus=crew.cores, num_gpus=crew.gpu)
         self._waiting = deque(cells)
         self._idle: list[Any] = []
         # What a worker is at: a cell, or None while it loads the model.
-        self._busy: dict[ray.ObjectRef, tuple[Any, Cell | None]] = {}
+        self._busy: dict[ray.ObjectRef[Any], tuple[Any, Cell | None]] = {}
         self._losses: Counter[Key | None] = Counter()
 
     def hire(self) -> None:
@@ -175,15 +175,15 @@ class _Foreman:
             self._start_worker()
             result, worker = self._lost(cell, error), None
         else:
-            self._losses[cell and cell.key] = 0
+            self._losses[_key(cell)] = 0
         if worker:
             self._idle.append(worker)
         return (cell, result) if cell and result else None
 
     def _lost(self, cell: Cell | None, error: RayError) -> Failure | None:
         """Put back the cell of a worker that was lost; fail, if it is what they are lost over."""
-        self._losses[cell and cell.key] += 1
-        if self._losses[cell and cell.key] < LIVES:
+        self._losses[_key(cell)] += 1
+        if self._losses[_key(cell)] < LIVES:
             if cell:
                 self._waiting.appendleft(cell)
             return None
@@ -193,6 +193,10 @@ class _Foreman:
                 f"ray: {LIVES} workers were lost loading the model ({reason}); use fewer --workers"
             ) from error
         return Failure.of(cell, SaccadeError(f"ray: {LIVES} workers were lost over this cell ({reason})"))
+
+
+def _key(cell: Cell | None) -> Key | None:
+    return cell.key if cell else None
 
 
 class Worker:

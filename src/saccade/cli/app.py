@@ -254,11 +254,31 @@ def tune(
     from saccade.cli.tune import TuneRequest
     from saccade.cli.tune import tune as work
 
-    own = OwnData(data, metric, max_new_tokens)
-    bounds = (max_drop, target, max_kv, max_prefill)
-    limits = (minutes, trials, rungs, validate)
-    where = (seed, out, resume, device, dtype, batch_size, companion)
-    work(TuneRequest(model, *bounds, tasks, own, methods, compose, *limits, hints, *where))
+    work(
+        TuneRequest(
+            model=model,
+            max_drop=max_drop,
+            target=target,
+            max_kv=max_kv,
+            max_prefill=max_prefill,
+            tasks=tasks,
+            data=OwnData(data, metric, max_new_tokens),
+            methods=methods,
+            compose=compose,
+            minutes=minutes,
+            trials=trials,
+            rungs=rungs,
+            validate=validate,
+            hints=hints,
+            seed=seed,
+            out=out,
+            resume=resume,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            companion=companion,
+        )
+    )
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,7 @@ def _subject(asked: Question, loaded: Checkpoint, told: Story) -> Subject:
 
 def _shown(picture: Image.Image, loaded: Checkpoint) -> Image.Image:
     """The part of a picture that the model is shown: processors that crop cut off what sticks out of the middle."""
-    processor = getattr(loaded.processor, "image_processor", None)
+    processor: Any = getattr(loaded.processor, "image_processor", None)
     if not getattr(processor, "do_center_crop", False) or "shortest_edge" not in (processor.size or {}):
         return picture
     pixels = min(picture.size) / processor.size["shortest_edge"]

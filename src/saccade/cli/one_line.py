@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from saccade.core.errors import SaccadeError
 
 # Typer exports the leaf of its usage errors only; what they have in common is the base with `format_message`.
-_UsageError = typer.BadParameter.__bases__[0]
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -22,10 +22,11 @@ class OneLineErrors(TyperGroup):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command and exit with its code."""
+        extra["standalone_mode"] = False
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(*args, **extra)
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(*args, **extra)
         except (_UsageError, SaccadeError) as error:
             message = error.format_message() if isinstance(error, _UsageError) else str(error)
             typer.echo(f"saccade: {' '.join(message.split())}", err=True)

@@ -12,7 +12,8 @@ THIS_MACHINE = "local"
 class RayMayStandAlone(TyperGroup):
     """A command group whose option ``--ray`` means this machine unless an address follows."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    # Typer's own Context is a subclass of the one that its groups are declared with.
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Put the address in where it was left out."""
         followers = [*args[1:], "--"]
         return super().parse_args(

@@ -173,8 +173,8 @@ def page(columns: Sequence[Column], subject: Subject) -> str:
     return environment.get_template("inspection.html.j2").render(
         subject=subject,
         columns=columns,
-        seen=to_hex(SEEN / 255),
-        missed=to_hex(MISSED / 255),
+        seen=to_hex((SEEN / 255).tolist()),
+        missed=to_hex((MISSED / 255).tolist()),
     )
 
 
@@ -205,7 +205,7 @@ def figure(drawn: Sequence[Column], subject: Subject) -> Figure:
     whole.suptitle(fill(_plain(subject.prompt), int(8 * width)), fontsize=13, x=0.01, ha="left", fontweight="bold")
     if subject.evidence:
         whole.supxlabel("evidence: cyan is still there, red is lost", fontsize=8, x=0.01, ha="left", color="#666666")
-    parts = np.atleast_1d(whole.subfigures(len(rows), 1, height_ratios=heights))
+    parts = whole.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, (inspection, row), depth in zip(parts, rows, depths):
         if inspection is not None:
             said = f"{inspection.recipe}   →   {inspection.answer or '–'}"

@@ -57,6 +57,17 @@ def _mark(mean: Mean) -> str:
     return keep_text(mean.keep) or mean.method.removeprefix(_line(mean)).removeprefix("(").removesuffix(")")
 
 
+def _place(mean: Mean) -> tuple[float, float]:
+    """Where on the picture a point is; one whose retention is unknown does not come here."""
+    assert mean.retention is not None
+    return mean.speedup, mean.retention
+
+
+def _places(points: Sequence[Mean]) -> tuple[list[float], list[float]]:
+    places = [_place(point) for point in points]
+    return [speed for speed, _ in places], [quality for _, quality in places]
+
+
 def _draw_unmodified(axes: Axes) -> None:
     axes.axhline(1, color="#cccccc", linewidth=1, zorder=1)
     axes.axvline(1, color="#cccccc", linewidth=1, zorder=1)
@@ -66,14 +77,11 @@ def _draw_unmodified(axes: Axes) -> None:
 def _draw_front(axes: Axes, front: Sequence[Mean]) -> None:
     """A broad pale line through the points that no other beats."""
     by_speed = sorted(front, key=lambda mean: mean.speedup)
-    speed, quality = [mean.speedup for mean in by_speed], [mean.retention for mean in by_speed]
-    axes.plot(speed, quality, color="#f2d98d", linewidth=5, solid_capstyle="round", label="Pareto front", zorder=2)
+    axes.plot(*_places(by_speed), color="#f2d98d", linewidth=5, solid_capstyle="round", label="Pareto front", zorder=2)
 
 
 def _draw_line(axes: Axes, line: str, points: Sequence[Mean], look: PictureLook) -> None:
-    speed = [point.speedup for point in points]
-    quality = [point.retention for point in points]
-    axes.plot(speed, quality, label=fill(line, 34), linewidth=1.8, markersize=6.5, zorder=3, **look)
+    axes.plot(*_places(points), label=fill(line, 34), linewidth=1.8, markersize=6.5, zorder=3, **look)
 
 
 def _write_budgets(axes: Axes, drawn: Sequence[tuple[Sequence[Mean], PictureLook]]) -> None:
@@ -82,13 +90,12 @@ def _write_budgets(axes: Axes, drawn: Sequence[tuple[Sequence[Mean], PictureLook
     for points, look in drawn:
         for point in points:
             text = _mark(point)
-            x, y = axes.transData.transform((point.speedup, point.retention))
+            x, y = axes.transData.transform(_place(point))
             end = x + _LETTER * len(text)
             if not text or any(x < right and left < end and abs(y - up) < 2 * _LETTER for left, right, up in taken):
                 continue
             taken.append((x, end, y))
-            at = (point.speedup, point.retention)
-            axes.annotate(text, at, (4, 4), textcoords="offset points", fontsize=6.5, color=look["color"])
+            axes.annotate(text, _place(point), (4, 4), textcoords="offset points", fontsize=6.5, color=look["color"])
 
 
 def _dress(axes: Axes, title: str) -> None:

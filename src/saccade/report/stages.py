@@ -299,9 +299,10 @@ def _mean_ranking(steps: Sequence[Step], items: Sequence[Item], sample: int) -> 
             layers.append((values - low) / max(high - low, np.finfo(float).tiny))
     if not layers:
         return ()
-    known = np.isfinite(layers).any(axis=0)
-    mean = np.full(len(known), np.nan)
-    mean[known] = np.nanmean(np.stack(layers)[:, known], axis=0)
+    table = np.stack(layers)
+    known = np.isfinite(table).any(axis=0)
+    mean = np.full(table.shape[1], np.nan)
+    mean[known] = np.nanmean(table[:, known], axis=0)
     return (tuple(np.split(mean, np.cumsum([item.count for item in items])[:-1])),)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from operator import itemgetter
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -21,8 +22,8 @@ _MOST_ROWS = 40
 
 def tune_table(goal: Goal, result: Result, last_rung: int) -> RenderableType:
     """The trials that came far, what became of the others, and the verdict."""
-    known = [each for each in result.tried if each.evidence is not None]
-    far = sorted(known, key=lambda each: _rank(goal, each.evidence))[:_MOST_ROWS]  # type: ignore[union-attr]
+    known = [(_rank(goal, each.evidence), each, each.evidence) for each in result.tried if each.evidence]
+    far = sorted(known, key=itemgetter(0))[:_MOST_ROWS]
     outcomes = Counter(each.outcome for each in result.tried)
     counted = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
     title = Text(f"{goal}: {len(result.tried)} trials ({counted}), the best of those that came furthest first", style="bold")
@@ -32,8 +33,8 @@ def tune_table(goal: Goal, result: Result, last_rung: int) -> RenderableType:
     for column in ("prefill", "KV %"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("ended by", overflow="fold")
-    for each in far:
-        table.add_row(*_row(each), style="" if each.evidence and goal.within(each.evidence) else "dim")
+    for _, each, evidence in far:
+        table.add_row(*_row(each, evidence), style="" if goal.within(evidence) else "dim")
     return Group(table, *_verdict(goal, result))
 
 
@@ -50,9 +51,7 @@ def _rank(goal: Goal, evidence: Evidence) -> tuple[float, ...]:
     return -evidence.n, not goal.within(evidence), goal.wanted(evidence).value
 
 
-def _row(tried: Tried) -> Iterator[str]:
-    evidence = tried.evidence
-    assert evidence is not None
+def _row(tried: Tried, evidence: Evidence) -> Iterator[str]:
     yield str(tried.number)
     yield tried.recipe
     yield str(evidence.n)

@@ -138,7 +138,7 @@ class Drawn:
 
 def choose(rng: np.random.Generator, options: Sequence[str]) -> str:
     """One of several words."""
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def characters(rng: np.random.Generator, among: str, count: int) -> str:

@@ -132,7 +132,9 @@ def _dimensions(method: Method, traits: Traits) -> Iterator[Dimension]:
             and all(type(v) is float and 0 <= v <= 1 for v in field.default)
         ):
             yield Dimension(field.name, SHARE, count=len(field.default))
-        elif field.name == "layers" and (stages := len(fitted.layers or ())) and stages < traits.decoder_layers:
+        elif (
+            field.name == "layers" and (stages := len(getattr(fitted, field.name) or ())) and stages < traits.decoder_layers
+        ):
             # Drawn with repetition and then pulled apart, so every draw is a valid one.
             yield Dimension(field.name, Range(1, traits.decoder_layers - stages), stages, ascending=True, optional=optional)
 

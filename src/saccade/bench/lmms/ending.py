@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import BoolTensor, Tensor
@@ -37,4 +37,5 @@ class Ended(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> BoolTensor:
         """Bool ``[batch]``."""
         tails = self._tokenizer.batch_decode(input_ids[:, self._start :][:, -self._enough :])
-        return torch.tensor([any(end in tail for end in self._ends) for tail in tails], device=input_ids.device)
+        ended = torch.tensor([any(end in tail for end in self._ends) for tail in tails], device=input_ids.device)
+        return cast(BoolTensor, ended)

@@ -32,14 +32,14 @@ Messages = Sequence[Mapping[str, Any]]
 _Answer = TypeVar("_Answer")
 
 
-class Saccade(lmms):
+class Saccade(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies in an environment of its own
     """Answers the questions of tasks; a chat model in lmms-eval's terms, which places pictures where a task wants them."""
 
     is_simple = False
 
     def __init__(
         self,
-        pretrained: str = checkpoint.REFERENCE,
+        pretrained: str = "reference",
         recipe: str = "none",
         device: str = "auto",
         dtype: str = "auto",
@@ -93,9 +93,9 @@ class Saccade(lmms):
 
         def answer(batch: list[Instance]) -> list[list[str]]:
             all_rounds = [_Rounds(self._ask(request)) for request in batch]
-            while going := [rounds for rounds in all_rounds if rounds.messages is not None]:
-                answers = self._answer([rounds.messages for rounds in going], _generation(batch[0]))
-                for rounds, said in zip(going, answers, strict=True):
+            while going := [(rounds, asked) for rounds in all_rounds if (asked := rounds.messages) is not None]:
+                answers = self._answer([asked for _, asked in going], _generation(batch[0]))
+                for (rounds, _), said in zip(going, answers, strict=True):
                     rounds.hear(said.text)
             return [rounds.said for rounds in all_rounds]
 
