@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/saccade bench --model reference --methods random,uniform,fastv,hiprune,scope,"snapkv(window=8)",shortv \
+	$(BIN)/foveate bench --model reference --methods random,uniform,fastv,hiprune,scope,"snapkv(window=8)",shortv \
 		--keep 0.33,0.22,0.11 --n 100 --out runs/demo --resume
 	@echo "The picture is runs/demo/quality_speed.png"
 

@@ -1,6 +1,6 @@
 """What training and calibration are worth, on the reference model.
 
-saccade bench --model reference --n 100 --out runs/calibrated --keep 0.33,0.11 --methods "$(python benchmarks/calibrated.py)"
+foveate bench --model reference --n 100 --out runs/calibrated --keep 0.33,0.11 --methods "$(python benchmarks/calibrated.py)"
 python benchmarks/calibrated.py runs/calibrated/results.json      # writes docs/calibrated.md
 """
 
@@ -32,7 +32,7 @@ def main() -> None:
         "# What training and calibration are worth",
         "",
         "Written by `benchmarks/calibrated.py` on the reference model, whose folder holds what these commands made:",
-        "`saccade reference classifier` (index_preserving), `saccade calibrate alvts`, `prefixkv` and `mixkv`.",
+        "`foveate reference classifier` (index_preserving), `foveate calibrate alvts`, `prefixkv` and `mixkv`.",
         f"Scores in percent, n = {records[0]['n']} questions a task, ± half the 95 % interval. `keep` is the share of",
         "visual tokens (for `alvts`: in each layer), of cached entries for `prefixkv` and `mixkv`; `index_preserving`",
         "decides itself. *Evidence* is the share of the patches holding the answer that reach the last layer, *speed-up*",

@@ -28,12 +28,12 @@ from rich.progress import track
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-import saccade
-from saccade.core.artifact import Artifact
-from saccade.core.errors import SaccadeError
-from saccade.engine import oracle
-from saccade.methods.before_encoder.index_preserving import cell_logits
-from saccade.models import Anatomy, anatomy
+import foveate
+from foveate.core.artifact import Artifact
+from foveate.core.errors import FoveateError
+from foveate.engine import oracle
+from foveate.methods.before_encoder.index_preserving import cell_logits
+from foveate.models import Anatomy, anatomy
 
 IMAGE, TEXT, PATCHES = 7, 64, 576
 SHARE, KEEP = 0.22, 128
@@ -130,8 +130,8 @@ class Bench:
     def hosts(self, recipe: str) -> bool:
         """Whether the recipe can run here; says why not."""
         try:
-            saccade.attach(self.model, recipe, artifacts=self.artifacts).detach()
-        except SaccadeError as error:
+            foveate.attach(self.model, recipe, artifacts=self.artifacts).detach()
+        except FoveateError as error:
             print(f"skipped: {error}")
             return False
         return True
@@ -139,7 +139,7 @@ class Bench:
     @torch.no_grad()
     def measure(self, row: Row, tokens: int, keep: bool) -> None:
         """One request of ``tokens`` generated tokens, then its limits; two tokens only warm up."""
-        with saccade.attach(self.model, row.recipe, artifacts=self.artifacts) as session:
+        with foveate.attach(self.model, row.recipe, artifacts=self.artifacts) as session:
             cache = self.model(**self.inputs, logits_to_keep=1).past_key_values
             prompt, before = session.report, oracle.held(cache)
             token = self.inputs["input_ids"][:, -1:]
@@ -230,7 +230,7 @@ def _write(args: argparse.Namespace, rows: list[Row]) -> None:
         "machine": platform.machine(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "saccade": saccade.__version__,
+        "foveate": foveate.__version__,
         "tokens": args.tokens,
     }
     out = Path(args.out)

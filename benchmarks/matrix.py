@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from saccade.engine.hosting import Verdict, by_family
-from saccade.report.hosting_table import WORKS, marks, reasons
+from foveate.engine.hosting import Verdict, by_family
+from foveate.report.hosting_table import WORKS, marks, reasons
 
 
 def main() -> None:
@@ -21,9 +21,9 @@ def page(verdicts: Sequence[Verdict]) -> str:
         "# What runs where",
         "",
         f"Every method with its default parameters on every model family ({WORKS} = runs; a number = refused, for the",
-        "reason of that number below), as `saccade.attach` decides on a small model of the family: 8 decoder layers, sdpa",
+        "reason of that number below), as `foveate.attach` decides on a small model of the family: 8 decoder layers, sdpa",
         "attention, no artifacts, no companion. Other parameters may run where the defaults do not.",
-        "`saccade methods --matrix --model MODEL` says it of a model of yours.",
+        "`foveate methods --matrix --model MODEL` says it of a model of yours.",
         "",
         f"Written by `python benchmarks/matrix.py` with transformers {version('transformers')}.",
         "",

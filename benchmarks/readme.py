@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from saccade import reference
-from saccade.bench.cells import keep_text
+from foveate import reference
+from foveate.bench.cells import keep_text
 
 BEGIN, END = "<!-- demo:begin -->", "<!-- demo:end -->"
 

@@ -15,21 +15,21 @@ from pathlib import Path
 
 import typer
 
-from saccade import reference
-from saccade.bench import checkpoint
-from saccade.bench.cells import REFERENCE_POINTS, Key, keep_text, parse_keeps
-from saccade.bench.folder import Results
-from saccade.bench.records import Record
-from saccade.bench.statistics import beats
-from saccade.bench.summary import Mean, means
-from saccade.cli.bench import CELLS_FAILED, BenchRequest, bench
-from saccade.cli.ray_option import THIS_MACHINE
-from saccade.core.errors import SaccadeError
-from saccade.core.recipe import NONE, Recipe
-from saccade.engine.check import check
-from saccade.engine.hosting import Verdict, verdicts
-from saccade.models.anatomy import anatomy
-from saccade.report.picture import draw_quality_speed
+from foveate import reference
+from foveate.bench import checkpoint
+from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text, parse_keeps
+from foveate.bench.folder import Results
+from foveate.bench.records import Record
+from foveate.bench.statistics import beats
+from foveate.bench.summary import Mean, means
+from foveate.cli.bench import CELLS_FAILED, BenchRequest, bench
+from foveate.cli.ray_option import THIS_MACHINE
+from foveate.core.errors import FoveateError
+from foveate.core.recipe import NONE, Recipe
+from foveate.engine.check import check
+from foveate.engine.hosting import Verdict, verdicts
+from foveate.models.anatomy import anatomy
+from foveate.report.picture import draw_quality_speed
 
 KEEPS = "0.33,0.22,0.11"
 RECIPES = {
@@ -116,7 +116,7 @@ def hosted(model: str) -> tuple[list[str], list[Verdict]]:
         try:
             check(Recipe.parse(recipe), parts, traits)
             recipes += [f"{recipe}({budget})" for budget in BUDGETS[recipe]] if recipe in BUDGETS else [recipe]
-        except SaccadeError:
+        except FoveateError:
             refused.append(verdict)
     return recipes, refused
 

@@ -13,5 +13,5 @@ from hypothesis import settings
 torch.set_num_threads(1)
 
 # Drawn examples are the same on every run, and a busy machine is no failure.
-settings.register_profile("saccade", deadline=None, derandomize=True, max_examples=30)
-settings.load_profile("saccade")
+settings.register_profile("foveate", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("foveate")

@@ -1,6 +1,6 @@
 """Imports point down the floors of the house, and the lower floors know no model framework.
 
-Read from the source: importing any part runs ``saccade/__init__.py``, which imports the engine.
+Read from the source: importing any part runs ``foveate/__init__.py``, which imports the engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
-PACKAGE = SOURCE / "saccade"
+PACKAGE = SOURCE / "foveate"
 
 FLOORS = (("core",), ("ops",), ("methods",), ("models",), ("engine",), ("serving",), ("bench", "tune"), ("cli", "report"))
 """From the ground up."""
@@ -20,7 +20,7 @@ BELOW = {
     name: {below for floor in FLOORS[: level + 1] for below in floor} for level, names in enumerate(FLOORS) for name in names
 }
 ROOT = "engine"
-"""``saccade`` itself hands on what the engine offers."""
+"""``foveate`` itself hands on what the engine offers."""
 
 MAY_IMPORT = {
     **{name: below | ({"reference", "tasks"} if "bench" in below else set()) for name, below in BELOW.items()},
@@ -33,7 +33,7 @@ FRAMEWORKS = {"transformers", "vllm"}
 def floor(module: str) -> str | None:
     """The floor of an absolute module name; None for other packages."""
     top, _, rest = module.partition(".")
-    if top != "saccade":
+    if top != "foveate":
         return None
     name = rest.partition(".")[0]
     return name if (PACKAGE / name).is_dir() and name else ROOT
@@ -49,7 +49,7 @@ def imported(path: Path) -> Iterator[str]:
             base = ".".join(package[: len(package) + 1 - node.level]) if node.level else ""
             module = ".".join(filter(None, (base, node.module)))
             # What is imported from the package itself may be one of its floors.
-            yield from (f"{module}.{alias.name}" if module == "saccade" else module for alias in node.names)
+            yield from (f"{module}.{alias.name}" if module == "foveate" else module for alias in node.names)
 
 
 def files(*names: str) -> list[str]:

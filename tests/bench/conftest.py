@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from saccade.bench.cells import Cell
-from saccade.bench.examples import illustrate
-from saccade.bench.folder import ResultFolder, Settings
-from saccade.bench.records import Answer, Failure, Measurement, Record
-from saccade.bench.run import Measure
-from saccade.tasks import Question, questions
+from foveate.bench.cells import Cell
+from foveate.bench.examples import illustrate
+from foveate.bench.folder import ResultFolder, Settings
+from foveate.bench.records import Answer, Failure, Measurement, Record
+from foveate.bench.run import Measure
+from foveate.tasks import Question, questions
 
 
 def ask(task: str) -> list[Question]:

@@ -11,10 +11,10 @@ from typing import Any
 
 from tests.bench.conftest import made_up
 
-from saccade.bench.cells import Cell
-from saccade.bench.records import Measurement
-from saccade.bench.run import Measure
-from saccade.core.errors import SaccadeError
+from foveate.bench.cells import Cell
+from foveate.bench.records import Measurement
+from foveate.bench.run import Measure
+from foveate.core.errors import FoveateError
 
 
 def deadly(marks: Path) -> Measure:
@@ -31,10 +31,10 @@ def _measure(marks: Path, cell: Cell, questions: Sequence[Any], advance: Callabl
     if cell.method == "uniform" or (cell.method == "random" and first):
         os.kill(os.getpid(), signal.SIGKILL)
     if cell.method == "fastv":
-        raise SaccadeError("fastv: has a bad day")
+        raise FoveateError("fastv: has a bad day")
     return made_up(cell, questions, advance)
 
 
 def nowhere() -> Measure:
     """A model that is not there."""
-    raise SaccadeError("model='nowhere': cannot be loaded")
+    raise FoveateError("model='nowhere': cannot be loaded")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from saccade.bench.cells import Contender, parse_keeps, parse_methods, plan
-from saccade.core.errors import SaccadeError
-from saccade.core.recipe import Recipe
+from foveate.bench.cells import Contender, parse_keeps, parse_methods, plan
+from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe
 
 
 def test_reference_points_are_planned_first_whatever_is_asked_for() -> None:
@@ -65,11 +65,11 @@ def test_budgets_with_a_point_are_ratios_and_others_are_counts() -> None:
 
 @pytest.mark.parametrize("text", ["0", "0.0", "-3", "1.5", "1e9", "nan", "many", "0.5,", ""])
 def test_a_budget_that_keeps_nothing_or_is_no_number_is_refused_by_name(text: str) -> None:
-    with pytest.raises(SaccadeError, match="keep="):
+    with pytest.raises(FoveateError, match="keep="):
         parse_keeps(text)
 
 
 @pytest.mark.parametrize("method", ["fastvv", "hiprune(kep=3)", "hiprune(alpha=0.2", "hiprune(keep=0)"])
 def test_a_bad_recipe_is_refused_before_anything_runs(method: str) -> None:
-    with pytest.raises(SaccadeError):
+    with pytest.raises(FoveateError):
         plan(["shape"], [method], [0.5])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from saccade.bench.records import Record
-from saccade.bench.summary import Mean, front
-from saccade.report.chart import Chart, Line, Point, counting, linear, ratios
-from saccade.report.heat import maps
-from saccade.report.looks import COLOURS, MARKERS, looks
-from saccade.report.story import by_method, offers, rankings
+from foveate.bench.records import Record
+from foveate.bench.summary import Mean, front
+from foveate.report.chart import Chart, Line, Point, counting, linear, ratios
+from foveate.report.heat import maps
+from foveate.report.looks import COLOURS, MARKERS, looks
+from foveate.report.story import by_method, offers, rankings
 
 
 def mean(method: str, keep: float | None, retention: float, speedup: float, tasks: int = 2) -> Mean:

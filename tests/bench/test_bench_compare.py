@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from saccade.bench.cells import plan
-from saccade.bench.compare import Side, compare
-from saccade.bench.folder import ResultFolder, Results, Settings
-from saccade.bench.run import run
-from saccade.core.errors import SaccadeError
-from saccade.core.files import write_json
-from saccade.report.compare_table import compare_table
-from saccade.tasks import questions
+from foveate.bench.cells import plan
+from foveate.bench.compare import Side, compare
+from foveate.bench.folder import ResultFolder, Results, Settings
+from foveate.bench.run import run
+from foveate.core.errors import FoveateError
+from foveate.core.files import write_json
+from foveate.report.compare_table import compare_table
+from foveate.tasks import questions
 
 asked_before = cache(questions)
 BASE = Settings("reference", 40, 0, "cpu", "float32", 8)
@@ -105,7 +105,7 @@ def test_several_methods_on_a_question_count_as_one_question(results: Any) -> No
 def test_answers_to_other_questions_are_refused_by_name(results: Any, name: str, value: object) -> None:
     a, b = results("a"), results("b", replace(BASE, **{name: value}))
 
-    with pytest.raises(SaccadeError, match=f"^{name}=.*cannot be paired"):
+    with pytest.raises(FoveateError, match=f"^{name}=.*cannot be paired"):
         compare(*sides(a, b))
 
 
@@ -116,7 +116,7 @@ def test_questions_that_changed_with_the_version_are_refused(results: Any) -> No
     cell["answers"][0]["prompt"] = "another?"
     write_json(path, cell)
 
-    with pytest.raises(SaccadeError, match=r"task='shape': .* asked other questions"):
+    with pytest.raises(FoveateError, match=r"task='shape': .* asked other questions"):
         compare(*sides(a, b))
 
 
@@ -132,12 +132,12 @@ def test_nothing_in_common_is_said(results: Any) -> None:
         kept = [each for each in json.loads((path / "results.json").read_text()) if each["task"] == path.name]
         write_json(path / "results.json", kept)
 
-    with pytest.raises(SaccadeError, match="have no finished cell of the same task"):
+    with pytest.raises(FoveateError, match="have no finished cell of the same task"):
         compare(*sides(a, b))
 
 
 def test_what_was_not_measured_cannot_be_picked(results: Any) -> None:
-    with pytest.raises(SaccadeError, match=r"'hiprune@0.9': was not measured in .*; there are none, random@0.5"):
+    with pytest.raises(FoveateError, match=r"'hiprune@0.9': was not measured in .*; there are none, random@0.5"):
         Side.parse(f"{results('a')}:hiprune@0.9")
 
 
@@ -146,7 +146,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path, content: str | None
     if content is not None:
         (tmp_path / "settings.json").write_text(content)
 
-    with pytest.raises(SaccadeError, match="holds no results of a bench"):
+    with pytest.raises(FoveateError, match="holds no results of a bench"):
         Results.open(tmp_path)
 
 

@@ -9,9 +9,9 @@ import torch
 from tests.suite.bodies import BODIES, RAGGED
 from tests.suite.conversation import generate, logits
 
-import saccade
-from saccade.bench.encodings import Encodings
-from saccade.models import anatomy
+import foveate
+from foveate.bench.encodings import Encodings
+from foveate.models import anatomy
 
 FAMILIES = ["llava-clip", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "gemma3"]
 
@@ -29,7 +29,7 @@ class Watched:
         self.calls += 1
 
     def answer(self, recipe: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        with saccade.attach(self.model, recipe, seed=1) as session, self.encodings.serve(session):
+        with foveate.attach(self.model, recipe, seed=1) as session, self.encodings.serve(session):
             return logits(generate(self.model, inputs, steps=3))
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from saccade.bench.cells import plan
-from saccade.bench.examples import illustrate
-from saccade.bench.folder import ResultFolder
-from saccade.bench.run import run
-from saccade.tasks import Question, Turn, evidence_cells, questions
+from foveate.bench.cells import plan
+from foveate.bench.examples import illustrate
+from foveate.bench.folder import ResultFolder
+from foveate.bench.run import run
+from foveate.tasks import Question, Turn, evidence_cells, questions
 
 
 def test_depth_counts_the_layers_that_a_token_enters() -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from saccade.bench import folder as folder_module
-from saccade.bench.cells import plan
-from saccade.bench.folder import ResultFolder, Settings
-from saccade.bench.records import Answer, Failure, Measurement, Record
-from saccade.core.errors import SaccadeError
-from saccade.core.files import write_json
+from foveate.bench import folder as folder_module
+from foveate.bench.cells import plan
+from foveate.bench.folder import ResultFolder, Settings
+from foveate.bench.records import Answer, Failure, Measurement, Record
+from foveate.core.errors import FoveateError
+from foveate.core.files import write_json
 
 KEYS = (
     "model, task, method, keep, n, seed, score, score_low, score_high, retention, evidence_recall, visual_tokens, "
@@ -80,13 +80,13 @@ def test_what_a_killed_run_left_half_written_is_in_nobody_s_way(folder: ResultFo
 def test_a_folder_with_results_is_refused_unless_resumed(folder: ResultFolder, settings: Settings) -> None:
     folder.begin()
 
-    with pytest.raises(SaccadeError, match="--resume"):
+    with pytest.raises(FoveateError, match="--resume"):
         ResultFolder(folder.path, settings)
 
 
 def test_a_folder_in_which_another_run_works_is_refused_until_that_ends(tmp_path: Path, settings: Settings) -> None:
     other = FileLock(tmp_path / ".lock")
-    with other, pytest.raises(SaccadeError, match="another run works in it"):
+    with other, pytest.raises(FoveateError, match="another run works in it"):
         ResultFolder(tmp_path, settings)
 
     ResultFolder(tmp_path, settings).begin()
@@ -117,14 +117,14 @@ def test_results_under_other_settings_are_refused_by_name(
 ) -> None:
     folder.begin()
 
-    with pytest.raises(SaccadeError, match=f"^{name}="):
+    with pytest.raises(FoveateError, match=f"^{name}="):
         ResultFolder(folder.path, replace(settings, **{name: value}), resume=True)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, settings: Settings) -> None:
     (tmp_path / "thesis.tex").touch()
 
-    with pytest.raises(SaccadeError, match="no results of a bench"):
+    with pytest.raises(FoveateError, match="no results of a bench"):
         ResultFolder(tmp_path, settings, resume=True)
 
 
@@ -133,14 +133,14 @@ def test_damaged_results_are_refused(folder: ResultFolder, settings: Settings, c
     folder.begin()
     (folder.path / "results.json").write_text(content)
 
-    with pytest.raises(SaccadeError, match=r"results\.json"):
+    with pytest.raises(FoveateError, match=r"results\.json"):
         ResultFolder(folder.path, settings, resume=True)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path, settings: Settings) -> None:
     (tmp_path / "out").touch()
 
-    with pytest.raises(SaccadeError, match="cannot be written"):
+    with pytest.raises(FoveateError, match="cannot be written"):
         ResultFolder(tmp_path / "out", settings)
 
 
@@ -164,5 +164,5 @@ def test_settings_name_versions_and_machine(folder: ResultFolder, settings: Sett
 
     found = json.loads((folder.path / "settings.json").read_text())
     assert {**found, **asdict(settings)} == found
-    assert {"torch", "transformers", "saccade"} <= set(found["versions"])
+    assert {"torch", "transformers", "foveate"} <= set(found["versions"])
     assert found["machine"]["cores"]

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 from tests.browser import CHROMIUM, Browser
 
-from saccade.bench.cells import Cell, plan
-from saccade.bench.folder import ResultFolder, Results
-from saccade.bench.records import Failure
-from saccade.bench.run import run
-from saccade.core.errors import SaccadeError
-from saccade.core.files import write_json
-from saccade.core.recipe import Recipe
-from saccade.report.page import page, write_page
-from saccade.tasks import questions
+from foveate.bench.cells import Cell, plan
+from foveate.bench.folder import ResultFolder, Results
+from foveate.bench.records import Failure
+from foveate.bench.run import run
+from foveate.core.errors import FoveateError
+from foveate.core.files import write_json
+from foveate.core.recipe import Recipe
+from foveate.report.page import page, write_page
+from foveate.tasks import questions
 
 NASTY = "</script><img src=x onerror=alert(1)>\"'"
 FIGURE = {
@@ -166,7 +166,7 @@ def test_probes_are_drawn(done: ResultFolder) -> None:
 def test_probes_of_another_make_are_refused_in_one_line(done: ResultFolder) -> None:
     write_json(done.path / "probes.json", {"figures": [{"title": "no series"}]})
 
-    with pytest.raises(SaccadeError, match=r"^probes.json: must hold figures"):
+    with pytest.raises(FoveateError, match=r"^probes.json: must hold figures"):
         page(done)
 
 
@@ -188,7 +188,7 @@ def test_methods_without_a_budget_alone_are_shown(folder: ResultFolder, measure:
 def test_a_folder_in_which_nothing_is_finished_is_refused(folder: ResultFolder) -> None:
     folder.begin()
 
-    with pytest.raises(SaccadeError, match=r"holds no finished cell yet; saccade bench --resume goes on there"):
+    with pytest.raises(FoveateError, match=r"holds no finished cell yet; foveate bench --resume goes on there"):
         page(Results.open(folder.path))
 
 

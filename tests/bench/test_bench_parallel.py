@@ -14,11 +14,11 @@ pytest.importorskip("ray")
 from tests.bench.conftest import ask, made_up
 from tests.bench.deadly import deadly, nowhere
 
-from saccade.bench.cells import plan
-from saccade.bench.folder import ResultFolder, Settings
-from saccade.bench.parallel import LIVES, Crew, connected, run_on_ray
-from saccade.bench.run import run
-from saccade.core.errors import SaccadeError
+from foveate.bench.cells import plan
+from foveate.bench.folder import ResultFolder, Settings
+from foveate.bench.parallel import LIVES, Crew, connected, run_on_ray
+from foveate.bench.run import run
+from foveate.core.errors import FoveateError
 
 Nodes = list[dict[str, float]]
 
@@ -72,7 +72,7 @@ def test_a_model_that_cannot_be_loaded_is_the_user_s_mistake_and_leaves_nothing(
 ) -> None:
     cells = plan(["shape"], [], [0.5])
 
-    with pytest.raises(SaccadeError, match=r"^model='nowhere': cannot be loaded$"):
+    with pytest.raises(FoveateError, match=r"^model='nowhere': cannot be loaded$"):
         run_on_ray(cells, ask, nowhere, folder, log, Crew.fitting(nodes, "cpu", len(cells), 1))
 
     assert not any(folder.path.iterdir())
@@ -80,7 +80,7 @@ def test_a_model_that_cannot_be_loaded_is_the_user_s_mistake_and_leaves_nothing(
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_an_address_where_no_ray_is_gets_one_line(address: str) -> None:
-    with pytest.raises(SaccadeError, match=rf"^ray='{address}': cannot be had .*--ray without an"), connected(address):
+    with pytest.raises(FoveateError, match=rf"^ray='{address}': cannot be had .*--ray without an"), connected(address):
         pass
 
 
@@ -116,5 +116,5 @@ def test_workers_on_gpus(nodes: Nodes, wanted: int | None, workers: int, cores: 
 
 
 def test_a_ray_without_a_gpu_has_no_place_for_a_model_on_one() -> None:
-    with pytest.raises(SaccadeError, match=r"^device='cuda': no node of this Ray has a GPU"):
+    with pytest.raises(FoveateError, match=r"^device='cuda': no node of this Ray has a GPU"):
         Crew.fitting([{"CPU": 8}], "cuda", 40)

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from saccade.bench.cells import plan
-from saccade.bench.folder import ResultFolder, Settings
-from saccade.bench.run import run
-from saccade.bench.statistics import beats
-from saccade.bench.summary import ALL_TASKS, Mean, drops, means, no_better_than_random, pareto
-from saccade.core.recipe import NONE
-from saccade.core.statistics import wilson
-from saccade.report.bench_table import TaskNote, bench_tables
-from saccade.report.numbers import seconds, size
-from saccade.report.picture import _line, _mark, draw_quality_speed
-from saccade.tasks import questions
+from foveate.bench.cells import plan
+from foveate.bench.folder import ResultFolder, Settings
+from foveate.bench.run import run
+from foveate.bench.statistics import beats
+from foveate.bench.summary import ALL_TASKS, Mean, drops, means, no_better_than_random, pareto
+from foveate.core.recipe import NONE
+from foveate.core.statistics import wilson
+from foveate.report.bench_table import TaskNote, bench_tables
+from foveate.report.numbers import seconds, size
+from foveate.report.picture import _line, _mark, draw_quality_speed
+from foveate.tasks import questions
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tests.bench.conftest import ask
 
-from saccade.bench.cells import plan
-from saccade.bench.folder import ResultFolder, Settings
-from saccade.bench.run import run
+from foveate.bench.cells import plan
+from foveate.bench.folder import ResultFolder, Settings
+from foveate.bench.run import run
 
 CELLS = plan(["shape"], ["hiprune"], [0.5])
 

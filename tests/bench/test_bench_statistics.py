@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade.bench.statistics import beats, bootstrap, difference, interval
-from saccade.core.statistics import wilson
+from foveate.bench.statistics import beats, bootstrap, difference, interval
+from foveate.core.statistics import wilson
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 

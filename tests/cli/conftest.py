@@ -12,8 +12,8 @@ from PIL import Image
 from tests import clip
 from typer.testing import CliRunner, Result
 
-from saccade.cli.app import app
-from saccade.reference.model import Dimensions, build_model, build_processor, build_text_tower
+from foveate.cli.app import app
+from foveate.reference.model import Dimensions, build_model, build_processor, build_text_tower
 
 TINY = Dimensions(
     head_width=16,
@@ -31,7 +31,7 @@ Call = Callable[..., Result]
 
 @pytest.fixture
 def call() -> Call:
-    """Runs ``saccade`` with arguments."""
+    """Runs ``foveate`` with arguments."""
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

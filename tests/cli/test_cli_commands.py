@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 from tests.thirdparty import package
 
-from saccade import reference
-from saccade.bench import checkpoint
-from saccade.bench import measure as measure_module
-from saccade.cli import classifier as classifier_command
-from saccade.core import registry
-from saccade.core.artifact import Artifact
-from saccade.methods import IndexPreserving
-from saccade.models.anatomy import anatomy
-from saccade.tasks import questions
+from foveate import reference
+from foveate.bench import checkpoint
+from foveate.bench import measure as measure_module
+from foveate.cli import classifier as classifier_command
+from foveate.core import registry
+from foveate.core.artifact import Artifact
+from foveate.methods import IndexPreserving
+from foveate.models.anatomy import anatomy
+from foveate.tasks import questions
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_version_is_the_package_s(call: Any) -> None:
-    assert call("--version").stdout.strip() == version("saccade")
+    assert call("--version").stdout.strip() == version("foveate")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["bench", "--help"], ["run", "-h"], ["reference"]])
@@ -88,7 +88,7 @@ def test_the_matrix_of_one_model_knows_what_it_brings(call: Any, with_text_tower
     after = {entry["method"]: entry for entry in json.loads(call(*options).stdout)}
 
     assert {entry["model"] for entry in before.values()} == {str(with_text_tower)}
-    assert "saccade calibrate shortv" in before["shortv"]["reason"]
+    assert "foveate calibrate shortv" in before["shortv"]["reason"]
     assert after["shortv"]["works"]
 
 
@@ -183,7 +183,7 @@ def test_resume_under_another_seed_is_refused(bench: Any) -> None:
     result = bench("--methods", "none", "--resume", "--seed", 1)
 
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("saccade: seed=1: ")
+    assert result.stderr.startswith("foveate: seed=1: ")
 
 
 def test_a_cell_that_fails_is_reported_and_the_others_are_shown(bench: Any, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_cell_classifier_is_kept_with_its_model(
 
     assert result.exit_code == 0, result.output
     assert "accuracy" in result.stdout
-    artifact = Artifact.load(folder / "saccade" / "index_preserving.json")
+    artifact = Artifact.load(folder / "foveate" / "index_preserving.json")
     traits = anatomy(checkpoint.load(str(folder), "cpu", "float32").model).traits()
     assert traits.artifacts["index_preserving"].fingerprint == artifact.fingerprint
     assert IndexPreserving().check(traits) is None
@@ -280,7 +280,7 @@ def test_bench_takes_a_text_tower_beside_the_model(bench: Any, tiny_clip: Path, 
     assert results(tmp_path)[-1]["visual_tokens"] == 36
     other = bench("--methods", "none", "--resume")
     assert other.exit_code == 2
-    assert other.stderr.startswith("saccade: companion=None: ")
+    assert other.stderr.startswith("foveate: companion=None: ")
 
 
 def test_bench_finds_the_text_tower_in_the_model_s_folder(bench: Any, with_text_tower: Path, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_bench_finds_the_text_tower_in_the_model_s_folder(bench: Any, with_text_
 def test_a_broken_package_is_named_in_one_line_and_the_rest_works(tmp_path: Path) -> None:
     package(tmp_path, "bad_luck", "import an_old_library")
     done = subprocess.run(
-        [sys.executable, "-c", "from saccade.cli import main; main()", "methods", "--json"],
+        [sys.executable, "-c", "from foveate.cli import main; main()", "methods", "--json"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},

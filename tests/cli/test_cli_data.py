@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.cli.test_cli_errors import assert_one_line
 
-from saccade.tasks import questions
+from foveate.tasks import questions
 
 
 @pytest.fixture

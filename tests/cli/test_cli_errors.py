@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from saccade import reference
+from foveate import reference
 
 
 def assert_one_line(result: Any, *fragments: str) -> None:
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
-    assert line.startswith("saccade: ")
+    assert line.startswith("foveate: ")
     for fragment in fragments:
         assert fragment in line
 
@@ -121,10 +121,10 @@ def test_an_unknown_command_is_named(call: Any) -> None:
 
 def test_the_installed_command_says_it_on_stderr_with_exit_code_2() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from saccade.cli import main; main()", "run", "--image", "absent.png", "--prompt", "what?"],
+        [sys.executable, "-c", "from foveate.cli import main; main()", "run", "--image", "absent.png", "--prompt", "what?"],
         capture_output=True,
         text=True,
     )
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "saccade: image='absent.png': no such file\n"
+    assert done.stderr == "foveate: image='absent.png': no such file\n"

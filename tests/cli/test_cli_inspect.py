@@ -1,4 +1,4 @@
-"""``saccade inspect`` as a user calls it."""
+"""``foveate inspect`` as a user calls it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-import saccade
-from saccade import tasks
-from saccade.bench import checkpoint
-from saccade.bench.measure import evidence_recalls
-from saccade.cli.inspect import look
-from saccade.core.files import write_whole
-from saccade.core.recipe import Recipe
+import foveate
+from foveate import tasks
+from foveate.bench import checkpoint
+from foveate.bench.measure import evidence_recalls
+from foveate.cli.inspect import look
+from foveate.core.files import write_whole
+from foveate.core.recipe import Recipe
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_real_picture_is_drawn(inspect: Any) -> None:
 def test_counts_and_evidence_are_the_report_s_and_the_bench_s(tiny: Path, recipe: str) -> None:
     loaded, question = checkpoint.load(str(tiny), "cpu", "float32"), tasks.question("attribute", 0, 3)
     inspection = look(loaded, question, Recipe.parse(recipe), seed=0)
-    with saccade.attach(loaded.model, recipe) as session:
+    with foveate.attach(loaded.model, recipe) as session:
         loaded.answer(loaded.inputs([question.images], [question.prompt]), question.max_new_tokens)
     (alive,), (grids,) = session.trace.alive(loaded.layers), session.trace.grids
 
@@ -108,7 +108,7 @@ def test_what_is_wrong_is_said_in_one_line(inspect: Any, tmp_path: Path, options
     result = inspect("--recipe", "none", *options)
 
     assert result.exit_code == 2
-    assert result.stderr.startswith("saccade: ")
+    assert result.stderr.startswith("foveate: ")
     assert line in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

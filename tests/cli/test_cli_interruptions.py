@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-SACCADE = [sys.executable, "-c", "from saccade.cli import main; main()"]
+FOVEATE = [sys.executable, "-c", "from foveate.cli import main; main()"]
 TIMES = ("prefill_seconds", "decode_seconds", "efficiency", "speedup")
 CELLS = 10
 """Of the bench below: two tasks under five methods at one budget."""
@@ -24,7 +24,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 def command(tiny: Path, out: Path, *options: str) -> list[str]:
     fixed = {"--model": tiny, "--tasks": "shape,reading", "--n": 40, "--batch-size": 1, "--keep": 0.25, "--out": out}
     return [
-        *SACCADE,
+        *FOVEATE,
         "bench",
         *(str(part) for option in fixed.items() for part in option),
         "--methods",
@@ -75,7 +75,7 @@ def test_an_interrupted_bench_keeps_what_is_finished_and_goes_on_to_the_same_end
     code, said = cut_short(command(tiny, out, *ray), out, number)
 
     assert code == 130
-    assert said == f"saccade: interrupted; the finished cells are in {out}, --resume goes on"
+    assert said == f"foveate: interrupted; the finished cells are in {out}, --resume goes on"
     assert resumed(tiny, out, *ray) == whole
 
 
@@ -105,7 +105,7 @@ def test_workers_without_ray_are_found_out(call: Any, tmp_path: Path) -> None:
     result = call("bench", "--workers", 2, "--out", tmp_path / "out")
 
     assert result.exit_code == 2
-    assert result.stderr == "saccade: workers=2: is for --ray; give both\n"
+    assert result.stderr == "foveate: workers=2: is for --ray; give both\n"
 
 
 @needs_ray
@@ -121,7 +121,7 @@ def test_workers_without_ray_are_found_out(call: Any, tmp_path: Path) -> None:
 def test_ray_stands_alone_or_with_an_address(
     call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], address: str
 ) -> None:
-    from saccade.bench import parallel
+    from foveate.bench import parallel
 
     asked = []
 
@@ -139,8 +139,8 @@ def test_a_missing_ray_is_named_with_the_remedy(
     call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "saccade.bench.parallel", raising=False)
+    monkeypatch.delitem(sys.modules, "foveate.bench.parallel", raising=False)
     result = call("bench", "--model", tiny, "--out", tmp_path / "out", "--ray")
 
     assert result.exit_code == 2
-    assert result.stderr == "saccade: ray: is not installed; pip install 'saccade[ray]'\n"
+    assert result.stderr == "foveate: ray: is not installed; pip install 'foveate[ray]'\n"

@@ -1,4 +1,4 @@
-"""``saccade probe`` as a user calls it."""
+"""``foveate probe`` as a user calls it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from saccade.bench.probes import Hints, embedlens_run, horizon_run
-from saccade.tasks import questions
+from foveate.bench.probes import Hints, embedlens_run, horizon_run
+from foveate.tasks import questions
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_other_settings_in_the_same_folder_are_refused(probe: Any) -> None:
     result = probe("information-horizon", "--windows", 0, "--window", 3)
 
     assert result.exit_code == 2
-    assert result.stderr.startswith("saccade: window=3: ")
+    assert result.stderr.startswith("foveate: window=3: ")
 
 
 def test_an_unknown_task_is_one_line(probe: Any) -> None:

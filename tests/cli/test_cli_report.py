@@ -1,4 +1,4 @@
-"""``saccade report``, and the page that a bench leaves."""
+"""``foveate report``, and the page that a bench leaves."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_folder_without_results_is_refused_in_one_line(call: Any, tmp_path: Pa
     result = call("report", tmp_path)
 
     assert result.exit_code == 2
-    assert result.stderr.startswith("saccade: folder=")
+    assert result.stderr.startswith("foveate: folder=")
     assert result.stderr.count("\n") == 1
 
 

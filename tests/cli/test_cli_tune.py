@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Call
 
-from saccade import tasks
-from saccade.core.recipe import Recipe
-from saccade.tasks import files
-from saccade.tune.answer import ModelAnswers, batches
+from foveate import tasks
+from foveate.core.recipe import Recipe
+from foveate.tasks import files
+from foveate.tune.answer import ModelAnswers, batches
 
 SMALL = ("--tasks", "attribute,shape", "--rungs", "2,6", "--validate", "5", "--batch-size", "2", "--methods", "snapkv")
 """A few questions, two at a time, and three methods: the baselines always take part."""
@@ -54,7 +54,7 @@ def test_an_interrupted_tune_says_so_and_goes_on(
     again = call(*command, "--resume")
 
     assert cut.exit_code == 130
-    assert cut.stderr.splitlines()[-1].startswith("saccade: interrupted; the finished trials are in")
+    assert cut.stderr.splitlines()[-1].startswith("foveate: interrupted; the finished trials are in")
     assert again.exit_code == 0, again.output
     assert json.loads((tmp_path / "out" / "trials.json").read_text())[: len(kept)] == kept
 
@@ -147,12 +147,12 @@ def test_mistakes_are_one_line(call: Call, tmp_path: Path, options: tuple[str, .
 
 
 def test_without_optuna_one_line_says_what_to_install(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saccade.cli.tune.find_spec", lambda name: None)
+    monkeypatch.setattr("foveate.cli.tune.find_spec", lambda name: None)
 
     result = call("tune", "--max-drop", "0.02")
 
     assert result.exit_code == 2
-    assert result.stderr.strip() == "saccade: tune: needs Optuna; pip install 'saccade[tune]'"
+    assert result.stderr.strip() == "foveate: tune: needs Optuna; pip install 'foveate[tune]'"
 
 
 def test_questions_of_one_shape_are_asked_together() -> None:

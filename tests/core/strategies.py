@@ -15,11 +15,11 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saccade.core import registry
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import Item, Layout
-from saccade.core.method import Method
-from saccade.core.reduction import Reduction
+from foveate.core import registry
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Item, Layout
+from foveate.core.method import Method
+from foveate.core.reduction import Reduction
 
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)
 
@@ -121,7 +121,7 @@ def methods(draw: st.DrawFn) -> Method:
     chosen = draw(st.sets(st.sampled_from([field.name for field in fields(kind)])))
     try:
         return kind(**{name: draw(_of_type(types_of[name])) for name in sorted(chosen)})
-    except SaccadeError:
+    except FoveateError:
         assume(False)
         raise
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from saccade.core.artifact import Artifact, Fingerprint
-from saccade.core.errors import SaccadeError
+from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.errors import FoveateError
 
 MODEL = Fingerprint(family="llava", layers=4, width=48, vocabulary=64)
 ORDER = Artifact("shortv", MODEL, {"order": [3, 1, 0, 2], "contribution": [0.25, 1e-12, 0.5, 0.0]})
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "saccade" / "shortv.json"
+    path = tmp_path / "foveate" / "shortv.json"
     ORDER.save(path)
 
     assert Artifact.load(path) == ORDER
@@ -62,7 +62,7 @@ def test_the_model_that_it_was_made_on_is_accepted() -> None:
     "other", [Fingerprint("gemma3", 4, 48, 64), Fingerprint("llava", 5, 48, 64), Fingerprint("llava", 4, 48, 65)]
 )
 def test_another_model_is_refused_by_name(other: Fingerprint) -> None:
-    with pytest.raises(SaccadeError) as error:
+    with pytest.raises(FoveateError) as error:
         ORDER.check(other)
 
     assert str(error.value) == (
@@ -75,10 +75,10 @@ def test_a_file_that_is_no_artifact_is_named(tmp_path: Path, content: str) -> No
     path = tmp_path / "shortv.json"
     path.write_text(content)
 
-    with pytest.raises(SaccadeError, match=r"artifact '.*shortv\.json': cannot be read"):
+    with pytest.raises(FoveateError, match=r"artifact '.*shortv\.json': cannot be read"):
         Artifact.load(path)
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SaccadeError, match=r"artifact '.*lost\.json': cannot be read"):
+    with pytest.raises(FoveateError, match=r"artifact '.*lost\.json': cannot be read"):
         Artifact.load(tmp_path / "lost.json")

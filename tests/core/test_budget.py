@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade.core.budget import Budget
-from saccade.core.errors import SaccadeError
+from foveate.core.budget import Budget
+from foveate.core.errors import FoveateError
 
 counts = st.integers(0, 5000)
 keeps = st.integers(1, 6000) | st.floats(0, 1, exclude_min=True)
@@ -57,7 +57,7 @@ def test_halves_are_rounded_to_even_down_or_up() -> None:
 
 @pytest.mark.parametrize("keep", [0, -1, 0.0, -0.5, 1.5, 1e9, math.inf, math.nan, True, None, "64"])
 def test_anything_else_is_refused_with_name_value_and_remedy(keep: Any) -> None:
-    with pytest.raises(SaccadeError) as error:
+    with pytest.raises(FoveateError) as error:
         Budget(keep, name="fastv: keep")
 
     assert str(error.value).startswith(f"fastv: keep={keep!r}: must be a positive count")

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade.core.layout import VISUAL, Edit, Item, Layout, Role
-from saccade.core.reduction import Reduction
+from foveate.core.layout import VISUAL, Edit, Item, Layout, Role
+from foveate.core.reduction import Reduction
 from tests.core.strategies import gathers, merges, prompts, subsets
 
 Data = st.DataObject

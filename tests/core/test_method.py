@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade.core.errors import SaccadeError
-from saccade.core.method import Method
+from foveate.core.errors import FoveateError
+from foveate.core.method import Method
 from tests.methods.bodiless import traits
 
 
@@ -58,11 +58,11 @@ def test_ascending_layers_are_accepted(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [3, [1], (0,), (2, 2), (3, 1), (1.0,), (True,), ("1",)])
 def test_other_layers_are_refused(value: Any) -> None:
-    with pytest.raises(SaccadeError, match=r"^some: value=.*: must be ascending layer numbers"):
+    with pytest.raises(FoveateError, match=r"^some: value=.*: must be ascending layer numbers"):
         Some(value).require_layers("value")
 
 
 @pytest.mark.parametrize("value", [0.5, (1.5,), (-0.1,), (True,), ("a",), (float("nan"),)])
 def test_what_is_no_share_is_refused(value: Any) -> None:
-    with pytest.raises(SaccadeError, match=r"^some: value=.*: must be shares in \[0, 1\]"):
+    with pytest.raises(FoveateError, match=r"^some: value=.*: must be shares in \[0, 1\]"):
         Some(value).require_shares("value")

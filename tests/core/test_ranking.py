@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from saccade.core.ranking import about, looking, ranked
-from saccade.ops.select import top_k, top_rows
+from foveate.core.ranking import about, looking, ranked
+from foveate.ops.select import top_k, top_rows
 
 SCORES = torch.tensor([[0.5, 0.1, 0.9], [0.2, 0.3, 0.4]])
 

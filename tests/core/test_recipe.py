@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from saccade.core import registry
-from saccade.core.errors import SaccadeError
-from saccade.core.recipe import Recipe
-from saccade.methods import FastV, HiPrune, ShortV
+from foveate.core import registry
+from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe
+from foveate.methods import FastV, HiPrune, ShortV
 from tests.core.strategies import methods
 
 # Many parameters that are drawn are refused, for example even widths of a pooling.
@@ -91,7 +91,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_text_that_is_wrong_is_refused_in_one_line(text: str, said: str) -> None:
-    with pytest.raises(SaccadeError) as error:
+    with pytest.raises(FoveateError) as error:
         Recipe.parse(text)
 
     assert said in str(error.value)
@@ -110,7 +110,7 @@ def test_a_text_that_is_wrong_is_refused_in_one_line(text: str, said: str) -> No
     ],
 )
 def test_yaml_that_is_wrong_is_refused_in_one_line(text: str, said: str) -> None:
-    with pytest.raises(SaccadeError) as error:
+    with pytest.raises(FoveateError) as error:
         Recipe.from_yaml(text)
 
     assert said in str(error.value)
@@ -118,12 +118,12 @@ def test_yaml_that_is_wrong_is_refused_in_one_line(text: str, said: str) -> None
 
 
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SaccadeError, match=r"recipe file '.*lost\.yaml': cannot be read \(No such file"):
+    with pytest.raises(FoveateError, match=r"recipe file '.*lost\.yaml': cannot be read \(No such file"):
         Recipe.load(tmp_path / "lost.yaml")
 
 
 def test_what_is_no_recipe_is_refused() -> None:
-    with pytest.raises(SaccadeError, match="recipe=3: must be a Recipe, a method, or text"):
+    with pytest.raises(FoveateError, match="recipe=3: must be a Recipe, a method, or text"):
         Recipe.of(3)  # type: ignore[arg-type]
 
 
@@ -132,24 +132,24 @@ def test_a_list_is_as_good_as_a_tuple() -> None:
 
 
 def test_a_parameter_given_twice_is_refused() -> None:
-    with pytest.raises(SaccadeError, match="keep"):
+    with pytest.raises(FoveateError, match="keep"):
         Recipe.parse("fastv(keep=0.5, keep=0.2)")
 
 
 @pytest.mark.parametrize("text", ["scope(alpha=high)", "hiprune(alpha=None)", "shortv(layers=5.0)"])
 def test_a_value_of_the_wrong_type_is_refused_by_name(text: str) -> None:
     name, parameter = text.split("=")[0].split("(")
-    with pytest.raises(SaccadeError, match=f"{name}: {parameter}="):
+    with pytest.raises(FoveateError, match=f"{name}: {parameter}="):
         Recipe.parse(text)
 
 
 def test_infinity_is_refused_by_name() -> None:
-    with pytest.raises(SaccadeError, match="scope: alpha=inf"):
+    with pytest.raises(FoveateError, match="scope: alpha=inf"):
         Recipe.of(registry.get("scope")(alpha=math.inf))  # type: ignore[call-arg]
 
 
 def test_a_parameter_that_is_no_name_is_refused() -> None:
-    with pytest.raises(SaccadeError, match="unknown parameter 1"):
+    with pytest.raises(FoveateError, match="unknown parameter 1"):
         Recipe.from_yaml("- fastv: {1: 2}")
 
 
@@ -157,5 +157,5 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "picture.yaml"
     path.write_bytes(b"\x89PNG\r\n")
 
-    with pytest.raises(SaccadeError, match=r"picture\.yaml"):
+    with pytest.raises(FoveateError, match=r"picture\.yaml"):
         Recipe.load(path)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saccade.core.reduction import Reduction
+from foveate.core.reduction import Reduction
 from tests.core.strategies import gathers, masks, merges, reductions, subsets, values
 
 Data = st.DataObject

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from saccade.core import registry
-from saccade.core.errors import SaccadeError
-from saccade.core.method import Method, protocols
-from saccade.core.recipe import Recipe
+from foveate.core import registry
+from foveate.core.errors import FoveateError
+from foveate.core.method import Method, protocols
+from foveate.core.recipe import Recipe
 from tests.thirdparty import HERE, installed, package
 
 TAKEN = """
-from saccade.core.method import Method
-from saccade.core.registry import register
+from foveate.core.method import Method
+from foveate.core.registry import register
 
 @register
 class Mine(Method):
@@ -50,7 +50,7 @@ def test_an_entry_point_brings_its_method() -> None:
         ("import an_old_library", "ModuleNotFoundError: No module named 'an_old_library'"),
         ("def broken(:", "SyntaxError: invalid syntax"),
         ("", "AttributeError: module 'bad_luck' has no attribute 'Mine'"),
-        (TAKEN, "SaccadeError: method name 'fastv': taken by saccade.methods.in_llm.fastv.FastV"),
+        (TAKEN, "FoveateError: method name 'fastv': taken by foveate.methods.in_llm.fastv.FastV"),
     ],
     ids=["import", "syntax", "attribute", "name"],
 )
@@ -87,7 +87,7 @@ def test_every_method_says_what_it_is() -> None:
 
 
 def test_a_name_that_is_taken_is_refused_with_its_owner(known: None) -> None:
-    with pytest.raises(SaccadeError, match=r"method name 'fastv': taken by saccade\.methods\.in_llm\.fastv\.FastV"):
+    with pytest.raises(FoveateError, match=r"method name 'fastv': taken by foveate\.methods\.in_llm\.fastv\.FastV"):
         registry.register(named("fastv", "Faster"))
 
 
@@ -98,10 +98,10 @@ def test_the_same_method_may_be_imported_twice(known: None) -> None:
 
 
 def test_a_name_that_is_taken_by_a_namesake_is_refused(known: None) -> None:
-    with pytest.raises(SaccadeError, match="method name 'fastv': taken"):
+    with pytest.raises(FoveateError, match="method name 'fastv': taken"):
         registry.register(named("fastv", "FastV", "somewhere.else"))
 
 
 def test_an_unknown_name_brings_the_closest_to_mind() -> None:
-    with pytest.raises(SaccadeError, match="unknown method 'hiprun': did you mean 'hiprune'"):
+    with pytest.raises(FoveateError, match="unknown method 'hiprun': did you mean 'hiprune'"):
         registry.get("hiprun")

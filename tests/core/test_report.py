@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from saccade.core.layout import Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.report import Report, Trace
+from foveate.core.layout import Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.report import Report, Trace
 
 REPORT = Report(
     recipe="fastv(keep=0.5)",

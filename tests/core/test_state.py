@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saccade.core.reduction import Reduction
-from saccade.core.state import Scope, State
+from foveate.core.reduction import Reduction
+from foveate.core.state import Scope, State
 from tests.core.strategies import masks, reductions, values
 
 SCOPES: tuple[Scope, ...] = ("prefill", "request", "session")

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPModel
 
-import saccade
-from saccade.core.errors import SaccadeError
-from saccade.methods.before_llm.cdpruner import EPSILON, likeness, scaled
-from saccade.models import anatomy
-from saccade.ops.dpp import greedy_map
+import foveate
+from foveate.core.errors import FoveateError
+from foveate.methods.before_llm.cdpruner import EPSILON, likeness, scaled
+from foveate.models import anatomy
+from foveate.ops.dpp import greedy_map
 from tests import tiny
 from tests.clip import clip, text_tokenizer, tokenizer
 from tests.suite.bodies import BODIES, RAGGED
@@ -31,8 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def companion(folder: Path) -> saccade.ClipCompanion:
-    return saccade.ClipCompanion.load(folder, tokenizer())
+def companion(folder: Path) -> foveate.ClipCompanion:
+    return foveate.ClipCompanion.load(folder, tokenizer())
 
 
 def ids_of(words: str) -> Tensor:
@@ -44,26 +44,26 @@ def text_features(model: CLIPModel, words: str) -> Tensor:
         return model.get_text_features(**text_tokenizer()(words, return_tensors="pt")).pooler_output
 
 
-def test_a_question_gets_clip_s_own_text_features(companion: saccade.ClipCompanion) -> None:
+def test_a_question_gets_clip_s_own_text_features(companion: foveate.ClipCompanion) -> None:
     (embeds,) = companion.question([ids_of("w20 w33 w12")])
 
     assert_close(embeds, text_features(clip(), "w20 w33 w12"))
     assert not torch.allclose(embeds, text_features(clip(), "w20 w12 w33"), atol=1e-3)
 
 
-def test_placeholders_and_padding_are_no_words(companion: saccade.ClipCompanion) -> None:
+def test_placeholders_and_padding_are_no_words(companion: foveate.ClipCompanion) -> None:
     bare, marked = companion.question([ids_of("w20 w33"), torch.tensor([1, tiny.IMAGE, 20, 33, 0])])
 
     assert_close(marked, bare)
 
 
-def test_features_get_clip_s_own_projection(companion: saccade.ClipCompanion) -> None:
+def test_features_get_clip_s_own_projection(companion: foveate.ClipCompanion) -> None:
     features, model = torch.randn(2, 5, 32), clip()
 
     assert_close(companion.align(features), model.visual_projection(model.vision_model.post_layernorm(features)).detach())
 
 
-def test_a_long_question_is_read_in_segments_of_77(companion: saccade.ClipCompanion) -> None:
+def test_a_long_question_is_read_in_segments_of_77(companion: foveate.ClipCompanion) -> None:
     words = [f"w{11 + number % 53}" for number in range(100)]
     long, short = companion.question([ids_of(" ".join(words)), ids_of("w20")])
     ids = text_tokenizer()(" ".join(words), return_tensors="pt").input_ids
@@ -76,7 +76,7 @@ def test_a_long_question_is_read_in_segments_of_77(companion: saccade.ClipCompan
 
 
 def test_it_comes_in_the_dtype_that_is_asked_for(folder: Path) -> None:
-    half = saccade.ClipCompanion.load(folder, tokenizer(), dtype=torch.bfloat16)
+    half = foveate.ClipCompanion.load(folder, tokenizer(), dtype=torch.bfloat16)
 
     assert half.question([ids_of("w20")])[0].dtype == torch.bfloat16
     assert half.align(torch.randn(1, 5, 32)).dtype == torch.bfloat16
@@ -84,7 +84,7 @@ def test_it_comes_in_the_dtype_that_is_asked_for(folder: Path) -> None:
 
 @pytest.mark.parametrize("method", ["cdpruner(keep=5, relevance='clip')", "cdpruner(keep=5)"])
 def test_cdpruner_selects_by_the_features_and_the_question_of_each_sample(
-    companion: saccade.ClipCompanion, method: str
+    companion: foveate.ClipCompanion, method: str
 ) -> None:
     body = BODIES["llava-clip"]
     model, inputs = body.model(), body.inputs(RAGGED)
@@ -98,14 +98,14 @@ def test_cdpruner_selects_by_the_features_and_the_question_of_each_sample(
     relevance = scaled(-likeness(companion.align(seen["features"]), texts(companion, inputs, sample_of)), EPSILON)
     expected = greedy_map(seen["x"], relevance, 5)[0].sort(dim=1).values
 
-    with torch.no_grad(), saccade.attach(model, method, companion=companion) as session:
+    with torch.no_grad(), foveate.attach(model, method, companion=companion) as session:
         model(**inputs)
 
     kept = [item for items in session.trace.alive(0) for item in items]
     assert torch.equal(torch.stack(kept), expected)
 
 
-def texts(companion: saccade.ClipCompanion, inputs: dict[str, Tensor], sample_of: Sequence[int]) -> list[Tensor]:
+def texts(companion: foveate.ClipCompanion, inputs: dict[str, Tensor], sample_of: Sequence[int]) -> list[Tensor]:
     """The embeddings of each image's question: what stands behind the last image of its sample."""
     questions = [row[row.eq(tiny.IMAGE).nonzero().max() + 1 :] for row in inputs["input_ids"]]
     embeds = companion.question(questions)
@@ -127,7 +127,7 @@ class Chance:
 def test_every_encoder_has_features_to_align(name: str) -> None:
     body, companion = BODIES[name], Chance()
     model, inputs = body.model(), body.inputs(RAGGED)
-    with torch.no_grad(), saccade.attach(model, "cdpruner(keep=5, relevance='clip')", companion=companion) as session:
+    with torch.no_grad(), foveate.attach(model, "cdpruner(keep=5, relevance='clip')", companion=companion) as session:
         together = model(**inputs).logits
         alone = model(**body.inputs(RAGGED, only=0)).logits
         last = anatomy(model).traits().decoder_layers
@@ -135,18 +135,18 @@ def test_every_encoder_has_features_to_align(name: str) -> None:
     assert_close(together[0, -1], alone[0, -1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_with_another_vision_tower_is_refused(companion: saccade.ClipCompanion) -> None:
-    with pytest.raises(SaccadeError, match="companion: is for vision features of width 32, this model's have 48"):
+def test_a_model_with_another_vision_tower_is_refused(companion: foveate.ClipCompanion) -> None:
+    with pytest.raises(FoveateError, match="companion: is for vision features of width 32, this model's have 48"):
         companion.align(torch.zeros(1, 4, 48))
 
 
 def test_a_checkpoint_of_another_kind_is_refused_by_name(tmp_path: Path) -> None:
     tiny.llava().config.save_pretrained(tmp_path)
 
-    with pytest.raises(SaccadeError, match=r"companion='.*': is a llava model; must be a CLIP model"):
-        saccade.ClipCompanion.load(tmp_path, tokenizer())
+    with pytest.raises(FoveateError, match=r"companion='.*': is a llava model; must be a CLIP model"):
+        foveate.ClipCompanion.load(tmp_path, tokenizer())
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_by_name() -> None:
-    with pytest.raises(SaccadeError, match=r"companion='./absent': cannot be loaded as a CLIP model"):
-        saccade.ClipCompanion.load("./absent", tokenizer(), local_files_only=True)
+    with pytest.raises(FoveateError, match=r"companion='./absent': cannot be loaded as a CLIP model"):
+        foveate.ClipCompanion.load("./absent", tokenizer(), local_files_only=True)

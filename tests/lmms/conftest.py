@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from saccade.tasks import Question, questions
+from foveate.tasks import Question, questions
 
 CODE = '''
 from PIL import Image
 
-from saccade.tasks.metrics import exact
+from foveate.tasks.metrics import exact
 
 
 def pictures(doc):

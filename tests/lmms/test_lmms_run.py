@@ -19,15 +19,15 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
-from saccade.bench import checkpoint
-from saccade.bench.cells import Cell
-from saccade.bench.encodings import Encodings
-from saccade.bench.folder import Settings
-from saccade.bench.lmms.model import Saccade
-from saccade.bench.measure import measure
-from saccade.core.errors import SaccadeError
-from saccade.core.recipe import Recipe
-from saccade.tasks import Question
+from foveate.bench import checkpoint
+from foveate.bench.cells import Cell
+from foveate.bench.encodings import Encodings
+from foveate.bench.folder import Settings
+from foveate.bench.lmms.model import Foveate
+from foveate.bench.measure import measure
+from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe
+from foveate.tasks import Question
 
 BATCH = 4
 Evaluate = Callable[..., dict[str, Any]]
@@ -36,11 +36,11 @@ Evaluate = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="session")
 def evaluate(task_folder: Path) -> Evaluate:
     """Runs a task under a recipe; the samples are in the order of the questions."""
-    manager = TaskManager("ERROR", include_path=str(task_folder), include_defaults=False, model_name="saccade")
+    manager = TaskManager("ERROR", include_path=str(task_folder), include_defaults=False, model_name="foveate")
 
     def run(task: str, recipe: str) -> dict[str, Any]:
         arguments = f"pretrained=reference,device=cpu,recipe={recipe}"
-        return simple_evaluate("saccade", arguments, tasks=[task], task_manager=manager, batch_size=BATCH, verbosity="ERROR")
+        return simple_evaluate("foveate", arguments, tasks=[task], task_manager=manager, batch_size=BATCH, verbosity="ERROR")
 
     return run
 
@@ -55,7 +55,7 @@ def request(message: dict[str, Any], **generation: Any) -> Instance:
 
 
 def test_lmms_eval_finds_the_model() -> None:
-    assert get_model("saccade") is Saccade
+    assert get_model("foveate") is Foveate
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_several_pictures_and_none_in_one_batch(asked: Sequence[Question]) -> No
         }
         for shown in ((), (first,), (second, third))
     ]
-    model = Saccade(recipe="hiprune(keep=32)", device="cpu", batch_size=3)
+    model = Foveate(recipe="hiprune(keep=32)", device="cpu", batch_size=3)
     model.task_dict = {"own": {"test": [None]}}
 
     together = model.generate_until([request(message, max_new_tokens=8) for message in messages])
@@ -106,7 +106,7 @@ def test_several_pictures_and_none_in_one_batch(asked: Sequence[Question]) -> No
 
 def test_requests_with_other_settings_are_answered_apart(asked: Sequence[Question]) -> None:
     content = [{"type": "image", "url": asked[0].image}, {"type": "text", "text": "what color is the star?"}]
-    model = Saccade(device="cpu", batch_size=4)
+    model = Foveate(device="cpu", batch_size=4)
     model.task_dict = {"own": {"test": [None]}}
     message = {"role": "user", "content": content}
 
@@ -126,22 +126,22 @@ def test_requests_with_other_settings_are_answered_apart(asked: Sequence[Questio
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments: str, message: str) -> None:
-    with pytest.raises(SaccadeError) as caught:
-        Saccade.create_from_arg_string(f"device=cpu,{arguments}", {"batch_size": 1})
+    with pytest.raises(FoveateError) as caught:
+        Foveate.create_from_arg_string(f"device=cpu,{arguments}", {"batch_size": 1})
 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_loglikelihood_is_refused() -> None:
-    with pytest.raises(SaccadeError, match="generate_until variant"):
-        Saccade(device="cpu").loglikelihood([])
+    with pytest.raises(FoveateError, match="generate_until variant"):
+        Foveate(device="cpu").loglikelihood([])
 
 
 def test_the_command_line_keeps_scores_and_cost_in_one_file(task_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "best.yaml"
     recipe.write_text("- hiprune: {keep: 48}\n")
-    command = [sys.executable, "-m", "lmms_eval", "--model", "saccade", "--tasks", "scenes", "--batch_size", "4"]
+    command = [sys.executable, "-m", "lmms_eval", "--model", "foveate", "--tasks", "scenes", "--batch_size", "4"]
     command += ["--model_args", f"pretrained=reference,device=cpu,recipe={recipe}"]
     command += ["--include_path", str(task_folder), "--output_path", str(tmp_path / "out")]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from saccade import reference
-from saccade.bench.lmms.asked import conversation, generate_arguments, model_arguments
-from saccade.bench.lmms.ending import Ended, cut, endings
-from saccade.core.errors import SaccadeError
+from foveate import reference
+from foveate.bench.lmms.asked import conversation, generate_arguments, model_arguments
+from foveate.bench.lmms.ending import Ended, cut, endings
+from foveate.core.errors import FoveateError
 
 
 def test_commas_of_a_recipe_do_not_end_the_argument() -> None:
@@ -26,7 +26,7 @@ def test_quotes_around_a_recipe_are_not_part_of_it() -> None:
 
 @pytest.mark.parametrize("text", ["keep=64", "reference"])
 def test_an_unknown_model_argument_is_refused(text: str) -> None:
-    with pytest.raises(SaccadeError, match=rf"model_args='{text}': must be some of recipe=\.\.\."):
+    with pytest.raises(FoveateError, match=rf"model_args='{text}': must be some of recipe=\.\.\."):
         model_arguments(f"recipe=none,{text}", ("recipe",))
 
 
@@ -58,7 +58,7 @@ def test_pictures_stand_where_the_task_put_them_in_colour() -> None:
 
 
 def test_a_video_is_refused() -> None:
-    with pytest.raises(SaccadeError, match="comes with video"):
+    with pytest.raises(FoveateError, match="comes with video"):
         conversation([{"role": "user", "content": [{"type": "video", "url": "clip.mp4"}]}])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from saccade.core.layout import Layout
+from foveate.core.layout import Layout
 
 QueryKey = Callable[..., tuple[Tensor, Tensor]]
 

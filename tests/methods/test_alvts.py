@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.artifact import Artifact, Fingerprint
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Layout
-from saccade.core.method import Plan
-from saccade.core.signal import Function, Hidden, Numbers, Seen, Signal, Site
-from saccade.core.state import State
-from saccade.methods import ALVTS
-from saccade.methods.in_llm.alvts import FACTORS, context_and_relevance, low_rank, misfit, projected
-from saccade.ops.attention import causal
+from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Layout
+from foveate.core.method import Plan
+from foveate.core.signal import Function, Hidden, Numbers, Seen, Signal, Site
+from foveate.core.state import State
+from foveate.methods import ALVTS
+from foveate.methods.in_llm.alvts import FACTORS, context_and_relevance, low_rank, misfit, projected
+from foveate.ops.attention import causal
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 
@@ -198,7 +198,7 @@ def test_alignment_leaves_the_model_alone() -> None:
 
 
 def test_alignment_without_samples_is_refused() -> None:
-    with pytest.raises(SaccadeError, match="at least one sample"):
+    with pytest.raises(FoveateError, match="at least one sample"):
         ALVTS().calibrate(Call(batches=0))
 
 
@@ -286,7 +286,7 @@ FITTED = Artifact("alvts", SMALL, {})
 @pytest.mark.parametrize(
     ("method", "model", "remedy"),
     [
-        (ALVTS(), traits(SMALL), "run `saccade calibrate alvts` on it"),
+        (ALVTS(), traits(SMALL), "run `foveate calibrate alvts` on it"),
         (ALVTS(ratios=(0.5,)), traits(SMALL, artifacts={"alvts": FITTED}), "must be 2 shares, one for each layer"),
         (ALVTS(), traits(SMALL, artifacts={"alvts": FITTED}, recurrent=(1,)), "use fastv"),
         (ALVTS(), traits(SMALL, artifacts={"alvts": FITTED}), None),
@@ -301,7 +301,7 @@ def test_what_cannot_be_routed_is_refused_with_the_remedy(method: ALVTS, model: 
 
 def test_selectors_of_another_model_are_refused() -> None:
     other = replace(FITTED, fingerprint=Fingerprint("llava", 3, DIM, 64))
-    with pytest.raises(SaccadeError, match="calibrate it again"):
+    with pytest.raises(FoveateError, match="calibrate it again"):
         ALVTS().check(traits(SMALL, artifacts={"alvts": other}))
 
 
@@ -310,5 +310,5 @@ def test_selectors_of_another_model_are_refused() -> None:
     [("keep", 0), ("keep", 1.5), ("ratios", (2.0,)), ("ratios", 0.5), ("head_mode", "max"), ("rank", 0), ("steps", -1)],
 )
 def test_a_parameter_out_of_range_is_refused_by_name(parameter: str, value: Any) -> None:
-    with pytest.raises(SaccadeError, match=f"alvts: {parameter}="):
+    with pytest.raises(FoveateError, match=f"alvts: {parameter}="):
         ALVTS(**{parameter: value})

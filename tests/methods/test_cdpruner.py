@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import Layout
-from saccade.core.method import ItemBatch
-from saccade.core.signal import Aligned, Question, Site
-from saccade.core.state import State
-from saccade.methods import CDPruner
-from saccade.methods.before_llm.cdpruner import EPSILON, likeness, scaled, weighed
-from saccade.ops.dpp import greedy_map
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Layout
+from foveate.core.method import ItemBatch
+from foveate.core.signal import Aligned, Question, Site
+from foveate.core.state import State
+from foveate.methods import CDPruner
+from foveate.methods.before_llm.cdpruner import EPSILON, likeness, scaled, weighed
+from foveate.ops.dpp import greedy_map
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 
@@ -192,5 +192,5 @@ def test_a_companion_that_is_not_there_is_refused_with_what_works_instead() -> N
 
 @pytest.mark.parametrize("wrong", [{"relevance": "text"}, {"weight": 1.5}, {"weight": -0.1}, {"keep": 0}])
 def test_wrong_parameters_are_refused_by_name(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SaccadeError, match=rf"cdpruner: {next(iter(wrong))}="):
+    with pytest.raises(FoveateError, match=rf"cdpruner: {next(iter(wrong))}="):
         CDPruner(**wrong)

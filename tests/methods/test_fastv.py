@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import VISUAL, Edit, Layout
-from saccade.core.signal import Attention, Columns, Rows, Site
-from saccade.core.state import State
-from saccade.methods import FastV
-from saccade.methods.in_llm.fastv import last_row_scores
-from saccade.ops.select import top_rows
+from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.signal import Attention, Columns, Rows, Site
+from foveate.core.state import State
+from foveate.methods import FastV
+from foveate.methods.in_llm.fastv import last_row_scores
+from foveate.ops.select import top_rows
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 

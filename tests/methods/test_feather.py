@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Edit, Item, Layout
-from saccade.core.signal import Function, Hidden, Site
-from saccade.core.state import State
-from saccade.methods import Feather
-from saccade.methods.in_llm.feather import image_scores, strided
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Edit, Item, Layout
+from foveate.core.signal import Function, Hidden, Site
+from foveate.core.state import State
+from foveate.methods import Feather
+from foveate.methods.in_llm.feather import image_scores, strided
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 from tests.methods.llama import random_query_key
@@ -187,5 +187,5 @@ def test_other_depths_have_the_same_shares() -> None:
 def test_parameters_are_refused_by_name() -> None:
     for parameters in ({"kappa": 1.5}, {"stride": 0}, {"keep2": -0.1}, {"layers": (8,)}, {"layers": (16, 8)}):
         (name,) = parameters
-        with pytest.raises(SaccadeError, match=f"^feather: {name}="):
+        with pytest.raises(FoveateError, match=f"^feather: {name}="):
             Feather(**parameters)  # type: ignore[arg-type]

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import Edit, Layout, Role
-from saccade.core.method import Traits
-from saccade.core.signal import Attention, QueryKey, Rows, Site
-from saccade.core.state import State
-from saccade.methods import Folder
-from saccade.methods.in_encoder.folder import MergeAttention, fold_plan, folded
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Edit, Layout, Role
+from foveate.core.method import Traits
+from foveate.core.signal import Attention, QueryKey, Rows, Site
+from foveate.core.state import State
+from foveate.methods import Folder
+from foveate.methods.in_encoder.folder import MergeAttention, fold_plan, folded
 from tests.methods.bodiless import traits
 from tests.methods.vision import only, vision_layout
 
@@ -259,5 +259,5 @@ def test_a_model_with_no_place_for_it_is_refused() -> None:
     ],
 )
 def test_parameters_that_mean_nothing_are_refused_by_name(parameters: dict[str, Any]) -> None:
-    with pytest.raises(SaccadeError, match=f"folder: {next(iter(parameters))}="):
+    with pytest.raises(FoveateError, match=f"folder: {next(iter(parameters))}="):
         Folder(**parameters)

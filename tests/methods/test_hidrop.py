@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Edit, Item, Layout
-from saccade.core.signal import Function, Site
-from saccade.core.state import State
-from saccade.methods import HiDrop
-from saccade.methods.in_llm.hidrop import last_row_scores
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Edit, Item, Layout
+from foveate.core.signal import Function, Site
+from foveate.core.state import State
+from foveate.methods import HiDrop
+from foveate.methods.in_llm.hidrop import last_row_scores
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 from tests.methods.llama import random_query_key
@@ -202,5 +202,5 @@ def test_parameters_are_refused_by_name() -> None:
         ("keep_list", {"layer_list": (4,), "keep_list": (1.5,)}),
         ("keep_list", {"layer_list": (4,), "keep_list": (-1,)}),
     ]:
-        with pytest.raises(SaccadeError, match=f"^hidrop: {name}="):
+        with pytest.raises(FoveateError, match=f"^hidrop: {name}="):
             HiDrop(**parameters)  # type: ignore[arg-type]

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saccade.core.signal import Columns, Site
-from saccade.methods import HiPrune
-from saccade.methods.before_llm.hiprune import Border, anchors_and_buffers, hierarchical
-from saccade.ops.select import top_k
+from foveate.core.signal import Columns, Site
+from foveate.methods import HiPrune
+from foveate.methods.before_llm.hiprune import Border, anchors_and_buffers, hierarchical
+from foveate.ops.select import top_k
 from tests.methods.bodiless import images, traits
 
 BORDERS: tuple[Border, ...] = ("intersect", "clamp")

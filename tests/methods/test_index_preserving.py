@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.artifact import Artifact, Fingerprint
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Numbers, Site
-from saccade.core.state import State
-from saccade.methods import IndexPreserving
-from saccade.methods.before_encoder.index_preserving import cell_logits, dilated, train
+from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Numbers, Site
+from foveate.core.state import State
+from foveate.methods import IndexPreserving
+from foveate.methods.before_encoder.index_preserving import cell_logits, dilated, train
 from tests.methods.bodiless import LLAVA_7B, traits
 
 CELL = (1, 2, 2)
@@ -201,7 +201,7 @@ TRAINED = Artifact("index_preserving", LLAVA_7B, {"cell": list(CELL)})
     ("settings", "remedy"),
     [
         (dict(artifacts={"index_preserving": TRAINED}, **OPEN), None),
-        (dict(OPEN), "saccade reference classifier"),
+        (dict(OPEN), "foveate reference classifier"),
         (dict(artifacts={"index_preserving": TRAINED}, **(OPEN | {"cell": None})), "needs a classifier"),
         (dict(artifacts={"index_preserving": TRAINED}, **(OPEN | {"cell": (3, 14, 14)})), "train it again"),
         (dict(artifacts={"index_preserving": TRAINED}, cell=CELL), "needs the site 'patches'"),
@@ -215,7 +215,7 @@ def test_what_cannot_host_it_is_refused_with_the_remedy(settings: dict[str, Any]
 
 
 def test_a_classifier_of_another_model_is_refused() -> None:
-    with pytest.raises(SaccadeError, match="made on"):
+    with pytest.raises(FoveateError, match="made on"):
         IndexPreserving().check(traits(Fingerprint("llava", 4, 8, 64), artifacts={"index_preserving": TRAINED}, **OPEN))
 
 
@@ -228,5 +228,5 @@ def test_it_acts_before_the_encoder() -> None:
     ("parameter", "value"), [("threshold", float("nan")), ("kernel", 2), ("kernel", 0), ("text_after", "shift")]
 )
 def test_a_parameter_out_of_range_is_refused_by_name(parameter: str, value: Any) -> None:
-    with pytest.raises(SaccadeError, match=f"index_preserving: {parameter}="):
+    with pytest.raises(FoveateError, match=f"index_preserving: {parameter}="):
         IndexPreserving(**{parameter: value})

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Edit, Item, Layout
-from saccade.core.signal import Function, KeyValue, Site
-from saccade.core.state import State
-from saccade.methods import IVCPrune
-from saccade.methods.in_llm.ivc_prune import Mode, anchors, fill, foreground, rotary_means
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Edit, Item, Layout
+from foveate.core.signal import Function, KeyValue, Site
+from foveate.core.state import State
+from foveate.methods import IVCPrune
+from foveate.methods.in_llm.ivc_prune import Mode, anchors, fill, foreground, rotary_means
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 from tests.methods.llama import rotate
@@ -239,5 +239,5 @@ def test_depth_and_mode_are_those_of_the_family() -> None:
 def test_parameters_are_refused_by_name() -> None:
     for parameters in ({"layer": 0}, {"mode": "both"}, {"target": 1.5}, {"context": -1}, {"anchor": 2}, {"skip": 0.5}):
         (name,) = parameters
-        with pytest.raises(SaccadeError, match=f"^ivc_prune: {name}="):
+        with pytest.raises(FoveateError, match=f"^ivc_prune: {name}="):
             IVCPrune(**parameters)  # type: ignore[arg-type]

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.artifact import Artifact, Fingerprint
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import Layout
-from saccade.core.method import Kept
-from saccade.core.signal import Attention, KeyValue, Numbers, Rows, Seen, Signal, Site
-from saccade.methods import MixKV, SnapKV
-from saccade.methods.kv_cache.mixkv import (
+from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Layout
+from foveate.core.method import Kept
+from foveate.core.signal import Attention, KeyValue, Numbers, Rows, Seen, Signal, Site
+from foveate.methods import MixKV, SnapKV
+from foveate.methods.kv_cache.mixkv import (
     head_capacities,
     key_geometry,
     mixed_scores,
@@ -26,7 +26,7 @@ from saccade.methods.kv_cache.mixkv import (
     ragged_entries,
     rescaled,
 )
-from saccade.ops.select import top_k
+from foveate.ops.select import top_k
 from tests.methods.bodiless import layout, traits
 
 ALL = torch.ones(1, 4, dtype=torch.bool)
@@ -253,7 +253,7 @@ def test_a_table_that_is_not_there_is_refused() -> None:
     small = Fingerprint("llava", 3, 8, 64)
     there = {"mixkv": Artifact("mixkv", small, {})}
 
-    assert "saccade calibrate mixkv" in str(MixKV(redundancy="table").check(traits()))
+    assert "foveate calibrate mixkv" in str(MixKV(redundancy="table").check(traits()))
     assert MixKV(redundancy="table").check(traits(small, artifacts=there)) is None
     assert MixKV().check(traits()) is None
 
@@ -279,5 +279,5 @@ def test_it_reads_the_window_in_every_layer_with_attention() -> None:
     ],
 )
 def test_a_parameter_out_of_range_is_refused_by_name(parameter: str, value: Any) -> None:
-    with pytest.raises(SaccadeError, match=f"mixkv: {parameter}="):
+    with pytest.raises(FoveateError, match=f"mixkv: {parameter}="):
         MixKV(**{parameter: value})

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Edit, Item, Layout
-from saccade.core.method import Traits
-from saccade.core.signal import Site
-from saccade.core.state import State
-from saccade.methods import PPE
-from saccade.methods.before_llm.ppe import position_table
-from saccade.ops.cluster import members
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Edit, Item, Layout
+from foveate.core.method import Traits
+from foveate.core.signal import Site
+from foveate.core.state import State
+from foveate.methods import PPE
+from foveate.methods.before_llm.ppe import position_table
+from foveate.ops.cluster import members
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 
@@ -278,5 +278,5 @@ def test_layers_that_do_not_exist_are_refused() -> None:
     ],
 )
 def test_wrong_parameters_are_refused_by_name(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SaccadeError, match=rf"ppe: {next(iter(wrong))}="):
+    with pytest.raises(FoveateError, match=rf"ppe: {next(iter(wrong))}="):
         PPE(**wrong)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.artifact import Artifact, Fingerprint
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import Layout
-from saccade.core.method import Kept
-from saccade.core.signal import Columns, Numbers, Seen, Signal, Site
-from saccade.methods import PrefixKV
-from saccade.methods.kv_cache.prefixkv import (
+from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Layout
+from foveate.core.method import Kept
+from foveate.core.signal import Columns, Numbers, Seen, Signal, Site
+from foveate.methods import PrefixKV
+from foveate.methods.kv_cache.prefixkv import (
     SHARES,
     bisected_drops,
     dropped_at,
@@ -265,7 +265,7 @@ def test_a_profile_cuts_each_layer_by_its_share() -> None:
 def test_a_profile_that_is_not_there_is_refused() -> None:
     there = {"prefixkv": Artifact("prefixkv", SMALL, {})}
 
-    assert "saccade calibrate prefixkv" in str(PrefixKV(search="offline").check(traits()))
+    assert "foveate calibrate prefixkv" in str(PrefixKV(search="offline").check(traits()))
     assert PrefixKV(search="offline").check(traits(SMALL, artifacts=there)) is None
     assert PrefixKV().check(traits()) is None
 
@@ -281,5 +281,5 @@ def test_it_reads_columns_where_caches_may_shrink() -> None:
     ("parameter", "value"), [("keep", 0.0), ("keep", 1.2), ("search", "fast"), ("start_size", -1), ("distance", 0.5)]
 )
 def test_a_parameter_out_of_range_is_refused_by_name(parameter: str, value: Any) -> None:
-    with pytest.raises(SaccadeError, match=f"prefixkv: {parameter}="):
+    with pytest.raises(FoveateError, match=f"prefixkv: {parameter}="):
         PrefixKV(**{parameter: value})

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import Edit, Layout
-from saccade.core.method import Traits
-from saccade.core.reduction import Reduction
-from saccade.core.signal import QueryKey, Site
-from saccade.core.state import State
-from saccade.methods import PruMerge
-from saccade.methods.before_llm import prumerge
-from saccade.methods.before_llm.prumerge import even_grid, importance, merging, outliers, published_grid
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Edit, Layout
+from foveate.core.method import Traits
+from foveate.core.reduction import Reduction
+from foveate.core.signal import QueryKey, Site
+from foveate.core.state import State
+from foveate.methods import PruMerge
+from foveate.methods.before_llm import prumerge
+from foveate.methods.before_llm.prumerge import even_grid, importance, merging, outliers, published_grid
 from tests.methods.bodiless import traits
 from tests.methods.vision import only, vision_layout
 
@@ -311,5 +311,5 @@ def test_what_cannot_be_is_refused_at_attach(method: PruMerge, model: Traits, re
     [{"keep": 0}, {"plus": 1}, {"fence": -1}, {"neighbours": 1.5}, {"layer": -1}, {"reading": "both"}],
 )
 def test_parameters_that_mean_nothing_are_refused_by_name(parameters: dict[str, Any]) -> None:
-    with pytest.raises(SaccadeError, match=f"prumerge: {next(iter(parameters))}="):
+    with pytest.raises(FoveateError, match=f"prumerge: {next(iter(parameters))}="):
         PruMerge(**parameters)

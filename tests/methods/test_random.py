@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade.methods import Random
-from saccade.methods.before_llm.random import draw
+from foveate.methods import Random
+from foveate.methods.before_llm.random import draw
 from tests.methods.bodiless import images
 
 seeds, numbers = st.integers(0, 9999), st.integers(0, 20)

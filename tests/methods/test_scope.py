@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.signal import Attention, Columns, Features, Rows, Site
-from saccade.methods import Scope
-from saccade.methods.before_llm.scope import greedy_cover
+from foveate.core.signal import Attention, Columns, Features, Rows, Site
+from foveate.methods import Scope
+from foveate.methods.before_llm.scope import greedy_cover
 from tests.methods.bodiless import images, traits
 
 EXAMPLE = torch.tensor([[[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]]])

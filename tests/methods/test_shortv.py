@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from saccade.core.artifact import Artifact, Fingerprint
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL
-from saccade.core.state import State
-from saccade.engine.masks import pick
-from saccade.methods import ShortV
-from saccade.methods.in_llm.shortv import layer_contribution
+from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL
+from foveate.core.state import State
+from foveate.engine.masks import pick
+from foveate.methods import ShortV
+from foveate.methods.in_llm.shortv import layer_contribution
 from tests.methods.bodiless import LLAVA_7B, LLAVA_13B, layout, traits
 
 ELSEWHERE = Fingerprint("llava", 4, 48, 64)
@@ -111,7 +111,7 @@ def test_layers_may_be_named() -> None:
 @pytest.mark.parametrize(
     ("method", "model", "remedy"),
     [
-        (ShortV(), traits(ELSEWHERE), "run `saccade calibrate shortv` on this model, or give layers=(...)"),
+        (ShortV(), traits(ELSEWHERE), "run `foveate calibrate shortv` on this model, or give layers=(...)"),
         (ShortV(layers=(4,)), traits(ELSEWHERE), "layers=(4,): must be in 0..3"),
         (ShortV(frozen=20), traits(), "frozen=20: the order known for this model has 19 layers"),
         (ShortV(layers=(1,)), traits(mask_free=True), "load with attn_implementation='sdpa'"),
@@ -127,5 +127,5 @@ def test_what_cannot_be_frozen_is_refused_with_the_remedy(method: ShortV, model:
 
 @pytest.mark.parametrize("frozen", [-1, 1.5, -0.5, "many", None])
 def test_a_share_out_of_range_is_refused_by_name(frozen: object) -> None:
-    with pytest.raises(SaccadeError, match=r"shortv: frozen=.*: must be a number of layers or a share"):
+    with pytest.raises(FoveateError, match=r"shortv: frozen=.*: must be a number of layers or a share"):
         ShortV(frozen=frozen)  # type: ignore[arg-type]

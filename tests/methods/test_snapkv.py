@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import Layout
-from saccade.core.signal import Attention, Rows, Site
-from saccade.methods import SnapKV
-from saccade.methods.kv_cache.snapkv import best_entries, window_scores
+from foveate.core.layout import Layout
+from foveate.core.signal import Attention, Rows, Site
+from foveate.methods import SnapKV
+from foveate.methods.kv_cache.snapkv import best_entries, window_scores
 from tests.methods.bodiless import layout, traits
 
 MEANS = [0.1, 0.4, 0.0, 0.0, 0.3, 0.0]

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Layout
-from saccade.core.method import Entries, ItemBatch
-from saccade.core.signal import Attention, Columns, Rows, Seen, Signal, Site
-from saccade.core.state import State
-from saccade.methods import SparseVILA
-from saccade.methods.kv_cache.sparsevila import column_mean, retrieve
-from saccade.ops.attention import columns, row_logits
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Layout
+from foveate.core.method import Entries, ItemBatch
+from foveate.core.signal import Attention, Columns, Rows, Seen, Signal, Site
+from foveate.core.state import State
+from foveate.methods import SparseVILA
+from foveate.methods.kv_cache.sparsevila import column_mean, retrieve
+from foveate.ops.attention import columns, row_logits
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 
@@ -257,7 +257,7 @@ def test_an_encoder_layer_that_does_not_exist_is_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"decode_keep": 0}, {"decode_keep": 1.5}, {"encoder_layer": -1}])
 def test_wrong_parameters_are_refused_by_name(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SaccadeError, match=rf"sparsevila: {next(iter(wrong))}="):
+    with pytest.raises(FoveateError, match=rf"sparsevila: {next(iter(wrong))}="):
         SparseVILA(**wrong)
 
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import Layout, Role
-from saccade.core.method import Traits
-from saccade.core.signal import QueryKey, Site
-from saccade.core.state import State
-from saccade.methods import ToMe
-from saccade.methods.in_encoder.tome import equal_steps, parse_r
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Layout, Role
+from foveate.core.method import Traits
+from foveate.core.signal import QueryKey, Site
+from foveate.core.state import State
+from foveate.methods import ToMe
+from foveate.methods.in_encoder.tome import equal_steps, parse_r
 from tests.methods.bodiless import traits
 from tests.methods.vision import only, vision_layout
 
@@ -213,7 +213,7 @@ def test_what_can_be_is_not_refused() -> None:
 def test_a_budget_out_of_reach_is_refused_when_images_are_seen_only_then() -> None:
     layout = vision_layout([17])
 
-    with pytest.raises(SaccadeError, match=r"tome: keep=2: 3 blocks.*leave 3 or more of an image's 17 tokens; use keep=3"):
+    with pytest.raises(FoveateError, match=r"tome: keep=2: 3 blocks.*leave 3 or more of an image's 17 tokens; use keep=3"):
         merge(ToMe(keep=2), clip(), layout, tokens(layout))
 
 
@@ -222,5 +222,5 @@ def test_a_budget_out_of_reach_is_refused_when_images_are_seen_only_then() -> No
     [{"keep": 0}, {"r": -1}, {"r": (1, -2)}, {"r": 2.5}, {"r": True}, {"inflect": 2, "r": 1}, {"inflect": 0.5}],
 )
 def test_parameters_that_mean_nothing_are_refused_by_name(parameters: dict[str, Any]) -> None:
-    with pytest.raises(SaccadeError, match=f"tome: {next(iter(parameters))}="):
+    with pytest.raises(FoveateError, match=f"tome: {next(iter(parameters))}="):
         ToMe(**parameters)

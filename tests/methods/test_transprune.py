@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Layout
-from saccade.core.signal import Function, Halves, Site
-from saccade.core.state import State
-from saccade.methods import TransPrune
-from saccade.methods.in_llm.transprune import SUM, question_scores, share, transition
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Layout
+from foveate.core.signal import Function, Halves, Site
+from foveate.core.state import State
+from foveate.methods import TransPrune
+from foveate.methods.in_llm.transprune import SUM, question_scores, share, transition
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 from tests.methods.llama import random_query_key
@@ -198,5 +198,5 @@ def test_other_depths_have_the_same_shares() -> None:
 def test_parameters_are_refused_by_name() -> None:
     for parameters in ({"ratios": (0.5,)}, {"ratios": (1.5, 1.0, 0.5)}, {"layers": (0, 1, 2)}, {"accumulate": (3, 3)}):
         (name,) = parameters
-        with pytest.raises(SaccadeError, match=f"^transprune: {name}="):
+        with pytest.raises(FoveateError, match=f"^transprune: {name}="):
             TransPrune(**parameters)  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saccade.methods import Uniform
-from saccade.methods.before_llm.uniform import stratified
+from foveate.methods import Uniform
+from foveate.methods.before_llm.uniform import stratified
 from tests.methods.bodiless import images
 
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Edit, Layout
-from saccade.core.signal import Hidden, Site
-from saccade.core.state import State
-from saccade.methods import V2Drop
-from saccade.methods.in_llm.v2drop import survivors, variation
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.signal import Hidden, Site
+from foveate.core.state import State
+from foveate.methods import V2Drop
+from foveate.methods.in_llm.v2drop import survivors, variation
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 
@@ -149,9 +149,9 @@ def test_other_depths_have_the_same_shares() -> None:
 
 
 def test_parameters_are_refused_by_name() -> None:
-    with pytest.raises(SaccadeError, match=r"v2drop: ratios=\(0.5,\): must be one for each of the 3 stages"):
+    with pytest.raises(FoveateError, match=r"v2drop: ratios=\(0.5,\): must be one for each of the 3 stages"):
         V2Drop(ratios=(0.5,))
-    with pytest.raises(SaccadeError, match=r"v2drop: ratios=\(2.0,\): must be shares"):
+    with pytest.raises(FoveateError, match=r"v2drop: ratios=\(2.0,\): must be shares"):
         V2Drop(layers=(1,), ratios=(2.0,))
-    with pytest.raises(SaccadeError, match=r"v2drop: layers=\(3, 2\): must be ascending"):
+    with pytest.raises(FoveateError, match=r"v2drop: layers=\(3, 2\): must be ascending"):
         V2Drop(layers=(3, 2), ratios=(0.5, 0.5))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from saccade.core.layout import Item, Layout, Role
+from foveate.core.layout import Item, Layout, Role
 
 
 def vision_layout(counts: Sequence[int], cls: bool = True, gaps: Sequence[Sequence[int]] | None = None) -> Layout:

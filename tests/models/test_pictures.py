@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from saccade.models import anatomy
-from saccade.models.anatomy import Anatomy, Picture, View
+from foveate.models import anatomy
+from foveate.models.anatomy import Anatomy, Picture, View
 from tests import tiny
 from tests.suite.bodies import BODIES, ONEVISION, RAGGED
 
@@ -352,11 +352,11 @@ def test_patches_leave_out_the_pixels_that_the_encoder_leaves_out() -> None:
 
 
 def test_an_unknown_family_is_refused_by_naming_the_supported_ones() -> None:
-    from saccade.core.errors import SaccadeError
+    from foveate.core.errors import FoveateError
 
     known = (
         "llava, gemma3, qwen3_vl, llava_next, llava_onevision, internvl, idefics3, smolvlm, qwen2_vl, qwen2_5_vl, qwen3_5, "
         "qwen3_vl_moe"
     )
-    with pytest.raises(SaccadeError, match=f"model 'Linear': not supported; supported families: {known}$"):
+    with pytest.raises(FoveateError, match=f"model 'Linear': not supported; supported families: {known}$"):
         anatomy(nn.Linear(2, 2))

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from saccade.core.errors import SaccadeError
-from saccade.models import Anatomy, anatomy
-from saccade.models.qwen_vision import boundaries
+from foveate.core.errors import FoveateError
+from foveate.models import Anatomy, anatomy
+from foveate.models.qwen_vision import boundaries
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED
 
@@ -342,7 +342,7 @@ def test_layers_without_attention_are_named_and_refuse() -> None:
 
     assert parts.traits().recurrent == (0, 1, 2, 4, 5, 6)
     assert all(hasattr(parts.layers[i], "linear_attn") for i in parts.traits().recurrent)
-    with pytest.raises(SaccadeError, match=r"decoder layer 4: has a recurrent state .* layers with attention: 3, 7"):
+    with pytest.raises(FoveateError, match=r"decoder layer 4: has a recurrent state .* layers with attention: 3, 7"):
         parts.query_key(4, torch.zeros(1, 1, 48), None)
 
 

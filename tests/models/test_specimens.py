@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from saccade.core.errors import SaccadeError
-from saccade.engine.hosting import by_family, verdicts
-from saccade.models import anatomy
-from saccade.models.specimens import SHAPES, specimen
-from saccade.report.hosting_table import WORKS, marks, reasons
+from foveate.core.errors import FoveateError
+from foveate.engine.hosting import by_family, verdicts
+from foveate.models import anatomy
+from foveate.models.specimens import SHAPES, specimen
+from foveate.report.hosting_table import WORKS, marks, reasons
 from tests import tiny
 
 
 def test_there_is_one_of_every_supported_family() -> None:
-    with pytest.raises(SaccadeError) as refused:
+    with pytest.raises(FoveateError) as refused:
         anatomy(nn.Linear(1, 1))
 
     assert set(re.split(r",? ", str(refused.value).partition("families: ")[2])) == set(SHAPES)
@@ -53,7 +53,7 @@ def test_an_artifact_that_is_not_there_is_one_reason_for_all() -> None:
     (reason,) = {each.reason for each in found if each.method == "shortv"}
 
     assert reason is not None
-    assert reason.startswith("no layer order is known for this model; run `saccade calibrate shortv`")
+    assert reason.startswith("no layer order is known for this model; run `foveate calibrate shortv`")
     assert reasons(found)[reason] == ["shortv"]
     number = 1 + list(reasons(found)).index(reason)
     assert marks(found)["shortv"] == [str(number)] * 2

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.ops.attention import causal, columns, from_rows, received, row_logits
+from foveate.ops.attention import causal, columns, from_rows, received, row_logits
 
 sizes = st.fixed_dictionaries(
     {

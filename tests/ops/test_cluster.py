@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saccade.ops.cluster import density_peaks, members
+from foveate.ops.cluster import density_peaks, members
 
 LINE = torch.tensor([0.0, 0.1, 0.25, 0.3, 5.0, 5.1, 5.25, 9.0, 9.12, 9.2])[None, :, None]
 """Three heaps on a line, of four, three and three tokens."""

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.ops import dpp
-from saccade.ops.dpp import greedy_map
+from foveate.ops import dpp
+from foveate.ops.dpp import greedy_map
 
 
 @st.composite

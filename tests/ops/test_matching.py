@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.ops.matching import Order, averaging, bipartite
+from foveate.ops.matching import Order, averaging, bipartite
 
 ORDERS: tuple[Order, ...] = ("grouped", "similarity", "raster")
 HAND = torch.tensor([[[1, 0], [0, 1], [1, 0.05], [1, 0.1], [0, 1], [0.7, 0.7]]])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from saccade.ops.ragged import SIZE, Blocks, attend, log_mass
+from foveate.ops.ragged import SIZE, Blocks, attend, log_mass
 
 
 @given(

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saccade.ops.select import top_k, top_of_groups, top_rows
+from foveate.ops.select import top_k, top_of_groups, top_rows
 
 # Few distinct scores make many ties.
 scores = st.lists(st.integers(-2, 2), min_size=1, max_size=12)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 
-import saccade
-from saccade.bench.checkpoint import Checkpoint
-from saccade.bench.probes.embedlens import (
+import foveate
+from foveate.bench.checkpoint import Checkpoint
+from foveate.bench.probes.embedlens import (
     Census,
     Lens,
     Without,
@@ -23,7 +23,7 @@ from saccade.bench.probes.embedlens import (
     nearest,
     usual_top_k,
 )
-from saccade.tasks import questions
+from foveate.tasks import questions
 
 WORDS = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
 TOKENS = torch.tensor([[2, 0.1], [0.1, 3], [-5, 1], [1, 1.01]])
@@ -55,7 +55,7 @@ def test_length_does_not_matter(length: float) -> None:
 def test_a_word_is_nearest_to_itself_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     words = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     whole = nearest(words, words, 3)
-    monkeypatch.setattr("saccade.bench.probes.embedlens._WORDS_AT_ONCE", 7)
+    monkeypatch.setattr("foveate.bench.probes.embedlens._WORDS_AT_ONCE", 7)
 
     assert whole[:, 0].tolist() == list(range(50))
     assert torch.equal(nearest(words, words, 3), whole)
@@ -128,7 +128,7 @@ def test_just_the_matching_tokens_go(body: Body) -> None:
     first = count_words(checkpoint, asked, batch_size=3).words[0]
 
     def alive(others: bool) -> list[list[set[int]]]:
-        with saccade.attach(checkpoint.model, Without((first.id,), 1, others)) as session:
+        with foveate.attach(checkpoint.model, Without((first.id,), 1, others)) as session:
             checkpoint.model(**body.inputs(RAGGED))
         return [[set(item.tolist()) for item in sample] for sample in session.trace.alive(0)]
 
@@ -147,5 +147,5 @@ def test_words_that_nothing_is_near_leave_the_model_alone() -> None:
     body = BODIES["llava-clip"]
     model, inputs = body.model(), body.inputs(ONE)
     plain = model(**inputs).logits
-    with saccade.attach(model, Without((), 3)):
+    with foveate.attach(model, Without((), 3)):
         assert torch.equal(model(**inputs).logits, plain)

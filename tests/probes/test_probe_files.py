@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from saccade.bench.probes import Chart, Hints, Series, publish
-from saccade.bench.probes.kept import Kept
-from saccade.core.errors import SaccadeError
+from foveate.bench.probes import Chart, Hints, Series, publish
+from foveate.bench.probes.kept import Kept
+from foveate.core.errors import FoveateError
 
 
 def chart(title: str) -> Chart:
@@ -41,7 +41,7 @@ def test_a_folder_without_probes_has_no_hints(tmp_path: Path) -> None:
 def test_a_broken_file_is_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "probes.json").write_text("{")
 
-    with pytest.raises(SaccadeError, match=r"probes\.json cannot be read .*; remove it"):
+    with pytest.raises(FoveateError, match=r"probes\.json cannot be read .*; remove it"):
         Hints.load(tmp_path)
 
 
@@ -61,5 +61,5 @@ def test_what_is_kept_is_not_measured_again(tmp_path: Path) -> None:
 def test_measurements_under_other_settings_are_refused(tmp_path: Path) -> None:
     Kept(tmp_path / "a.json", {"n": 5}).get("x", int)
 
-    with pytest.raises(SaccadeError, match=r"^n=6: .* was measured with n=5; "):
+    with pytest.raises(FoveateError, match=r"^n=6: .* was measured with n=5; "):
         Kept(tmp_path / "a.json", {"n": 6})

@@ -10,11 +10,11 @@ from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import generate, logits
 from tests.suite.oracle import masked_logits, noting, short_logits
 
-import saccade
-from saccade.bench.checkpoint import Checkpoint
-from saccade.bench.probes import horizon
-from saccade.bench.probes.horizon import Leave, first_below, information, question_information, window_count, window_of
-from saccade.tasks import questions
+import foveate
+from foveate.bench.checkpoint import Checkpoint
+from foveate.bench.probes import horizon
+from foveate.bench.probes.horizon import Leave, first_below, information, question_information, window_count, window_of
+from foveate.tasks import questions
 
 each_body = pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 
@@ -63,7 +63,7 @@ def test_the_horizon_is_where_it_stays_below(values: list[float], layer: int | N
 def test_what_leaves_is_gone_from_its_layer_on(body: Body, windows: tuple[int, ...]) -> None:
     model, inputs = body.model(), body.inputs(RAGGED)
     prompt = inputs["input_ids"].shape[1]
-    with noting() as notes, saccade.attach(model, Leave(2, windows)) as session:
+    with noting() as notes, foveate.attach(model, Leave(2, windows)) as session:
         output = generate(model, inputs, 4)
     whole = body.extended(inputs, output.sequences[:, prompt:-1])
     if session.anatomy.traits().recurrent:
@@ -80,7 +80,7 @@ def test_what_leaves_is_gone_from_its_layer_on(body: Body, windows: tuple[int, .
 def test_only_the_window_goes_when_it_is_inverted() -> None:
     body = BODIES["llava-clip"]
     model = body.model()
-    with saccade.attach(model, Leave(1, (3,), invert=True)) as session:
+    with foveate.attach(model, Leave(1, (3,), invert=True)) as session:
         model(**body.inputs(ONE))
 
     assert session.trace.alive(1)[0][0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13]

@@ -3,12 +3,12 @@
 import torch
 from torch.testing import assert_close
 
-from saccade import reference
-from saccade.core.artifact import Artifact
-from saccade.methods.before_encoder.index_preserving import cell_logits
-from saccade.reference.cells import labelled_cells
-from saccade.reference.model import build_processor
-from saccade.tasks.spine import GRID, PATCH
+from foveate import reference
+from foveate.core.artifact import Artifact
+from foveate.methods.before_encoder.index_preserving import cell_logits
+from foveate.reference.cells import labelled_cells
+from foveate.reference.model import build_processor
+from foveate.tasks.spine import GRID, PATCH
 
 
 def test_cells_are_drawn_from_their_seed():
@@ -37,7 +37,7 @@ def test_cells_are_the_processor_s_pixels_in_raster_order():
 
 
 def test_the_shipped_classifier_does_what_its_numbers_say():
-    shipped = Artifact.load(reference.path() / "saccade" / "index_preserving.json").numbers
+    shipped = Artifact.load(reference.path() / "foveate" / "index_preserving.json").numbers
     cells, labels = labelled_cells(50, split="test")
     right = ((cell_logits(cells.flatten(2), shipped) > 0) == labels).float().mean().item()
     assert shipped["cell"] == [3, PATCH, PATCH]

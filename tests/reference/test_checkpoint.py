@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import saccade
-from saccade import reference
-from saccade.reference.evaluate import FLOORS, answer
-from saccade.reference.model import TOKEN_IDS
-from saccade.tasks import SPINE, Question, Turn, questions
-from saccade.tasks.metrics import words
-from saccade.tasks.spine import VOCABULARY
+import foveate
+from foveate import reference
+from foveate.reference.evaluate import FLOORS, answer
+from foveate.reference.model import TOKEN_IDS
+from foveate.tasks import SPINE, Question, Turn, questions
+from foveate.tasks.metrics import words
+from foveate.tasks.spine import VOCABULARY
 
 SAMPLE = 100
 """Questions per task; their standard error is about 0.04, hence the slack below the measured score."""
@@ -137,7 +137,7 @@ def test_the_text_tower_is_a_companion(shipped):
 
     inputs = processor(images=asked.image, text=f"<user><image>{asked.prompt}<assistant>", return_tensors="pt")
     recipe = "cdpruner(keep=16, relevance='clip')"
-    with torch.inference_mode(), saccade.attach(model, recipe, companion=companion) as session:
+    with torch.inference_mode(), foveate.attach(model, recipe, companion=companion) as session:
         model(**inputs)
     assert len(session.trace.alive(0)[0][0]) == 16
 

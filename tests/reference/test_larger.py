@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-import saccade
-from saccade import reference
-from saccade.bench import checkpoint
-from saccade.reference.evaluate import FLOORS, TAUGHT, answer
-from saccade.tasks import questions
+import foveate
+from foveate import reference
+from foveate.bench import checkpoint
+from foveate.reference.evaluate import FLOORS, TAUGHT, answer
+from foveate.tasks import questions
 
 LARGER = [name for name in reference.MODELS if name != "reference"]
 SAMPLE = 40
@@ -57,6 +57,6 @@ def test_a_conversation_under_a_recipe_is_on_one_cache(name):
     loaded = checkpoint.load(name, "cpu", "float32")
     (asked,) = questions("dialogue", 1, seed=4)
     prompts = [turn.prompt for turn in asked.turns]
-    with saccade.attach(loaded.model, "random(keep=1.0)"):
+    with foveate.attach(loaded.model, "random(keep=1.0)"):
         said = loaded.converse(asked.images, prompts, asked.max_new_tokens)
     assert said == [text.strip() for text in answer(loaded.model, loaded.processor, [asked])[0]]

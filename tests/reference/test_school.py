@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from saccade import reference
-from saccade.reference.attention import attend_packed
-from saccade.reference.extended import IDS, KINDS, WORDS, start_from
-from saccade.reference.lessons import IGNORE, NAMES, Lesson, draw_batch
-from saccade.reference.model import END, IMAGE, TOKEN_IDS, Dimensions
-from saccade.reference.school import COURSES, Schooling, Settings, name_of, school
-from saccade.reference.teacher import window_order, windows
-from saccade.reference.windows import packed_mask
+from foveate import reference
+from foveate.reference.attention import attend_packed
+from foveate.reference.extended import IDS, KINDS, WORDS, start_from
+from foveate.reference.lessons import IGNORE, NAMES, Lesson, draw_batch
+from foveate.reference.model import END, IMAGE, TOKEN_IDS, Dimensions
+from foveate.reference.school import COURSES, Schooling, Settings, name_of, school
+from foveate.reference.teacher import window_order, windows
+from foveate.reference.windows import packed_mask
 
 TINY = Dimensions(head_width=16, vision_width=32, vision_layers=3, decoder_width=32, decoder_layers=2, decoder_mlp=48)
 LESSONS = [Lesson("spine", 96, 3, 40), Lesson("compare", 96, 2, 40), Lesson("document", 192, 2, 60)]

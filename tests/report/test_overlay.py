@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.report.overlay import MISSED, SEEN, SIDE, beside, bounds, heat, merged, overlay, scaled
+from foveate.report.overlay import MISSED, SEEN, SIDE, beside, bounds, heat, merged, overlay, scaled
 
 GRID = (2, 4)
 RED = Image.new("RGB", (40, 20), (200, 60, 60))

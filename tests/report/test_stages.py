@@ -9,16 +9,16 @@ from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import generate, logits
 from tests.suite.pairs import HOSTED, artifacts, variants
 
-import saccade
-from saccade.core import registry
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import Role
-from saccade.core.method import Method
-from saccade.core.report import Trace
-from saccade.core.signal import Columns, Site
-from saccade.engine.session import Session
-from saccade.methods import IndexPreserving
-from saccade.report.stages import Stage, story
+import foveate
+from foveate.core import registry
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Role
+from foveate.core.method import Method
+from foveate.core.report import Trace
+from foveate.core.signal import Columns, Site
+from foveate.engine.session import Session
+from foveate.methods import IndexPreserving
+from foveate.report.stages import Stage, story
 
 CACHE = ("in the KV cache", "read from the KV cache")
 UNSCORED = {"random", "uniform", "shortv"}
@@ -36,7 +36,7 @@ ONE_OF_EACH_KIND = (
 def watched(method: Method | str, body: Body, samples: list[tuple[int, int, int]], steps: int = 1) -> Session:
     """A session that has watched a prompt being read; detached."""
     model = body.model()
-    with saccade.attach(model, method, artifacts=artifacts(body.name)) as session:
+    with foveate.attach(model, method, artifacts=artifacts(body.name)) as session:
         session.watch()
         generate(model, body.inputs(samples), steps)
     return session
@@ -65,9 +65,9 @@ def test_those_alive_at_the_end_of_the_story_are_those_behind_the_last_layer(met
 def test_watching_changes_nothing(recipe: str) -> None:
     body = BODIES["llava-clip"]
     plain, seen = body.model(), body.model()
-    with saccade.attach(plain, recipe):
+    with foveate.attach(plain, recipe):
         expected = logits(generate(plain, body.inputs(RAGGED), 3))
-    with saccade.attach(seen, recipe) as session:
+    with foveate.attach(seen, recipe) as session:
         session.watch()
         assert torch.equal(logits(generate(seen, body.inputs(RAGGED), 3)), expected)
 
@@ -76,7 +76,7 @@ def test_watching_changes_nothing(recipe: str) -> None:
 def test_nothing_is_remembered_where_nobody_watches(recipe: str) -> None:
     body = BODIES["llava-clip"]
     model = body.model()
-    with saccade.attach(model, recipe) as session:
+    with foveate.attach(model, recipe) as session:
         generate(model, body.inputs(ONE), 2)
 
     assert (session.trace.steps, session.trace.held, session.trace.pictures) == ([], [], [])
@@ -95,7 +95,7 @@ def test_methods_show_what_they_rank_by(name: str) -> None:
 def test_scores_are_those_of_the_signal_and_the_best_are_kept() -> None:
     body = BODIES["llava-clip"]
     model = body.model()
-    with saccade.attach(model, "fastv(keep=6, layer=2, score='all')") as session:
+    with foveate.attach(model, "fastv(keep=6, layer=2, score='all')") as session:
         session.watch()
         session.retain()
         generate(model, body.inputs(ONE), 1)
@@ -141,7 +141,7 @@ def test_merged_tokens_conserve_every_patch() -> None:
 
 
 def test_many_encoder_blocks_are_told_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saccade.report.stages.MOST_BLOCKS", 2)
+    monkeypatch.setattr("foveate.report.stages.MOST_BLOCKS", 2)
     told = story(watched("tome(r=(1, 1, 1, 0))", BODIES["llava-clip"], ONE).trace, 1)
 
     assert [stage.title for stage in told.stages[1:]] == ["in the encoder, block 0", "in the encoder, blocks 1–2"]
@@ -151,7 +151,7 @@ def test_many_encoder_blocks_are_told_in_groups(monkeypatch: pytest.MonkeyPatch)
 def test_tiles_are_told_grid_by_grid() -> None:
     body = BODIES["llava_next"]
     model = body.model()
-    with saccade.attach(model, "uniform(keep=0.5)") as session:
+    with foveate.attach(model, "uniform(keep=0.5)") as session:
         session.watch()
         generate(model, body.inputs([(3, 2, 6)], sizes=[(40, 64)]), 1)
     told = story(session.trace, 2)
@@ -164,7 +164,7 @@ def test_tiles_are_told_grid_by_grid() -> None:
 def test_a_later_turn_does_not_forget_the_picture() -> None:
     body = BODIES["llava-clip"]
     model, inputs = body.model(), body.inputs(ONE)
-    with saccade.attach(model, "sparsevila(keep=8, decode_keep=0.5)") as session:
+    with foveate.attach(model, "sparsevila(keep=8, decode_keep=0.5)") as session:
         session.watch()
         first = generate(model, inputs, 2)
         longer = body.extended(dict(inputs, input_ids=first.sequences), torch.tensor([[12, 13]]))
@@ -184,5 +184,5 @@ def test_the_unmodified_model_has_a_story_of_one_stage() -> None:
 
 
 def test_a_trace_without_pictures_is_refused() -> None:
-    with pytest.raises(SaccadeError, match="trace: holds no picture"):
+    with pytest.raises(FoveateError, match="trace: holds no picture"):
         story(Trace(), 1)

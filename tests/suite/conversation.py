@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saccade.models import anatomy
+from foveate.models import anatomy
 
 STEPS = 16
 

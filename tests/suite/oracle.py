@@ -11,10 +11,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from saccade.core.layout import Layout
-from saccade.core.report import Trace
-from saccade.engine.run import Run
-from saccade.models import anatomy
+from foveate.core.layout import Layout
+from foveate.core.report import Trace
+from foveate.engine.run import Run
+from foveate.models import anatomy
 
 
 @dataclass

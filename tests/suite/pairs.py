@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from saccade.core import registry
-from saccade.core.artifact import Artifact
-from saccade.core.errors import SaccadeError
-from saccade.core.method import Method
-from saccade.core.recipe import Recipe, build
-from saccade.engine.calibrate import Calibration
-from saccade.engine.check import check
-from saccade.methods import ALVTS
-from saccade.methods.before_encoder.index_preserving import train
-from saccade.models import Anatomy, anatomy
+from foveate.core import registry
+from foveate.core.artifact import Artifact
+from foveate.core.errors import FoveateError
+from foveate.core.method import Method
+from foveate.core.recipe import Recipe, build
+from foveate.engine.calibrate import Calibration
+from foveate.engine.check import check
+from foveate.methods import ALVTS
+from foveate.methods.before_encoder.index_preserving import train
+from foveate.models import Anatomy, anatomy
 from tests.suite.bodies import BODIES, ONE, Body
 from tests.thirdparty import installed
 
@@ -92,7 +92,7 @@ def refusal(method: Method, body: Body) -> str | None:
     """Why the anatomy cannot host the method, or None."""
     try:
         check(Recipe((method,)), parts(body.name), parts(body.name).traits(artifacts=artifacts(body.name)))
-    except SaccadeError as error:
+    except FoveateError as error:
         return str(error)
     return None
 

@@ -12,9 +12,9 @@ from accelerate import dispatch_model
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-import saccade
-from saccade.core.recipe import Recipe
-from saccade.models import anatomy
+import foveate
+from foveate.core.recipe import Recipe
+from foveate.models import anatomy
 from tests import pretend
 from tests.suite.bodies import BODIES, RAGGED
 from tests.suite.conversation import generate, logits
@@ -60,7 +60,7 @@ def halved(model: Any) -> Any:
 
 
 def answer(model: Any, recipe: Recipe | str, inputs: dict[str, torch.Tensor], steps: int = 3) -> torch.Tensor:
-    with torch.no_grad(), saccade.attach(model, recipe):
+    with torch.no_grad(), foveate.attach(model, recipe):
         return logits(generate(model, inputs, steps)).cpu()
 
 
@@ -119,7 +119,7 @@ def test_tome_leaves_hooked_blocks_as_they_were() -> None:
     dispatch_model(model, {"": "cpu"}, main_device="cpu", force_hooks=True)
     block = anatomy(model).encoder.blocks[0]
     before = block.forward, block._old_forward
-    with saccade.attach(model, "tome(keep=6)"):
+    with foveate.attach(model, "tome(keep=6)"):
         generate(model, inputs, 1)
     assert (block.forward, block._old_forward) == before
 

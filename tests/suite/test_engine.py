@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-import saccade
-from saccade.core.errors import SaccadeError
+import foveate
+from foveate.core.errors import FoveateError
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, joined
 from tests.suite.conversation import generate, logits
@@ -22,7 +22,7 @@ CLOSE = dict(rtol=1e-4, atol=1e-4)
 
 def test_plain_forward_returns_the_callers_layout() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(RAGGED)
-    with torch.no_grad(), saccade.attach(model, RECIPE) as session:
+    with torch.no_grad(), foveate.attach(model, RECIPE) as session:
         output = model(**inputs)
     expected = masked_logits(model, inputs, session.trace, (0,))
     alive = session.trace.log[0][-1].origin
@@ -40,7 +40,7 @@ def test_right_padded_prompts_are_answered_as_alone() -> None:
     for key in ("input_ids", "attention_mask"):
         right[key] = torch.stack([row.roll(-int(n)) for row, n in zip(left[key], shift)])
     pixels = left["pixel_values"].double()
-    with torch.no_grad(), saccade.attach(model, RECIPE):
+    with torch.no_grad(), foveate.attach(model, RECIPE):
         expected = model(**dict(left, pixel_values=pixels)).logits[:, -1]
         output = model(**dict(right, pixel_values=pixels)).logits
     last = right["attention_mask"].sum(1) - 1
@@ -50,7 +50,7 @@ def test_right_padded_prompts_are_answered_as_alone() -> None:
 def test_labels_give_a_finite_loss_and_gradients_reach_the_embeddings() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(RAGGED)
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == tiny.IMAGE, -100)
-    with saccade.attach(model, RECIPE):
+    with foveate.attach(model, RECIPE):
         loss = model(**inputs, labels=labels).loss
     loss.backward()
     assert loss.isfinite()
@@ -60,13 +60,13 @@ def test_labels_give_a_finite_loss_and_gradients_reach_the_embeddings() -> None:
 def test_text_only_prompts_are_untouched() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs([(3, 0, 6), (2, 0, 9)])
     plain = logits(generate(model, inputs, 4))
-    with saccade.attach(model, RECIPE + " + shortv(layers=(1,))"):
+    with foveate.attach(model, RECIPE + " + shortv(layers=(1,))"):
         assert torch.equal(logits(generate(model, inputs, 4)), plain)
 
 
 def test_a_batch_may_mix_prompts_with_and_without_images() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs([(3, 1, 6), (2, 0, 9)])
-    with saccade.attach(model, RECIPE) as session:
+    with foveate.attach(model, RECIPE) as session:
         generate(model, inputs, 4)
     assert [[len(item) for item in sample] for sample in session.trace.alive(4)] == [[5], []]
 
@@ -84,7 +84,7 @@ def two_prompts(request: pytest.FixtureRequest) -> dict[str, torch.Tensor]:
 
 def test_sampling_and_several_answers_to_one_prompt(two_prompts: dict[str, torch.Tensor]) -> None:
     model, inputs = LLAVA.model(), two_prompts
-    with saccade.attach(model, RECIPE) as session:
+    with foveate.attach(model, RECIPE) as session:
         greedy = generate(model, inputs, 3)
         torch.manual_seed(0)
         many = generate(model, inputs, 3, do_sample=True, num_return_sequences=3)
@@ -96,7 +96,7 @@ def test_sampling_and_several_answers_to_one_prompt(two_prompts: dict[str, torch
 def test_beam_search_equals_its_oracle(two_prompts: dict[str, torch.Tensor]) -> None:
     model, inputs = LLAVA.model(), two_prompts
     prompt = inputs["input_ids"].shape[1]
-    with saccade.attach(model, RECIPE) as session:
+    with foveate.attach(model, RECIPE) as session:
         output = generate(model, inputs, 5, num_beams=3, num_return_sequences=1, output_scores=True)
     whole = LLAVA.extended(inputs, output.sequences[:, prompt:-1])
     trace = session.trace
@@ -122,7 +122,7 @@ def test_a_second_turn_may_bring_another_image(name: str) -> None:
     model, inputs = body.model(), body.inputs(ONE)
     prompt = inputs["input_ids"].shape[1]
     recipe = "fastv(keep=5)"
-    with torch.no_grad(), saccade.attach(model, recipe) as session:
+    with torch.no_grad(), foveate.attach(model, recipe) as session:
         cache = model(**inputs, use_cache=True).past_key_values
         more = body.inputs([(2, 1, 5)], seed=3)
         for key in {"attention_mask", body.type_key} & more.keys():  # both speak of the whole conversation
@@ -138,7 +138,7 @@ def test_a_second_turn_may_bring_another_image(name: str) -> None:
 
 def test_prompt_lookup_decoding_gives_the_greedy_answer() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
-    with saccade.attach(model, RECIPE):
+    with foveate.attach(model, RECIPE):
         plain = generate(model, inputs, 12).sequences
         assisted = generate(model, inputs, 12, prompt_lookup_num_tokens=3).sequences
     assert torch.equal(assisted, plain)
@@ -146,7 +146,7 @@ def test_prompt_lookup_decoding_gives_the_greedy_answer() -> None:
 
 def test_without_a_cache_the_logits_are_the_same() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
-    with torch.no_grad(), saccade.attach(model, RECIPE + " + shortv(layers=(1,))"):
+    with torch.no_grad(), foveate.attach(model, RECIPE + " + shortv(layers=(1,))"):
         cached = model(**inputs)
         uncached = model(**inputs, use_cache=False)
     assert uncached.past_key_values is None
@@ -160,7 +160,7 @@ def test_attaching_in_mid_conversation_keeps_what_the_plain_cache_holds() -> Non
         ids = torch.tensor([[20, 21, 22]])
         whole = LLAVA.extended(inputs, ids)
         expected = model(**whole).logits[:, -1]
-        with saccade.attach(model, RECIPE):
+        with foveate.attach(model, RECIPE):
             output = model(input_ids=ids, attention_mask=whole["attention_mask"], past_key_values=cache).logits[:, -1]
     torch.testing.assert_close(output, expected, **CLOSE)
 
@@ -168,9 +168,9 @@ def test_attaching_in_mid_conversation_keeps_what_the_plain_cache_holds() -> Non
 def test_a_compressed_cache_refuses_to_be_used_without_a_session() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     with torch.no_grad():
-        with saccade.attach(model, RECIPE):
+        with foveate.attach(model, RECIPE):
             cache = model(**inputs, use_cache=True).past_key_values
-        with pytest.raises(SaccadeError, match="this cache was compressed under a Saccade session that has ended"):
+        with pytest.raises(FoveateError, match="this cache was compressed under a Foveate session that has ended"):
             model(input_ids=torch.tensor([[20]]), past_key_values=cache)
 
 
@@ -178,13 +178,13 @@ def test_a_compressed_cache_goes_on_under_a_new_session() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     ids = torch.tensor([[20, 21]])
     with torch.no_grad():
-        with saccade.attach(model, RECIPE):
+        with foveate.attach(model, RECIPE):
             cache = model(**inputs, use_cache=True).past_key_values
             copy = [(layer.keys.clone(), layer.values.clone(), layer.ledger) for layer in cache.layers]
             expected = model(input_ids=ids, past_key_values=cache).logits
         for layer, (keys, values, ledger) in zip(cache.layers, copy):
             layer.keys, layer.values, layer.ledger = keys, values, ledger
-        with saccade.attach(model, "fastv(keep=3)"):
+        with foveate.attach(model, "fastv(keep=3)"):
             torch.testing.assert_close(model(input_ids=ids, past_key_values=cache).logits, expected)
 
 
@@ -205,7 +205,7 @@ def test_a_sample_without_padding_is_decoded_without_a_mask(recipe: str) -> None
     def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         masks.append(kwargs["attention_mask"])
 
-    with saccade.attach(model, recipe):
+    with foveate.attach(model, recipe):
         for layer in model.model.language_model.layers:
             layer.register_forward_pre_hook(note, with_kwargs=True)
         generate(model, inputs, 6)
@@ -215,45 +215,45 @@ def test_a_sample_without_padding_is_decoded_without_a_mask(recipe: str) -> None
 def test_static_caches_are_refused_with_the_remedy() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     cache = StaticCache(config=model.config.text_config, max_cache_len=64)
-    with saccade.attach(model, RECIPE), pytest.raises(SaccadeError, match="use a DynamicCache"):
+    with foveate.attach(model, RECIPE), pytest.raises(FoveateError, match="use a DynamicCache"):
         model(**inputs, past_key_values=cache)
 
 
 def test_chunked_prefill_is_refused_with_the_remedy_for_methods_inside_the_language_model() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
-    with saccade.attach(model, RECIPE), pytest.raises(SaccadeError, match="prefill_chunk_size=None"):
+    with foveate.attach(model, RECIPE), pytest.raises(FoveateError, match="prefill_chunk_size=None"):
         generate(model, inputs, 2, prefill_chunk_size=8)
 
 
 def test_chunked_prefill_that_cuts_an_image_is_refused_before_the_language_model() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
-    with saccade.attach(model, "uniform(keep=4)"), pytest.raises(SaccadeError, match="prefill_chunk_size=None"):
+    with foveate.attach(model, "uniform(keep=4)"), pytest.raises(FoveateError, match="prefill_chunk_size=None"):
         generate(model, inputs, 2, prefill_chunk_size=8)
 
 
 def test_continuous_batching_is_refused_with_the_remedy() -> None:
     model = LLAVA.model()
-    with saccade.attach(model, RECIPE), pytest.raises(SaccadeError, match="use generate"):
+    with foveate.attach(model, RECIPE), pytest.raises(FoveateError, match="use generate"):
         model.generate_batch([[1, 20, 21]])
 
 
 def test_embeddings_instead_of_ids_are_refused_with_the_remedy() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs([(3, 0, 6)])
     embeds = model.get_input_embeddings()(inputs["input_ids"])
-    with saccade.attach(model, RECIPE), pytest.raises(SaccadeError, match="needs input_ids"):
+    with foveate.attach(model, RECIPE), pytest.raises(FoveateError, match="needs input_ids"):
         model(inputs_embeds=embeds)
 
 
 def test_an_unsupported_model_is_told_which_families_are_supported() -> None:
-    with pytest.raises(SaccadeError, match="'Linear': not supported; supported families: llava, gemma3, qwen3_vl"):
-        saccade.attach(torch.nn.Linear(2, 2), "random")
+    with pytest.raises(FoveateError, match="'Linear': not supported; supported families: llava, gemma3, qwen3_vl"):
+        foveate.attach(torch.nn.Linear(2, 2), "random")
 
 
 def test_a_second_session_on_one_model_is_refused() -> None:
     model = LLAVA.model()
-    with saccade.attach(model, "random"), pytest.raises(SaccadeError, match="detach that session first"):
-        saccade.attach(model, "uniform")
-    saccade.attach(model, "uniform").detach()
+    with foveate.attach(model, "random"), pytest.raises(FoveateError, match="detach that session first"):
+        foveate.attach(model, "uniform")
+    foveate.attach(model, "uniform").detach()
 
 
 @pytest.mark.parametrize(
@@ -270,14 +270,14 @@ def test_a_second_session_on_one_model_is_refused() -> None:
 )
 def test_impossible_recipes_are_refused_at_attach_and_leave_nothing(recipe: str, message: str) -> None:
     model = LLAVA.model()
-    with pytest.raises(SaccadeError, match=message):
-        saccade.attach(model, recipe)
-    saccade.attach(model, "none").detach()
+    with pytest.raises(FoveateError, match=message):
+        foveate.attach(model, recipe)
+    foveate.attach(model, "none").detach()
 
 
 def test_two_models_may_run_different_recipes_at_once() -> None:
     first, second, inputs = LLAVA.model(), LLAVA.model(), LLAVA.inputs(ONE)
-    with saccade.attach(first, "fastv(keep=4)") as a, saccade.attach(second, "fastv(keep=8)") as b:
+    with foveate.attach(first, "fastv(keep=4)") as a, foveate.attach(second, "fastv(keep=8)") as b:
         generate(first, inputs, 2)
         generate(second, inputs, 2)
     assert (a.report.visual_tokens[-1], b.report.visual_tokens[-1]) == (4, 8)
@@ -289,7 +289,7 @@ def test_the_session_stands_for_nothing_after_its_model_is_gone() -> None:
 
     model = LLAVA.model()
     watched = weakref.ref(model)
-    session = saccade.attach(model, "fastv(keep=4)")
+    session = foveate.attach(model, "fastv(keep=4)")
     session.detach()
     del model, session
     gc.collect()
@@ -298,7 +298,7 @@ def test_the_session_stands_for_nothing_after_its_model_is_gone() -> None:
 
 def test_the_report_counts_tokens_bytes_and_steps() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
-    with saccade.attach(model, "fastv(layer=2, keep=4)") as session:
+    with foveate.attach(model, "fastv(layer=2, keep=4)") as session:
         output = generate(model, inputs, 5)
     report = session.report
     assert report.original_visual_tokens == 16
@@ -314,7 +314,7 @@ def test_the_report_counts_tokens_bytes_and_steps() -> None:
 def test_an_empty_recipe_only_measures() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     plain = generate(model, inputs, 3)
-    with saccade.attach(model, "none") as session:
+    with foveate.attach(model, "none") as session:
         output = generate(model, inputs, 3)
     assert torch.equal(logits(output), logits(plain))
     assert type(output.past_key_values) is DynamicCache

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import saccade
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Layout
-from saccade.core.method import Experts, Traits
-from saccade.core.recipe import Recipe
-from saccade.core.signal import Seen
-from saccade.core.state import State
-from saccade.models import anatomy
+import foveate
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Layout
+from foveate.core.method import Experts, Traits
+from foveate.core.recipe import Recipe
+from foveate.core.signal import Seen
+from foveate.core.state import State
+from foveate.models import anatomy
 from tests.suite.bodies import BODIES, ONE, RAGGED
 from tests.suite.conversation import generate, logits
 from tests.suite.oracle import masked_logits, noting
@@ -55,8 +55,8 @@ class Skip(Experts):
         return weights.masked_fill(drop, 0.0)
 
 
-def attach(model: Any, *methods: Any) -> saccade.Session:
-    return saccade.attach(model, Recipe(tuple(m for method in methods for m in Recipe.of(method).methods)))
+def attach(model: Any, *methods: Any) -> foveate.Session:
+    return foveate.attach(model, Recipe(tuple(m for method in methods for m in Recipe.of(method).methods)))
 
 
 @contextmanager
@@ -183,9 +183,9 @@ def test_a_forward_that_stands_in_for_the_experts_is_run_and_comes_back() -> Non
 
 
 def test_models_and_layers_without_experts_are_refused() -> None:
-    with pytest.raises(SaccadeError, match=r"^skip: qwen3_vl has no experts; load a mixture-of-experts model"):
+    with pytest.raises(FoveateError, match=r"^skip: qwen3_vl has no experts; load a mixture-of-experts model"):
         attach(BODIES["qwen3_vl"].model(), Skip(0.3))
-    with pytest.raises(SaccadeError, match=r"^skip: decoder layer 1 has no experts; layers with experts: 0, 2, 3, 4$"):
+    with pytest.raises(FoveateError, match=r"^skip: decoder layer 1 has no experts; layers with experts: 0, 2, 3, 4$"):
         attach(BODY.model(), Skip(0.3, layers=(0, 1)))
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import saccade
-from saccade.core import registry
-from saccade.core.method import Method
-from saccade.core.recipe import Recipe
-from saccade.methods import ToMe
+import foveate
+from foveate.core import registry
+from foveate.core.method import Method
+from foveate.core.recipe import Recipe
+from foveate.methods import ToMe
 from tests import tiny
 from tests.suite.pairs import artifacts, variants
 
@@ -29,18 +29,18 @@ GRID = 12
 LOOSEST = 8
 """A declaration may be so many times what was measured, and the engine's share on top."""
 PASSED_THROUGH = {
-    ("saccade.engine.session", "generate"),
-    ("saccade.engine.session", "prefill"),
-    ("saccade.engine.session", "features"),
-    ("saccade.engine.cache", "update"),
-    ("saccade.engine.blocks", "run"),
-    ("saccade.engine.probe", "attention"),
+    ("foveate.engine.session", "generate"),
+    ("foveate.engine.session", "prefill"),
+    ("foveate.engine.session", "features"),
+    ("foveate.engine.cache", "update"),
+    ("foveate.engine.blocks", "run"),
+    ("foveate.engine.probe", "attention"),
 }
 """Functions of ours that call what the model would have called itself."""
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, of all and of those made on Saccade's account."""
+    """Counts the bytes of tensors that are alive, of all and of those made on Foveate's account."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def _on_our_account() -> bool:
     frame: Any = sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module.startswith("saccade.") and (module, frame.f_code.co_name) not in PASSED_THROUGH:
+        if module.startswith("foveate.") and (module, frame.f_code.co_name) not in PASSED_THROUGH:
             return True
         frame = frame.f_back
     return False
@@ -100,7 +100,7 @@ def no_collector() -> Iterator[None]:
 
 def measure(recipe: Recipe | Method, samples: int) -> Bytes:
     model, inputs = model_and_inputs(samples)
-    with no_collector(), saccade.attach(model, recipe, artifacts=artifacts("llava-clip")) as session, Live() as live:
+    with no_collector(), foveate.attach(model, recipe, artifacts=artifacts("llava-clip")) as session, Live() as live:
         for _ in range(2):
             model.generate(**inputs, max_new_tokens=3, do_sample=False)
     return Bytes(live.peak, live.peak_ours, session.report.workspace)
@@ -166,6 +166,6 @@ def test_nothing_but_ledgers_outlives_the_forward(recipe: str) -> None:
 
 def _left_behind(recipe: str) -> int:
     model, inputs = model_and_inputs(1)
-    with no_collector(), saccade.attach(model, recipe), torch.no_grad(), Live() as live:
+    with no_collector(), foveate.attach(model, recipe), torch.no_grad(), Live() as live:
         model(**inputs, use_cache=False)
         return live.total

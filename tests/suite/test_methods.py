@@ -10,13 +10,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import saccade
-from saccade.core.errors import SaccadeError
-from saccade.core.method import Method, Tokens
-from saccade.core.recipe import build
-from saccade.engine.session import Session
-from saccade.methods import ToMe
-from saccade.models import anatomy
+import foveate
+from foveate.core.errors import FoveateError
+from foveate.core.method import Method, Tokens
+from foveate.core.recipe import build
+from foveate.engine.session import Session
+from foveate.methods import ToMe
+from foveate.models import anatomy
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import fed_lengths, generate, logits
@@ -158,14 +158,14 @@ def test_every_attention_kernel_gives_the_same_answer(name: str) -> None:
     outputs = []
     for kernel in ("sdpa", "eager"):
         model = body.model(attention=kernel)
-        with saccade.attach(model, "fastv(keep=6) + snapkv(keep=0.6, window=4)"):
+        with foveate.attach(model, "fastv(keep=6) + snapkv(keep=0.6, window=4)"):
             outputs.append(logits(generate(model, inputs, 6)))
     torch.testing.assert_close(outputs[0], outputs[1], **CLOSE)
 
 
 def test_a_budget_of_nothing_is_refused_by_name() -> None:
     for name in ("random", "uniform", "fastv", "hiprune", "scope", "snapkv"):
-        with pytest.raises(SaccadeError, match=rf"{name}: keep=0: must be a positive count"):
+        with pytest.raises(FoveateError, match=rf"{name}: keep=0: must be a positive count"):
             build(name, {"keep": 0})
 
 
@@ -181,7 +181,7 @@ def test_composition_runs_and_equals_its_oracle(recipe: str) -> None:
     body = BODIES["llava-clip"]
     model, inputs = body.model(), body.inputs(RAGGED)
     prompt = inputs["input_ids"].shape[1]
-    with noting() as notes, saccade.attach(model, recipe) as session:
+    with noting() as notes, foveate.attach(model, recipe) as session:
         output = generate(model, inputs)
     whole = body.extended(inputs, output.sequences[:, prompt:-1])
     expected = masked_logits(model, whole, session.trace, (0,), notes)
@@ -197,7 +197,7 @@ def oracle(model: Any, whole: dict[str, torch.Tensor], session: Session, notes: 
 
 def attach(model: Any, method: Method, body: Body) -> Session:
     """With what the method needs on this body."""
-    return saccade.attach(model, method, artifacts=artifacts(body.name))
+    return foveate.attach(model, method, artifacts=artifacts(body.name))
 
 
 def fingerprint(model: Any) -> tuple[Any, ...]:

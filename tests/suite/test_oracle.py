@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-import saccade
-from saccade.core.artifact import Artifact
-from saccade.core.errors import SaccadeError
-from saccade.engine import oracle
-from saccade.engine.calibrate import calibrate
-from saccade.models import anatomy
+import foveate
+from foveate.core.artifact import Artifact
+from foveate.core.errors import FoveateError
+from foveate.engine import oracle
+from foveate.engine.calibrate import calibrate
+from foveate.models import anatomy
 from tests.suite.bodies import BODIES, ONE, RAGGED
 
 
 @pytest.mark.parametrize("name", [name for name in BODIES if name != "qwen3_5"])
 def test_the_limit_runs_as_many_rows_as_the_recipe_left(name: str) -> None:
     model, inputs = BODIES[name].model(), BODIES[name].inputs(RAGGED)
-    with torch.no_grad(), saccade.attach(model, "fastv(layer=1, keep=4)") as session:
+    with torch.no_grad(), foveate.attach(model, "fastv(layer=1, keep=4)") as session:
         model(**inputs)
     out = oracle.prefill(anatomy(model), session.report)()
     assert out.shape[:2] == (3, round(session.report.rows[-1] + 0.49))
@@ -31,7 +31,7 @@ def test_the_limit_runs_as_many_rows_as_the_recipe_left(name: str) -> None:
 
 def test_the_limit_of_frozen_rows_computes_their_keys_and_values_only() -> None:
     model, inputs = BODIES["llava-clip"].model(), BODIES["llava-clip"].inputs(ONE)
-    with torch.no_grad(), saccade.attach(model, "shortv(layers=(1,))") as session:
+    with torch.no_grad(), foveate.attach(model, "shortv(layers=(1,))") as session:
         model(**inputs)
     assert session.report.active[1] == session.report.rows[1] - 16
     assert oracle.prefill(anatomy(model), session.report)().shape[1] == session.report.rows[-1]
@@ -40,7 +40,7 @@ def test_the_limit_of_frozen_rows_computes_their_keys_and_values_only() -> None:
 def test_the_limit_of_rows_that_skip_layers_leaves_them_out_until_they_come_back() -> None:
     model, inputs = BODIES["llava-clip"].model(), BODIES["llava-clip"].inputs(ONE)
     recipe = "hidrop(late_entry=2, layer_list=(2,), keep_list=(6,), early_exit=4)"
-    with torch.no_grad(), saccade.attach(model, recipe) as session:
+    with torch.no_grad(), foveate.attach(model, recipe) as session:
         model(**inputs)
     with calls_of_layers(model) as calls:
         oracle.prefill(anatomy(model), session.report)()
@@ -51,7 +51,7 @@ def test_the_limit_of_rows_that_skip_layers_leaves_them_out_until_they_come_back
 def test_the_limit_of_decoding_reads_as_many_entries_as_the_recipe_left(recipe: str) -> None:
     model, inputs = BODIES["llava-clip"].model(), BODIES["llava-clip"].inputs(ONE)
     prompt = inputs["input_ids"].shape[1]
-    with torch.no_grad(), saccade.attach(model, recipe):
+    with torch.no_grad(), foveate.attach(model, recipe):
         entries = oracle.held(model(**inputs, use_cache=True).past_key_values)
     assert entries == pytest.approx([prompt if recipe == "none" else prompt // 2] * 4, abs=1)
     with calls_of_layers(model) as calls:
@@ -85,9 +85,9 @@ def test_calibrating_shortv_finds_that_the_last_layer_contributes_nothing(tmp_pa
     assert min(artifact.numbers["contribution"][:3]) > 1e-6
 
     model.save_pretrained(tmp_path)
-    artifact.save(tmp_path / "saccade" / "shortv.json")
+    artifact.save(tmp_path / "foveate" / "shortv.json")
     again = type(model).from_pretrained(tmp_path)
-    with saccade.attach(again, "shortv(frozen=2)") as session:
+    with foveate.attach(again, "shortv(frozen=2)") as session:
         again(**inputs)
     frozen = [layer for layer, (n, a) in enumerate(zip(session.report.rows, session.report.active)) if n != a]
     assert frozen == sorted(artifact.numbers["order"][:2])
@@ -97,11 +97,11 @@ def test_an_artifact_of_another_model_is_refused_by_name(tmp_path) -> None:
     model = BODIES["llava-clip"].model(layers=5)
     model.save_pretrained(tmp_path)
     fingerprint = anatomy(BODIES["llava-clip"].model()).traits().fingerprint
-    Artifact("shortv", fingerprint, {"order": [3, 2, 1, 0]}).save(tmp_path / "saccade" / "shortv.json")
-    with pytest.raises(SaccadeError, match="artifact of shortv: made on llava \\(4 layers"):
-        saccade.attach(type(model).from_pretrained(tmp_path), "shortv")
+    Artifact("shortv", fingerprint, {"order": [3, 2, 1, 0]}).save(tmp_path / "foveate" / "shortv.json")
+    with pytest.raises(FoveateError, match="artifact of shortv: made on llava \\(4 layers"):
+        foveate.attach(type(model).from_pretrained(tmp_path), "shortv")
 
 
 def test_a_method_without_numbers_has_nothing_to_calibrate() -> None:
-    with pytest.raises(SaccadeError, match="uniform: has nothing to calibrate"):
+    with pytest.raises(FoveateError, match="uniform: has nothing to calibrate"):
         calibrate("uniform", BODIES["llava-clip"].model(), [])

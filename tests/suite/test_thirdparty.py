@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from saccade.core import registry
+from foveate.core import registry
 from tests.suite.bodies import BODIES
 from tests.suite.pairs import HOSTED, REFUSED
 from tests.thirdparty import installed
@@ -15,7 +15,7 @@ def test_it_is_found_through_its_entry_point() -> None:
         (point,) = (each for each in entry_points(group=registry.ENTRY_POINTS) if each.name == "stripes")
         assert registry.get("stripes") is point.load()
     assert point.dist is not None
-    assert point.dist.name == "saccade-stripes"
+    assert point.dist.name == "foveate-stripes"
 
 
 def test_the_suite_runs_it_on_every_anatomy() -> None:

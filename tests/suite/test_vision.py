@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import saccade
-from saccade.core.errors import SaccadeError
-from saccade.core.layout import VISUAL, Edit, Layout, Role
-from saccade.core.method import Tokens, Traits
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Columns, Features, Seen, Signal, Site
-from saccade.core.state import State
-from saccade.engine.session import Session
-from saccade.methods import ToMe
-from saccade.models import anatomy
+import foveate
+from foveate.core.errors import FoveateError
+from foveate.core.layout import VISUAL, Edit, Layout, Role
+from foveate.core.method import Tokens, Traits
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Columns, Features, Seen, Signal, Site
+from foveate.core.state import State
+from foveate.engine.session import Session
+from foveate.methods import ToMe
+from foveate.models import anatomy
 from tests.suite.bodies import BODIES, ONE, RAGGED
 from tests.suite.oracle import noting
 
@@ -96,7 +96,7 @@ SITES = {
 def test_what_is_left_equals_a_tower_that_masks_the_rest(site: Site, masked_from: int, kept: list[list[int]]) -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(RAGGED)
     method = Drop(site, tuple(map(tuple, kept)))
-    with torch.no_grad(), noting() as notes, saccade.attach(model, method) as session:
+    with torch.no_grad(), noting() as notes, foveate.attach(model, method) as session:
         model(**inputs)
     features = masked_tower(model, inputs["pixel_values"], kept, masked_from)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_what_is_left_equals_a_tower_that_masks_the_rest(site: Site, masked_from
 
 def test_rows_may_change_their_order() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(RAGGED)
-    with torch.no_grad(), noting() as notes, saccade.attach(model, Reverse()) as session:
+    with torch.no_grad(), noting() as notes, foveate.attach(model, Reverse()) as session:
         model(**inputs)
     with torch.no_grad():
         projected = torch.stack(list(model.model.get_image_features(inputs["pixel_values"]).pooler_output))
@@ -116,7 +116,7 @@ def test_rows_may_change_their_order() -> None:
 def test_tome_equals_a_tower_run_by_hand() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     method = ToMe(keep=6)
-    with torch.no_grad(), noting() as notes, saccade.attach(model, method) as session:
+    with torch.no_grad(), noting() as notes, foveate.attach(model, method) as session:
         model(**inputs)
     layout = session.trace.log[0][0]
     mine = layout.rows(*VISUAL)[0]
@@ -136,7 +136,7 @@ def test_encoder_signals_of_windowed_encoders_come_by_token() -> None:
     tower = model.model.visual
     handle = tower.merger.register_forward_pre_hook(lambda module, args: merged.append(args[0]))
     signals = (Features(), Columns(Site("encoder", 0)))
-    with torch.no_grad(), saccade.attach(model, Watch(signals, found)):
+    with torch.no_grad(), foveate.attach(model, Watch(signals, found)):
         model(**inputs)
     handle.remove()
     order = anatomy(model).encoder.order({"image_grid_thw": inputs["image_grid_thw"]}, 0)
@@ -151,10 +151,10 @@ def test_a_block_that_cannot_be_run_in_halves_is_refused() -> None:
     model = LLAVA.model()
     block = anatomy(model).encoder.blocks[0]
     block.layer_norm2.register_forward_hook(lambda module, args, output: output + torch.rand(()))
-    with pytest.raises(SaccadeError, match="does not give the same bits"):
-        saccade.attach(model, "tome(keep=6)")
+    with pytest.raises(FoveateError, match="does not give the same bits"):
+        foveate.attach(model, "tome(keep=6)")
     assert "forward" not in vars(block)
-    saccade.attach(model, "none").detach()
+    foveate.attach(model, "none").detach()
 
 
 def assert_arrived(session: Session, arriving: Tensor | None, expected: list[Tensor], cells: list[list[int]]) -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
-import saccade
-from saccade.core import registry
-from saccade.core.errors import SaccadeError
-from saccade.core.method import Method
-from saccade.engine.session import Session
-from saccade.methods.kv_cache.prefixkv import evicted
+import foveate
+from foveate.core import registry
+from foveate.core.errors import FoveateError
+from foveate.core.method import Method
+from foveate.engine.session import Session
+from foveate.methods.kv_cache.prefixkv import evicted
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import fed_lengths, generate, logits
@@ -133,7 +133,7 @@ def _pairs(recipes: list[str]) -> list[Any]:
     found = []
     for body in (LLAVA, BODIES["qwen2_5_vl"], BODIES["llava_next"]):
         for recipe in recipes:
-            if all(refusal(method, body) is None for method in saccade.Recipe.of(recipe).methods):
+            if all(refusal(method, body) is None for method in foveate.Recipe.of(recipe).methods):
                 marks = [] if body is LLAVA else [pytest.mark.slow]
                 found.append(pytest.param(recipe, body, id=f"{body.name}-{recipe}", marks=marks))
     return found
@@ -239,7 +239,7 @@ def test_candidates_from_the_prompt_are_not_read_as_a_part_of_it(recipe: str) ->
 def test_candidates_are_refused_with_the_remedy_where_every_token_evicts() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     with attach(model, STEPS):
-        with fed_lengths(model) as fed, pytest.raises(SaccadeError) as refused:
+        with fed_lengths(model) as fed, pytest.raises(FoveateError) as refused:
             generate(model, inputs, 4, prompt_lookup_num_tokens=3)
         assert str(refused.value) == (
             "assisted decoding: prefixkv evicts with every token, and what is gone cannot be taken back; "
@@ -278,7 +278,7 @@ def test_gradient_checkpointing_is_refused_with_the_remedy(recipe: str) -> None:
     model, inputs = LLAVA.model().train(), LLAVA.inputs(ONE)
     model.gradient_checkpointing_enable()
     with attach(model, recipe):
-        with pytest.raises(SaccadeError, match=r"gradient checkpointing: not possible under [^\n]*; turn it off$"):
+        with pytest.raises(FoveateError, match=r"gradient checkpointing: not possible under [^\n]*; turn it off$"):
             model(**inputs, labels=inputs["input_ids"])
         model.gradient_checkpointing_disable()
         model(**inputs, labels=inputs["input_ids"]).loss.backward()
@@ -398,7 +398,7 @@ def test_a_cache_goes_on_under_another_session(first: str, second: str) -> None:
     with noting() as notes:
         with attach(model, first) as before:
             talk.answer(model)
-        with pytest.raises(SaccadeError, match="compressed under a Saccade session that has ended"):
+        with pytest.raises(FoveateError, match="compressed under a Foveate session that has ended"):
             model(input_ids=torch.tensor([[20], [20]]), past_key_values=talk.cache)
         with attach(model, second) as session:
             talk.ask(LLAVA.inputs([(2, 1, 5), (3, 1, 4)], seed=3))
@@ -516,7 +516,7 @@ def test_what_cannot_be_is_refused_in_a_line_with_the_remedy_and_leaves_nothing(
     body = BODIES[name]
     model, inputs = body.model(), body.inputs(ONE)
     plain, attributes = model(**inputs).logits, set(vars(model))
-    with pytest.raises(SaccadeError) as refused:
+    with pytest.raises(FoveateError) as refused:
         attach(model, recipe, body)
     assert str(refused.value) == message
     assert set(vars(model)) == attributes
@@ -592,7 +592,7 @@ def forced(model: Any, inputs: dict[str, Tensor], answers: Tensor) -> Tensor:
 
 def attach(model: Any, recipe: str | Method, body: Body = LLAVA) -> Session:
     """With what the methods need on this body."""
-    return saccade.attach(model, recipe, artifacts=artifacts(body.name))
+    return foveate.attach(model, recipe, artifacts=artifacts(body.name))
 
 
 def double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.core.errors import SaccadeError
-from saccade.tasks import best_constant, read
-from saccade.tasks.files import digest
+from foveate.core.errors import FoveateError
+from foveate.tasks import best_constant, read
+from foveate.tasks.files import digest
 
 GOOD = {"image": "red.png", "question": "what colour?", "answers": "red"}
 
@@ -141,7 +141,7 @@ def test_a_saved_data_set_and_parquet_say_the_same_as_json_lines(tmp_path: Path)
 def test_a_saved_data_set_of_splits_is_refused_with_their_names(tmp_path: Path) -> None:
     datasets.DatasetDict(train=saved(tmp_path, [GOOD]), test=saved(tmp_path, [GOOD])).save_to_disk(tmp_path / "splits")
 
-    with pytest.raises(SaccadeError, match="name the folder of one: test, train"):
+    with pytest.raises(FoveateError, match="name the folder of one: test, train"):
         read(tmp_path / "splits")
 
 
@@ -190,7 +190,7 @@ def test_another_picture_under_the_same_name_has_another_digest(tmp_path: Path) 
     ],
 )
 def test_what_is_wrong_with_a_row_is_said_with_its_line(tmp_path: Path, row: Any, message: str) -> None:
-    with pytest.raises(SaccadeError, match=rf"^data='.*mine\.jsonl': {message}"):
+    with pytest.raises(FoveateError, match=rf"^data='.*mine\.jsonl': {message}"):
         read(written(tmp_path, GOOD, row))
 
 
@@ -198,7 +198,7 @@ def test_a_picture_that_is_cut_short_is_found_out_at_once(tmp_path: Path) -> Non
     whole = (tmp_path / "red.png").read_bytes()
     (tmp_path / "red.png").write_bytes(whole[: len(whole) // 2])
 
-    with pytest.raises(SaccadeError, match=r"line 1: image=.*red\.png': is not a picture"):
+    with pytest.raises(FoveateError, match=r"line 1: image=.*red\.png': is not a picture"):
         read(written(tmp_path, GOOD))
 
 
@@ -207,12 +207,12 @@ def test_a_file_without_questions_is_refused(tmp_path: Path, content: str) -> No
     path = tmp_path / "empty.jsonl"
     path.write_text(content)
 
-    with pytest.raises(SaccadeError, match="holds no questions"):
+    with pytest.raises(FoveateError, match="holds no questions"):
         read(path)
 
 
 def test_an_unknown_metric_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(SaccadeError, match=r"^metric='bleu'"):
+    with pytest.raises(FoveateError, match=r"^metric='bleu'"):
         read(tmp_path / "absent.jsonl", metric="bleu")
 
 
@@ -225,7 +225,7 @@ def test_files_that_are_no_data_are_refused(tmp_path: Path) -> None:
         ("", "save_to_disk"),
         ("red.png", "line 1: is not JSON"),
     ):
-        with pytest.raises(SaccadeError, match=message):
+        with pytest.raises(FoveateError, match=message):
             read(tmp_path / name)
 
 
@@ -235,5 +235,5 @@ def test_a_missing_library_is_named_with_the_remedy(tmp_path: Path, monkeypatch:
     (tmp_path / "own.parquet").touch()
 
     for path in (tmp_path, tmp_path / "own.parquet"):
-        with pytest.raises(SaccadeError, match=r"pip install 'saccade\[data\]'"):
+        with pytest.raises(FoveateError, match=r"pip install 'foveate\[data\]'"):
             read(path)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from saccade.core.errors import SaccadeError
-from saccade.tasks.metrics import BOXED, METRICS, anls, as_box, box, contains, metric, overlap, point, words
-from saccade.tasks.vqa import normalise, vqa
+from foveate.core.errors import FoveateError
+from foveate.tasks.metrics import BOXED, METRICS, anls, as_box, box, contains, metric, overlap, point, words
+from foveate.tasks.vqa import normalise, vqa
 
 TEXTS = st.text(max_size=30)
 COORDINATES = st.integers(0, 50)
@@ -156,10 +156,10 @@ def test_a_hyphen_between_numbers_is_no_sign() -> None:
 
 @pytest.mark.parametrize("answer", ["red", "1 2 3", "5 5 1 1", "1 2 3 4 5"])
 def test_an_answer_that_is_no_box_is_refused(answer: str) -> None:
-    with pytest.raises(SaccadeError, match="must be a box"):
+    with pytest.raises(FoveateError, match="must be a box"):
         as_box(answer)
 
 
 def test_an_unknown_metric_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(SaccadeError, match=r"metric='bleu': must be one of exact, contains, .*box"):
+    with pytest.raises(FoveateError, match=r"metric='bleu': must be one of exact, contains, .*box"):
         metric("bleu")

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from saccade.core.errors import SaccadeError
-from saccade.tasks import samples
+from foveate.core.errors import FoveateError
+from foveate.tasks import samples
 
 
 @pytest.mark.parametrize("name", samples.SAMPLES)
@@ -21,12 +21,12 @@ def test_samples_are_colour_pictures(name: str) -> None:
 
 
 def test_an_unknown_sample_is_refused() -> None:
-    with pytest.raises(SaccadeError, match="sample='lena': must be one of astronaut, "):
+    with pytest.raises(FoveateError, match="sample='lena': must be one of astronaut, "):
         samples.sample("lena")
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
 
-    with pytest.raises(SaccadeError, match=r"pip install 'saccade\[samples\]'"):
+    with pytest.raises(FoveateError, match=r"pip install 'foveate\[samples\]'"):
         samples.sample("cat")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from saccade.tasks.scenes import COLOURS, SHAPES, draw_scene
+from foveate.tasks.scenes import COLOURS, SHAPES, draw_scene
 
 
 def scenes(n: int, **settings):

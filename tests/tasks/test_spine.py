@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from saccade.core.errors import SaccadeError
-from saccade.tasks import SPINE, Question, Turn, evidence_cells, majority, questions, spine
-from saccade.tasks.metrics import words
-from saccade.tasks.scenes import draw_scene
-from saccade.tasks.spine import GRID, KINDS, KINDS_OF, NUMBERS, PATCH, VOCABULARY
+from foveate.core.errors import FoveateError
+from foveate.tasks import SPINE, Question, Turn, evidence_cells, majority, questions, spine
+from foveate.tasks.metrics import words
+from foveate.tasks.scenes import draw_scene
+from foveate.tasks.spine import GRID, KINDS, KINDS_OF, NUMBERS, PATCH, VOCABULARY
 
 
 def asked_about_scenes(kind: str, n: int = 80):
@@ -111,5 +111,5 @@ def test_evidence_cells_on_a_grid_that_does_not_divide_the_picture():
 
 
 def test_unknown_task_is_refused_by_name():
-    with pytest.raises(SaccadeError, match="task='colour': must be one of attribute"):
+    with pytest.raises(FoveateError, match="task='colour': must be one of attribute"):
         questions("colour", 1, seed=0)

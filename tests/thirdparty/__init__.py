@@ -1,4 +1,4 @@
-"""Packages of other people, as if they were installed: ``saccade_stripes`` lies here, others are made by tests."""
+"""Packages of other people, as if they were installed: ``foveate_stripes`` lies here, others are made by tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from saccade.core import registry
+from foveate.core import registry
 
 HERE = Path(__file__).parent
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saccade.bench.probes import Hints
-from saccade.core.errors import SaccadeError
-from saccade.core.recipe import Recipe
-from saccade.tune.answer import Answer
-from saccade.tune.evidence import Answered
-from saccade.tune.goal import DROP, Goal
-from saccade.tune.journal import Tried
-from saccade.tune.run import Ask, Budget, Folder, Result, Settings, tune
+from foveate.bench.probes import Hints
+from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe
+from foveate.tune.answer import Answer
+from foveate.tune.evidence import Answered
+from foveate.tune.goal import DROP, Goal
+from foveate.tune.journal import Tried
+from foveate.tune.run import Ask, Budget, Folder, Result, Settings, tune
 from tests.methods.bodiless import traits
 
 LOSS = {"uniform": 0.5, "random": 0.6, "hiprune": 0.05, "scope": 0.2, "snapkv": 0.02}
@@ -112,6 +112,6 @@ def refuse(name: str) -> Callable[[Recipe], None]:
 
     def check(recipe: Recipe) -> None:
         if any(method.name == name for method in recipe.methods):
-            raise SaccadeError(f"{name}: not on this model; use another")
+            raise FoveateError(f"{name}: not on this model; use another")
 
     return check

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saccade.core.errors import SaccadeError
-from saccade.tune.evidence import Answered, Evidence, Interval, paired
-from saccade.tune.goal import DROP, Goal
-from saccade.tune.journal import FINISHED, PRUNED, Tried
-from saccade.tune.search import candidates, give_up
+from foveate.core.errors import FoveateError
+from foveate.tune.evidence import Answered, Evidence, Interval, paired
+from foveate.tune.goal import DROP, Goal
+from foveate.tune.journal import FINISHED, PRUNED, Tried
+from foveate.tune.search import candidates, give_up
 from tests.tune.conftest import goal
 
 
@@ -115,10 +115,10 @@ def test_the_saving_counts_as_much_as_the_chance_that_it_holds() -> None:
     ],
 )
 def test_a_goal_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SaccadeError, match="must be"):
+    with pytest.raises(FoveateError, match="must be"):
         goal(**wrong)
 
 
 def test_a_goal_that_was_never_timed_says_so() -> None:
-    with pytest.raises(SaccadeError, match="no answer is longer than one token"):
+    with pytest.raises(FoveateError, match="no answer is longer than one token"):
         goal(target="decode").wanted(evidence(drop=0.0, prefill=0.5))

@@ -5,12 +5,12 @@ import warnings
 import optuna
 import pytest
 
-from saccade.bench.probes import Hints
-from saccade.core import registry
-from saccade.core.method import Traits
-from saccade.core.recipe import Recipe
-from saccade.tune.hints import first_recipes
-from saccade.tune.space import Space
+from foveate.bench.probes import Hints
+from foveate.core import registry
+from foveate.core.method import Traits
+from foveate.core.recipe import Recipe
+from foveate.tune.hints import first_recipes
+from foveate.tune.space import Space
 from tests.methods.bodiless import traits
 from tests.thirdparty import installed
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from saccade.bench.probes import Hints
-from saccade.core.errors import SaccadeError
-from saccade.core.recipe import Recipe
-from saccade.core.tunable import Range
-from saccade.tune import search, space
-from saccade.tune.goal import DROP, Goal
-from saccade.tune.run import spread
+from foveate.bench.probes import Hints
+from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe
+from foveate.core.tunable import Range
+from foveate.tune import search, space
+from foveate.tune.goal import DROP, Goal
+from foveate.tune.run import spread
 from tests.tune.conftest import Log, MadeUp, Tune, goal, refuse, stream
 
 
@@ -182,9 +182,9 @@ def test_a_space_that_is_used_up_ends_the_search(tuned: Tune, monkeypatch: pytes
 def test_a_folder_of_other_settings_is_refused(tuned: Tune) -> None:
     tuned(trials=2)
 
-    with pytest.raises(SaccadeError, match="--resume continues there"):
+    with pytest.raises(FoveateError, match="--resume continues there"):
         tuned(trials=2)
-    with pytest.raises(SaccadeError, match="goal="):
+    with pytest.raises(FoveateError, match="goal="):
         tuned(trials=2, aim=goal(bound=0.1), resume=True)
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.method import ItemBatch
-from saccade.core.signal import Aligned
-from saccade.methods import CDPruner
-from saccade.methods.before_llm.cdpruner import EPSILON, likeness, scaled
-from saccade.ops.dpp import greedy_map
+from foveate.core.method import ItemBatch
+from foveate.core.signal import Aligned
+from foveate.methods import CDPruner
+from foveate.methods.before_llm.cdpruner import EPSILON, likeness, scaled
+from foveate.ops.dpp import greedy_map
 from tests.vectors import Case
 
 

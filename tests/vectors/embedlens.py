@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from saccade.bench.probes.embedlens import Without, as_many_others, matching, nearest
-from saccade.core.layout import Item, Layout
-from saccade.core.signal import Function, Site
-from saccade.core.state import State
+from foveate.bench.probes.embedlens import Without, as_many_others, matching, nearest
+from foveate.core.layout import Item, Layout
+from foveate.core.signal import Function, Site
+from foveate.core.state import State
 from tests.vectors import Case
 
 

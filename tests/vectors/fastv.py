@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Attention, Rows, Site
-from saccade.core.state import State
-from saccade.methods import FastV
-from saccade.methods.in_llm.fastv import last_row_scores
-from saccade.ops.select import top_k, top_rows
+from foveate.core.layout import Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Attention, Rows, Site
+from foveate.core.state import State
+from foveate.methods import FastV
+from foveate.methods.in_llm.fastv import last_row_scores
+from foveate.ops.select import top_k, top_rows
 from tests.vectors import Case
 
 

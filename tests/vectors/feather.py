@@ -7,12 +7,12 @@ import math
 import torch
 from torch.testing import assert_close
 
-from saccade.core.layout import VISUAL, Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Function, Hidden, Site
-from saccade.core.state import State
-from saccade.methods import Feather
-from saccade.methods.in_llm.feather import image_scores
+from foveate.core.layout import VISUAL, Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Function, Hidden, Site
+from foveate.core.state import State
+from foveate.methods import Feather
+from foveate.methods.in_llm.feather import image_scores
 from tests.methods.llama import QueryKey, query_key
 from tests.vectors import Case
 

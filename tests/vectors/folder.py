@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.methods.in_encoder.folder import folded, scaled
-from saccade.ops.matching import averaging, bipartite
+from foveate.methods.in_encoder.folder import folded, scaled
+from foveate.ops.matching import averaging, bipartite
 from tests.vectors import Case
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saccade.core.layout import Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Function, Site
-from saccade.core.state import State
-from saccade.methods import HiDrop
-from saccade.methods.in_llm.hidrop import last_row_scores
-from saccade.ops.select import top_k
+from foveate.core.layout import Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Function, Site
+from foveate.core.state import State
+from foveate.methods import HiDrop
+from foveate.methods.in_llm.hidrop import last_row_scores
+from foveate.ops.select import top_k
 from tests.methods.llama import QueryKey, query_key
 from tests.vectors import Case
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.budget import Budget
-from saccade.methods.before_llm.hiprune import anchors_and_buffers, hierarchical
-from saccade.ops.attention import columns
-from saccade.ops.select import top_k
+from foveate.core.budget import Budget
+from foveate.methods.before_llm.hiprune import anchors_and_buffers, hierarchical
+from foveate.ops.attention import columns
+from foveate.ops.select import top_k
 from tests.vectors import Case
 
 

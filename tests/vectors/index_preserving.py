@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Numbers, Site
-from saccade.core.state import State
-from saccade.methods import IndexPreserving
-from saccade.methods.before_encoder.index_preserving import cell_logits, dilated
+from foveate.core.layout import Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Numbers, Site
+from foveate.core.state import State
+from foveate.methods import IndexPreserving
+from foveate.methods.before_encoder.index_preserving import cell_logits, dilated
 from tests.vectors import Case
 
 IMAGE = 7

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from saccade.bench.probes.horizon import information, window_of
+from foveate.bench.probes.horizon import information, window_of
 from tests.vectors import Case
 
 

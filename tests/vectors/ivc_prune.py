@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Function, KeyValue, Site
-from saccade.core.state import State
-from saccade.methods import IVCPrune
-from saccade.methods.in_llm.ivc_prune import anchors, foreground, rotary_means
-from saccade.ops.select import top_k
+from foveate.core.layout import Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Function, KeyValue, Site
+from foveate.core.state import State
+from foveate.methods import IVCPrune
+from foveate.methods.in_llm.ivc_prune import anchors, foreground, rotary_means
+from foveate.ops.select import top_k
 from tests.methods.llama import rotate
 from tests.vectors import Case
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import Layout
-from saccade.core.method import Kept
-from saccade.core.signal import Attention, Numbers, Rows, Site
-from saccade.methods import MixKV
-from saccade.methods.kv_cache.mixkv import key_geometry, rescaled
-from saccade.methods.kv_cache.snapkv import best_entries
-from saccade.ops.attention import row_logits
+from foveate.core.layout import Layout
+from foveate.core.method import Kept
+from foveate.core.signal import Attention, Numbers, Rows, Site
+from foveate.methods import MixKV
+from foveate.methods.kv_cache.mixkv import key_geometry, rescaled
+from foveate.methods.kv_cache.snapkv import best_entries
+from foveate.ops.attention import row_logits
 from tests.vectors import Case
 
 

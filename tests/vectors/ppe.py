@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from saccade.core.layout import Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Site
-from saccade.core.state import State
-from saccade.methods import PPE
-from saccade.methods.before_llm.ppe import cluster_tokens
-from saccade.models.anatomy import Anatomy
-from saccade.ops.cluster import members
+from foveate.core.layout import Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Site
+from foveate.core.state import State
+from foveate.methods import PPE
+from foveate.methods.before_llm.ppe import cluster_tokens
+from foveate.models.anatomy import Anatomy
+from foveate.ops.cluster import members
 from tests.methods.bodiless import traits
 from tests.vectors import Case
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import Layout
-from saccade.core.method import Kept
-from saccade.core.signal import Columns, Numbers, Site
-from saccade.methods import PrefixKV
-from saccade.methods.kv_cache.prefixkv import best_of_layer, bisected_drops, evicted, exact_counts, importance, slot
+from foveate.core.layout import Layout
+from foveate.core.method import Kept
+from foveate.core.signal import Columns, Numbers, Site
+from foveate.methods import PrefixKV
+from foveate.methods.kv_cache.prefixkv import best_of_layer, bisected_drops, evicted, exact_counts, importance, slot
 from tests.vectors import Case
 
 

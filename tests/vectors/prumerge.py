@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.reduction import Reduction
-from saccade.methods.before_llm.prumerge import importance, merging, outliers, published_grid
-from saccade.ops.select import top_k
+from foveate.core.reduction import Reduction
+from foveate.methods.before_llm.prumerge import importance, merging, outliers, published_grid
+from foveate.ops.select import top_k
 from tests.vectors import Case
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Attention, Features, Rows, Site
-from saccade.methods import Scope
-from saccade.methods.before_llm.scope import greedy_cover
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Attention, Features, Rows, Site
+from foveate.methods import Scope
+from foveate.methods.before_llm.scope import greedy_cover
 from tests.methods.bodiless import images as images_of
 from tests.vectors import Case
 

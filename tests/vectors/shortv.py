@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-import saccade
-from saccade.core.method import Traits
-from saccade.core.recipe import Recipe
-from saccade.engine import masks
-from saccade.methods import ShortV
-from saccade.methods.in_llm.shortv import layer_contribution
-from saccade.models import anatomy
+import foveate
+from foveate.core.method import Traits
+from foveate.core.recipe import Recipe
+from foveate.engine import masks
+from foveate.methods import ShortV
+from foveate.methods.in_llm.shortv import layer_contribution
+from foveate.models import anatomy
 from tests.vectors import Case
 
 TEXT, IMAGE = 0, 1
@@ -119,13 +119,13 @@ class _Body:
         return model
 
     def logits(self, recipe: Recipe) -> Tensor:
-        with saccade.attach(self.model, recipe):
+        with foveate.attach(self.model, recipe):
             return self._forward()[None]
 
     def run(self, method: ShortV, layer: int) -> tuple[Tensor, Tensor]:
         """Hidden states ``[L, D]`` that ``layer`` puts out under ``method``, and the last token's logits."""
         hidden: list[Tensor] = []
-        with saccade.attach(self.model, method):
+        with foveate.attach(self.model, method):
             module = self.model.model.language_model.layers[layer]
             handle = module.register_forward_hook(lambda module, args, output: hidden.append(output[0]))
             logits = self._forward()

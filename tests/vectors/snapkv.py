@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import Layout
-from saccade.core.signal import Attention, Rows, Site
-from saccade.engine.probe import chosen_rows, last_rows
-from saccade.methods import SnapKV
-from saccade.methods.kv_cache.snapkv import best_entries, window_scores
+from foveate.core.layout import Layout
+from foveate.core.signal import Attention, Rows, Site
+from foveate.engine.probe import chosen_rows, last_rows
+from foveate.methods import SnapKV
+from foveate.methods.kv_cache.snapkv import best_entries, window_scores
 from tests.vectors import Case
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import Layout
-from saccade.core.method import Entries
-from saccade.core.signal import Attention, Rows, Site
-from saccade.methods import SparseVILA
-from saccade.methods.kv_cache.sparsevila import column_mean
-from saccade.ops.attention import columns, row_logits
+from foveate.core.layout import Layout
+from foveate.core.method import Entries
+from foveate.core.signal import Attention, Rows, Site
+from foveate.methods import SparseVILA
+from foveate.methods.kv_cache.sparsevila import column_mean
+from foveate.ops.attention import columns, row_logits
 from tests.vectors import Case
 
 

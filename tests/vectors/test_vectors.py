@@ -1,6 +1,6 @@
 """Same selections and values as the published code on the same tensors.
 
-Every case ``<system>/*.npz`` of the folder in the environment variable ``SACCADE_VECTORS`` (default: the project's own copy)
+Every case ``<system>/*.npz`` of the folder in the environment variable ``FOVEATE_VECTORS`` (default: the project's own copy)
 is checked if there is an adapter for its system in this folder.
 """
 
@@ -22,7 +22,7 @@ from tests.vectors import Case
 
 HERE = Path(__file__).parent
 OWN = HERE.parent / "data" / "vectors"
-FOLDER = Path(os.environ.get("SACCADE_VECTORS") or OWN)
+FOLDER = Path(os.environ.get("FOVEATE_VECTORS") or OWN)
 ADAPTERS: dict[str, ModuleType] = {
     module.name: import_module(f"tests.vectors.{module.name}")
     for module in pkgutil.iter_modules([str(HERE)])
@@ -63,7 +63,7 @@ def test_it_computes_what_the_authors_ran(path: Path, check: Callable[[Case], No
 
 
 def test_the_folder_has_cases() -> None:
-    assert any(map(cases, ADAPTERS)), f"SACCADE_VECTORS={str(FOLDER)!r}: no <system>/*.npz for any adapter"
+    assert any(map(cases, ADAPTERS)), f"FOVEATE_VECTORS={str(FOLDER)!r}: no <system>/*.npz for any adapter"
 
 
 @pytest.mark.skipif(FOLDER != OWN, reason="a folder of one's own need not hold every system")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.reduction import Reduction
-from saccade.ops.matching import averaging, bipartite
+from foveate.core.reduction import Reduction
+from foveate.ops.matching import averaging, bipartite
 from tests.vectors import Case
 
 

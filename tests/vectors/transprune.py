@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from saccade.core.layout import VISUAL, Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Function, Halves, Site
-from saccade.core.state import State
-from saccade.methods import TransPrune
-from saccade.methods.in_llm.transprune import SUM, question_scores, share, transition
+from foveate.core.layout import VISUAL, Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Function, Halves, Site
+from foveate.core.state import State
+from foveate.methods import TransPrune
+from foveate.methods.in_llm.transprune import SUM, question_scores, share, transition
 from tests.methods.llama import QueryKey, query_key
 from tests.vectors import Case
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from saccade.core.layout import Edit, Item, Layout
-from saccade.core.reduction import Reduction
-from saccade.core.signal import Hidden, Site
-from saccade.core.state import State
-from saccade.methods import V2Drop
-from saccade.methods.in_llm.v2drop import variation
+from foveate.core.layout import Edit, Item, Layout
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Hidden, Site
+from foveate.core.state import State
+from foveate.methods import V2Drop
+from foveate.methods.in_llm.v2drop import variation
 from tests.vectors import Case
 
 LAYERS = (3, 17, 22)

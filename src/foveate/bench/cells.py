@@ -1,0 +1,121 @@
+"""What the bench measures: every task under every method at every budget, each combination a cell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from foveate.core.budget import Budget
+from foveate.core.errors import FoveateError
+from foveate.core.method import Method
+from foveate.core.recipe import NONE, Recipe
+
+REFERENCE_POINTS = (NONE, "random", "uniform")
+"""Always measured: what is there to lose, and what any method has to beat."""
+
+Keep = int | float | None
+"""A count, a ratio, or None for a method that takes no budget from the bench."""
+
+
+Key = tuple[str, str, str]
+"""Task, method and budget of a cell; the budget as text, because 1 (one token) and 1.0 (all of them) are equal numbers."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task under one method at one budget. ``method`` is as the user wrote it, ``recipe`` has the budget filled in."""
+
+    task: str
+    method: str
+    keep: Keep
+    recipe: Recipe
+
+    @property
+    def key(self) -> Key:
+        """What tells the cells of a folder apart."""
+        return self.task, self.method, keep_text(self.keep)
+
+    def __str__(self) -> str:
+        return f"{self.task} · {self.method} {keep_text(self.keep)}".strip()
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A recipe whose methods named in ``open`` (places in the recipe) take their ``keep`` from the bench."""
+
+    text: str
+    recipe: Recipe
+    open: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Contender:
+        """From a method's name or a recipe; a ``keep`` that is written out stays as it is."""
+        recipe = Recipe.parse(text)
+        terms = split_outside_brackets(text, "+")
+        takes = [_takes_keep(method) and not re.search(r"\bkeep\s*=", term) for method, term in zip(recipe.methods, terms)]
+        return cls(text, recipe, tuple(place for place, taken in enumerate(takes) if taken))
+
+    def at(self, keep: Keep) -> Recipe:
+        """The recipe with a budget filled in."""
+        methods = list(self.recipe.methods)
+        for place in self.open:
+            methods[place] = replace(methods[place], keep=keep)  # type: ignore[call-arg]
+        return Recipe(tuple(methods))
+
+    def budgets(self, keeps: Sequence[int | float]) -> tuple[Keep, ...]:
+        """The budgets at which to measure: all, or the one None where nothing is open."""
+        return tuple(keeps) if self.open else (None,)
+
+
+def plan(tasks: Sequence[str], methods: Sequence[str], keeps: Sequence[int | float]) -> list[Cell]:
+    """The cells in the order in which they are measured: task by task, the reference points first."""
+    contenders = [Contender.parse(text) for text in dict.fromkeys((*REFERENCE_POINTS, *methods))]
+    return [
+        Cell(task, contender.text, keep, contender.at(keep))
+        for task in dict.fromkeys(tasks)
+        for contender in contenders
+        for keep in contender.budgets(keeps)
+    ]
+
+
+def parse_methods(text: str) -> list[str]:
+    """Names and recipes from a list separated by commas (those inside brackets belong to a recipe)."""
+    methods = [part.strip() for part in split_outside_brackets(text, ",")]
+    return [method for method in methods if method]
+
+
+def parse_keeps(text: str) -> list[int | float]:
+    """Budgets from a list such as ``0.33,0.22,64``: ratios have a point, counts have none."""
+    return list({keep_text(keep): keep for keep in map(_keep, text.split(","))}.values())
+
+
+def keep_text(keep: Keep) -> str:
+    """A budget as text, nothing for None."""
+    return "" if keep is None else str(keep)
+
+
+def split_outside_brackets(text: str, separator: str) -> list[str]:
+    """Split at the separators that are inside no bracket; a bracket left open reaches to the end."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == separator and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _keep(text: str) -> int | float:
+    text = text.strip()
+    try:
+        keep = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+    except ValueError as error:
+        raise FoveateError(f"keep={text!r}: must be ratios in (0, 1] or counts, such as 0.33,0.22,64") from error
+    Budget(keep)
+    return keep
+
+
+def _takes_keep(method: Method) -> bool:
+    return any(field.name == "keep" for field in fields(method))

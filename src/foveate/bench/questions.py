@@ -1,0 +1,45 @@
+"""The questions of a bench: of a generated task, or the user's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+
+from foveate import tasks
+from foveate.bench.folder import Settings
+from foveate.tasks import Question, files
+
+
+def about_data(
+    settings: Settings, path: Path, metric: str = files.METRIC, max_new_tokens: int = files.MAX_NEW_TOKENS
+) -> Settings:
+    """The settings of a bench on a data file: at most as many questions as it holds, and what tells it from others.
+
+    All of it is read, so that what is wrong with it shows before anything is measured.
+    """
+    own = replace(
+        settings, data=str(path), metric=metric or files.METRIC, max_new_tokens=max_new_tokens or files.MAX_NEW_TOKENS
+    )
+    return replace(own, n=len(_own(own)), digest=files.digest(path, settings.n))
+
+
+def ask(settings: Settings, task: str) -> list[Question]:
+    """The questions of a task; where the settings name a data file, that is the one task."""
+    return tasks.questions(task, settings.n, settings.seed) if settings.data is None else _own(settings)
+
+
+def best_constant(settings: Settings, task: str) -> tuple[str, float]:
+    """The answer that scores best when it is always given, and its mean score."""
+    asked = ask(settings, task)
+    constant = tasks.majority(task) if settings.data is None else tasks.best_constant(asked)
+    return constant, fmean(each.score([constant] * len(each.turns)) for each in asked)
+
+
+@lru_cache(maxsize=1)
+def _own(settings: Settings) -> list[Question]:
+    """Kept, because every picture is opened to see that it can be."""
+    assert settings.data is not None
+    assert settings.metric is not None
+    return files.read(settings.data, settings.metric, settings.n, settings.max_new_tokens or files.MAX_NEW_TOKENS)

@@ -1,0 +1,514 @@
+"""The commands and their options. What they do lives beside, and is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import signal
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveate.cli.one_line import OneLineErrors
+from foveate.cli.ray_option import RayMayStandAlone
+from foveate.reference.cli import app as reference_app
+
+app = typer.Typer(
+    name="foveate",
+    cls=OneLineErrors,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+bench_app = typer.Typer(
+    cls=RayMayStandAlone, rich_markup_mode=None, invoke_without_command=True, subcommand_metavar="[compare A B]"
+)
+app.add_typer(bench_app, name="bench")
+
+Model = Annotated[
+    str, typer.Option(metavar="MODEL", help="reference (embedded, no download), a checkpoint folder, or a Hub id.")
+]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the questions and of random methods.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[
+    str, typer.Option(metavar="NAME", help="auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16.")
+]
+Companion = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CLIP",
+        help="CLIP checkpoint (folder or Hub id) whose vision tower the model has, for methods that read its text tower; "
+        "the reference model brings its own.",
+    ),
+]
+Tasks = Annotated[
+    str | None, typer.Option(metavar="LIST", help="Generated tasks separated by commas, or all (if nothing is given).")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Your own questions instead: JSON lines, parquet, or a folder saved by Hugging Face datasets."
+    ),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box."),
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="With --data: longest answer, in tokens (16 if not given).")
+]
+BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Questions at once, the same for every method.")]
+ProbeOut = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Folder for probes.json and the picture; that of a bench shows them in its report."),
+]
+
+probe_app = typer.Typer()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    # Being terminated is being interrupted: what is finished is kept, and said to be.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def foveate(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Make vision-language models fast, and measure honestly what it costs.
+
+    \b
+    foveate run --image cat.jpg --prompt "What is on the sofa?" --recipe "hiprune(keep=64)"
+    foveate bench --methods fastv,hiprune,scope --keep 0.33,0.22,0.11
+    """
+    if show_version:
+        typer.echo(version("foveate"))
+    else:
+        help_if_alone(context)
+
+
+@bench_app.callback()
+def bench(
+    context: typer.Context,
+    model: Model = "reference",
+    tasks: Tasks = None,
+    data: Data = None,
+    metric: Metric = None,
+    max_new_tokens: MaxNewTokens = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST", help="Names or recipes separated by commas; none, random and uniform are always measured."
+        ),
+    ] = "random,uniform,fastv,hiprune,scope",
+    keep: Annotated[
+        str,
+        typer.Option(metavar="LIST", help="Budgets: ratios (0.22) or counts (64), for each keep that a recipe leaves open."),
+    ] = "0.33,0.22,0.11",
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task; of --data the first N.")] = 200,
+    seed: Seed = 0,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for results.json, report.html, quality_speed.png and every answer.")
+    ] = Path("runs/bench"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in DIR; finished cells are not measured again.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 25,
+    timed: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Batches of each cell on which the unmodified model and the limit are timed."),
+    ] = 3,
+    companion: Companion = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Measure cells side by side on Ray: here, or on the cluster at ADDRESS (auto: the one that runs here).",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="With --ray, cells at a time; without, as many as there are cores or GPUs."),
+    ] = None,
+) -> None:
+    """Compare methods on quality, tokens and time.
+
+    Every task is measured under every method at every budget, beside random selection and the physical limit. Each such cell
+    is kept in DIR as soon as it is finished; one that fails is reported, the others go on, and the exit code is 1.
+
+    \b
+    foveate bench --methods "fastv,hiprune(alpha=0.2),scope + fastv(layer=4, keep=0.5)" --keep 0.22,32 --out runs/mine
+    foveate bench --data receipts.jsonl --metric anls --model llava-hf/llava-1.5-7b-hf --out runs/receipts
+    foveate bench compare runs/mine:hiprune@0.22 runs/mine:scope@0.22
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from foveate.cli.bench import BenchRequest
+    from foveate.cli.bench import bench as work
+    from foveate.cli.own_data import OwnData
+
+    own = OwnData(data, metric, max_new_tokens)
+    common = (model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion)
+    work(BenchRequest(*common, own, ray, workers, timed))
+
+
+@bench_app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="The folder of a bench, or DIR:method@keep for one of its methods.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another, with answers to the same questions, or the same again.")],
+) -> None:
+    """Say whether B answers better than A, task by task.
+
+    Cells of the same task, method and budget are paired question by question; DIR:method@keep picks others.
+
+    \b
+    foveate bench compare runs/before runs/after
+    foveate bench compare runs/mine:hiprune@0.22 runs/mine:scope@0.22
+    """
+    from foveate.cli.compare import compare as work
+
+    work(a, b)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a bench, finished or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write it, if not to DIR/report.html.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a bench as one HTML page: charts, heat map, layers, examples with the kept tokens, all numbers.
+
+    \b
+    foveate report runs/mine --out mine.html
+    """
+    from foveate.cli.report import report as work
+
+    work(folder, out)
+
+
+@app.command()
+def tune(
+    model: Model = "reference",
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="X", help="Bound: the mean score may drop by so much (0.02: two points).")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="COST", help="With --max-drop, what is to be least: prefill (default), decode, total or kv."),
+    ] = None,
+    max_kv: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Bound: KV bytes, as a share of the unmodified model's.")
+    ] = None,
+    max_prefill: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Bound: prefill seconds, as a share of the unmodified model's.")
+    ] = None,
+    tasks: Tasks = None,
+    data: Data = None,
+    metric: Metric = None,
+    max_new_tokens: MaxNewTokens = None,
+    methods: Annotated[
+        str, typer.Option(metavar="LIST", help="Names separated by commas, or all; random and uniform always take part.")
+    ] = "all",
+    compose: Annotated[bool, typer.Option("--compose", help="Also pairs of methods that act at different places.")] = False,
+    minutes: Annotated[
+        float, typer.Option(metavar="M", min=0.01, help="Time for search and validation; the last trial is finished.")
+    ] = 15.0,
+    trials: Annotated[int | None, typer.Option(metavar="N", min=1, help="Most trials.", show_default=False)] = None,
+    rungs: Annotated[
+        str, typer.Option(metavar="LIST", help="Questions after which a trial must have earned the next.")
+    ] = "50,200,800",
+    validate: Annotated[int, typer.Option(metavar="N", min=1, help="Held-out questions for the winner.")] = 1500,
+    hints: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder in which probes ran; what they say is tried first.", show_default=False),
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for recipe.yaml, evidence.json and trials.json.")] = Path(
+        "runs/tune"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in DIR; finished trials are not repeated.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 25,
+    companion: Companion = None,
+) -> None:
+    """Find the fastest recipe within a quality bound, or the best one within a budget.
+
+    Recipes are drawn, answer more and more questions beside the unmodified model, and stop as soon as nothing is to be hoped
+    of them. The winner has to keep the promise on held-out questions, and is compared with random and uniform selection at
+    its cost.
+
+    \b
+    foveate tune --max-drop 0.02 --target prefill
+    foveate tune --max-kv 0.25 --methods snapkv,mixkv,prefixkv --minutes 10
+    foveate tune --max-drop 0.02 --data receipts.jsonl --metric anls --model llava-hf/llava-1.5-7b-hf
+    """
+    from foveate.cli.own_data import OwnData
+    from foveate.cli.tune import TuneRequest
+    from foveate.cli.tune import tune as work
+
+    work(
+        TuneRequest(
+            model=model,
+            max_drop=max_drop,
+            target=target,
+            max_kv=max_kv,
+            max_prefill=max_prefill,
+            tasks=tasks,
+            data=OwnData(data, metric, max_new_tokens),
+            methods=methods,
+            compose=compose,
+            minutes=minutes,
+            trials=trials,
+            rungs=rungs,
+            validate=validate,
+            hints=hints,
+            seed=seed,
+            out=out,
+            resume=resume,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            companion=companion,
+        )
+    )
+
+
+@app.command()
+def run(
+    image: Annotated[Path, typer.Option(metavar="FILE", help="A picture in any format that Pillow reads.")],
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question about it.")],
+    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="What to apply, as text or as a .yaml file.")] = "none",
+    model: Model = "reference",
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    companion: Companion = None,
+) -> None:
+    """Answer a question about a picture, with and without a recipe.
+
+    \b
+    foveate run --image scene.png --prompt "what does the sign say?" --recipe "hiprune(keep=64) + fastv(layer=4)"
+    """
+    from foveate.cli.run import run as work
+
+    work(image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion)
+
+
+@app.command()
+def inspect(
+    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="What to look at, as text or as a .yaml file.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="Another one, drawn beside it.", show_default=False)
+    ] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A picture, or sample:astronaut and others that libraries carry.", show_default=False
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The question about it.", show_default=False)] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A generated question instead, whose evidence is known.", show_default=False),
+    ] = None,
+    index: Annotated[int, typer.Option(metavar="N", min=0, help="Number of the question of --task.")] = 0,
+    model: Model = "reference",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for inspect.png and inspect.html.")] = Path(
+        "runs/inspect"
+    ),
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer to --prompt, in tokens.")] = 32,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    companion: Companion = None,
+) -> None:
+    """Draw which patches of a picture survive where, and what they were ranked by.
+
+    \b
+    foveate inspect --image sample:astronaut --prompt "what is there?" --recipe "scope(keep=32)" --against "fastv(keep=32)"
+    foveate inspect --task attribute --index 3 --recipe "tome(keep=32)"
+    """
+    from foveate.cli.inspect import InspectRequest
+    from foveate.cli.inspect import inspect as work
+
+    work(
+        InspectRequest(
+            image, prompt, task, index, recipe, against, model, out, max_new_tokens, seed, device, dtype, companion
+        )
+    )
+
+
+@app.command()
+def calibrate(
+    name: Annotated[
+        str, typer.Argument(metavar="METHOD", help="A method that needs numbers from the model, such as shortv.")
+    ],
+    model: Model = "reference",
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Calibration questions per task.")] = 16,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 16,
+) -> None:
+    """Make the numbers that a method needs from a model.
+
+    They are written into the checkpoint folder, where every later command finds them.
+
+    \b
+    foveate calibrate shortv --model checkpoints/llava
+    """
+    from foveate.cli.calibrate import calibrate as work
+
+    work(name, model, n, seed, device, dtype, batch_size)
+
+
+@app.command()
+def methods(
+    matrix: Annotated[bool, typer.Option("--matrix", help="Which of them run on which model family, and why not.")] = False,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="With --matrix: on this model (reference, a folder, or a Hub id).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """List the methods: where they act, what they need, and with --matrix where they run.
+
+    \b
+    foveate methods --matrix --model llava-hf/llava-1.5-7b-hf
+    """
+    if model is not None and not matrix:
+        raise typer.BadParameter(f"{model!r} is for --matrix; give both", param_hint="--model")
+    if matrix:
+        from foveate.cli.matrix import matrix as show
+
+        show(model, as_json=as_json)
+    else:
+        from foveate.cli.methods import methods as work
+
+        work(as_json=as_json)
+
+
+@probe_app.command("information-horizon")
+def information_horizon(
+    model: Model = "reference",
+    tasks: Tasks = None,
+    data: Data = None,
+    metric: Metric = None,
+    max_new_tokens: MaxNewTokens = None,
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task.")] = 50,
+    windows: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Questions per task of which every window is looked at by itself.")
+    ] = 4,
+    window: Annotated[int, typer.Option(metavar="N", min=1, help="Side of a window, in tokens.")] = 2,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="What is lost without a window, not what it adds to none.")
+    ] = False,
+    tolerance: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="A smaller loss (of score, of probability) is none.")
+    ] = 0.01,
+    out: ProbeOut = Path("runs/probe"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 25,
+) -> None:
+    """See from which layer on the visual tokens no longer matter.
+
+    All of them leave before a layer, or all but one window of the picture: what does that do to the score, and to the
+    probability of the right answer? Goes on where it was interrupted.
+
+    \b
+    foveate probe information-horizon --tasks reading,counting --n 100 --out runs/mine
+    """
+    from foveate.bench.probes.horizon_run import HorizonOptions
+    from foveate.cli import probe
+    from foveate.cli.own_data import OwnData
+
+    own = OwnData(data, metric, max_new_tokens)
+    request = probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size)
+    probe.information_horizon(request, HorizonOptions(batch_size, windows, window, leave_one_out, tolerance))
+
+
+@probe_app.command()
+def embedlens(
+    model: Model = "reference",
+    tasks: Tasks = None,
+    data: Data = None,
+    metric: Metric = None,
+    max_new_tokens: MaxNewTokens = None,
+    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task; pictures as many again.")] = 50,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=1,
+            help="A token is of a kind if one of its K nearest words is.  [default: 3; 1 if there are few words]",
+            show_default=False,
+        ),
+    ] = None,
+    out: ProbeOut = Path("runs/probe"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 25,
+) -> None:
+    """See which visual tokens are sinks, which are dead, and which are alive.
+
+    Visual tokens are read as the words whose embeddings they are nearest to. Those that are the same in every picture are
+    then removed, to see whether anything is lost. Goes on where it was interrupted.
+
+    \b
+    foveate probe embedlens --tasks reading,counting --n 100 --out runs/mine
+    """
+    from foveate.cli import probe
+    from foveate.cli.own_data import OwnData
+
+    own = OwnData(data, metric, max_new_tokens)
+    probe.embedlens(probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size), top_k)
+
+
+@reference_app.command()
+def classifier(
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Checkpoint folder; the shipped one if not given.", show_default=False)
+    ] = None,
+    scenes: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to train on.")] = 2000,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 40000,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of pictures and weights.")] = 0,
+) -> None:
+    """Train the cell classifier that index_preserving needs, and keep it in the checkpoint folder."""
+    from foveate.cli.classifier import classifier as work
+
+    work(folder, scenes, steps, seed)
+
+
+def help_if_alone(context: typer.Context) -> None:
+    """Show the help of a group that is called without a command."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.add_typer(
+    probe_app,
+    name="probe",
+    help="See what a model does with its visual tokens.",
+    callback=help_if_alone,
+    invoke_without_command=True,
+    no_args_is_help=False,
+)
+app.add_typer(
+    reference_app,
+    name="reference",
+    help="Train and evaluate the embedded reference model.",
+    callback=help_if_alone,
+    invoke_without_command=True,
+    no_args_is_help=False,
+)

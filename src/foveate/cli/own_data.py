@@ -1,0 +1,83 @@
+"""``--tasks`` or ``--data``: what is asked, from the options of ``bench``, ``tune`` and ``probe``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from foveate import reference, tasks
+from foveate.core.errors import FoveateError
+from foveate.tasks import Question, files
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """The options about the user's own questions."""
+
+    path: Path | None = None
+    metric: str | None = None
+    max_new_tokens: int | None = None
+
+    def read(self) -> list[Question]:
+        """All of them."""
+        assert self.path is not None
+        return files.read(self.path, **self.asked())
+
+    def divide(self, share: float, seed: int) -> tuple[list[Question], list[Question]]:
+        """All of them in two parts that share no picture, neither of them empty."""
+        parts = files.divide(self.read(), share, seed)
+        if not all(parts):
+            first, second = map(len, parts)
+            raise FoveateError(
+                f"data={str(self.path)!r}: must have questions about more pictures: divided by picture, these are "
+                f"{first} and {second} questions, and neither part may be empty"
+            )
+        return parts
+
+    def asked(self) -> dict[str, Any]:
+        """How they are scored and how long answers may be, defaults filled in."""
+        metric, longest = self.metric or files.METRIC, self.max_new_tokens or files.MAX_NEW_TOKENS
+        return {"metric": metric, "max_new_tokens": longest}
+
+    def describe(self) -> dict[str, Any]:
+        """What tells measurements on this file from those on another; empty without a file."""
+        if self.path is None:
+            return {}
+        return {"data": str(self.path), "digest": files.digest(self.path), **self.asked()}
+
+
+GENERATED = OwnData()
+"""No data of one's own."""
+
+
+def task_names(text: str | None, own: OwnData, model: str) -> Sequence[str]:
+    """The tasks that are asked for: generated ones, or the one that the data file is."""
+    if own.path is None:
+        for name in ("metric", "max_new_tokens"):
+            if (given := getattr(own, name)) is not None:
+                raise FoveateError(f"{name}={given!r}: is for your own data; give --data as well")
+        return parse_tasks(text or "all", model)
+    if text is not None:
+        raise FoveateError(f"tasks={text!r}: cannot be measured together with data={str(own.path)!r}; give one of them")
+    return [own.path.absolute().stem]
+
+
+def parse_tasks(text: str, model: str) -> Sequence[str]:
+    """Task names from a list separated by commas; ``all`` are all, or those that a reference ``model`` was taught."""
+    if text.strip() == "all":
+        return tuple(taught(model)) or tasks.TASKS
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in tasks.TASKS:
+            close = get_close_matches(name, tasks.TASKS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"must be all or some of {', '.join(tasks.TASKS)}"
+            raise FoveateError(f"tasks={name!r}: {hint}")
+    return names
+
+
+def taught(model: str) -> dict[str, dict[str, Any]]:
+    """The tasks that a reference model was taught, with its own evaluation; nothing of any other model."""
+    return reference.evaluation(reference.path(model)) if model in reference.MODELS else {}

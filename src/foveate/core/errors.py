@@ -1,0 +1,7 @@
+"""What a user may have got wrong, said in one line."""
+
+from __future__ import annotations
+
+
+class FoveateError(ValueError):
+    """Bad input or an impossible pairing; the message names the parameter, its value and the remedy."""

@@ -1,0 +1,76 @@
+"""What a recipe and a model cannot do together, refused by name and with the remedy."""
+
+from __future__ import annotations
+
+from foveate.core.errors import FoveateError
+from foveate.core.method import Cache, Experts, ItemTokens, Routing, Tokens, Traits
+from foveate.core.recipe import Recipe
+from foveate.engine.program import layer_of
+from foveate.models.anatomy import Anatomy
+
+KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+
+def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
+    """Refuse, by name and with the remedy, what ``recipe`` and the model cannot do together."""
+    if recipe.methods and parts.kernel not in KERNELS:
+        raise FoveateError(f"attention {parts.kernel!r}: not supported; load the model with attn_implementation='sdpa'")
+    for method in recipe.methods:
+        reason = method.check(traits)
+        if reason:
+            raise FoveateError(f"{method.name}: {reason}")
+        needed = {layer_of(signal) for signal in method.reads(traits)}
+        missing = [layer for layer in traits.recurrent if layer in needed]
+        if missing and not isinstance(method, Cache):
+            raise FoveateError(
+                f"{method.name}: reads the attention of decoder layer {missing[0]}, which has a recurrent state instead; "
+                "choose other layers, or a method that acts before the language model"
+            )
+    owners = [method.name for method in recipe.methods if isinstance(method, Cache)]
+    if len(owners) > 1:
+        raise FoveateError(f"{owners[0]} + {owners[1]}: each owns the cache; use one of them")
+    _check_grids(recipe, traits)
+    _check_experts(recipe, traits)
+    routed: dict[int, str] = {}
+    for method in recipe.methods:
+        if not isinstance(method, Routing):
+            continue
+        for layer in method.routed(traits):
+            if layer in routed:
+                raise FoveateError(f"{routed[layer]} + {method.name}: both route decoder layer {layer}; use one of them")
+            if layer in traits.sliding or layer in traits.recurrent:
+                kind = "sliding attention" if layer in traits.sliding else "a recurrent state"
+                raise FoveateError(
+                    f"{method.name}: decoder layer {layer} has {kind}, which rows cannot leave and come back to; "
+                    "choose full-attention layers"
+                )
+            routed[layer] = method.name
+
+
+def _check_grids(recipe: Recipe, traits: Traits) -> None:
+    """Some choosers need whole grids: nothing may be dropped or merged before them."""
+    editing = [
+        (m, {s.kind for s in m.sites(traits) if s.kind != "decoder"}) for m in recipe.methods if isinstance(m, Tokens)
+    ]
+    on_pictures = [method for method, kinds in editing if kinds - {"sequence"}]
+    on_sequence = [method for method, kinds in editing if "sequence" in kinds]
+    for place, method in enumerate(on_sequence):
+        before = [other for other in (*on_pictures, *on_sequence[:place]) if other is not method]
+        if isinstance(method, ItemTokens) and method.needs_grid and before:
+            remedy = "use one of them" if before[0] in on_pictures else "put it first, or use one of them"
+            raise FoveateError(
+                f"{before[0].name} + {method.name}: {method.name} needs whole grids, and {before[0].name} drops tokens "
+                f"before it; {remedy}"
+            )
+
+
+def _check_experts(recipe: Recipe, traits: Traits) -> None:
+    for method in (m for m in recipe.methods if isinstance(m, Experts)):
+        if not traits.sparse:
+            raise FoveateError(
+                f"{method.name}: {traits.family} has no experts; load a mixture-of-experts model such as qwen3_vl_moe"
+            )
+        dense = sorted(set(method.weighed(traits)) - set(traits.sparse))
+        if dense:
+            there = ", ".join(map(str, traits.sparse))
+            raise FoveateError(f"{method.name}: decoder layer {dense[0]} has no experts; layers with experts: {there}")

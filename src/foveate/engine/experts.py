@@ -1,0 +1,36 @@
+"""Runs experts on the (row, expert) pairs that survive, under whatever implementation the model chose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.blocks import stand_in
+
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Rows ``[T, D]``, chosen experts ``[T, K]`` and their weights ``[T, K]`` to rows ``[T, D]``."""
+
+
+def surviving(experts: Forward, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """What ``experts`` makes of ``x``; pairs of weight 0 cost nothing. Waits for the device once."""
+    pairs = weights.flatten().nonzero()[:, 0]
+    if len(pairs) == weights.numel():
+        return experts(x, index, weights)
+    if not len(pairs):
+        return torch.zeros_like(x)
+    chosen = weights.shape[1]
+    # Each pair as a row with a single expert. Not index_add: on a GPU its order of summation is left to chance.
+    made = experts(x[pairs // chosen], index.flatten()[pairs, None], weights.flatten()[pairs, None])
+    return made.new_zeros(weights.numel(), x.shape[1]).index_copy(0, pairs, made).unflatten(0, (-1, chosen)).sum(1)
+
+
+def install(module: nn.Module, weigh: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
+    """Let ``weigh`` (experts and weights ``[T, K]`` to weights) decide before the module runs; returns what undoes it."""
+    original = module.forward
+
+    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        return surviving(original, hidden_states, top_k_index, weigh(top_k_index, top_k_weights))
+
+    return stand_in(module, "forward", forward)

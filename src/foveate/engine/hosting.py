@@ -1,0 +1,48 @@
+"""Which methods a model could host, with their defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from foveate.core import registry
+from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe, build
+from foveate.engine.check import check
+from foveate.models.anatomy import Anatomy, anatomy
+from foveate.models.specimens import SHAPES, specimen
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a method runs on a model: ``reason`` says why not, and what would help; None if it does."""
+
+    method: str
+    model: str
+    reason: str | None
+
+
+def by_family() -> list[Verdict]:
+    """Every method on a specimen of every supported family."""
+    return verdicts({family: specimen(family) for family in SHAPES})
+
+
+def verdicts(models: Mapping[str, nn.Module], companion: bool = False) -> list[Verdict]:
+    """Every method on every one of ``models``: by group and name, then in the order given."""
+    known = sorted(registry.methods().values(), key=lambda kind: (kind.group, kind.name))
+    parts = {name: anatomy(model) for name, model in models.items()}
+    return [Verdict(kind.name, name, _refusal(kind.name, parts[name], companion)) for kind in known for name in parts]
+
+
+def _refusal(method: str, parts: Anatomy, companion: bool) -> str | None:
+    try:
+        check(Recipe((build(method, {}),)), parts, parts.traits(companion))
+    except FoveateError as error:
+        # The same reason is to read the same for every model.
+        traits = parts.traits()
+        general = str(error).removeprefix(f"{method}: ").replace(str(traits.fingerprint), "this model")
+        return re.sub(rf"\b{traits.family}\b", "this model", general)
+    return None

@@ -1,0 +1,152 @@
+"""From what the model was called with to the `Layout` of the forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Item, Layout, behind
+from foveate.engine.vision import Look
+from foveate.models.anatomy import Anatomy
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What a call of the multimodal model says about its rows, on the host.
+
+    Attributes:
+        visual, newline, video: ``[B, q]`` rows that are visual tokens, line ends between them, of a video.
+        valid: ``[B, q]`` rows that are not padding.
+        item, ordinal: ``[B, q]`` grid of each visual row and its place there, -1 elsewhere.
+        items: grids of each sample, in the order of the prompt.
+        ids: ``[B, q]`` token ids as given.
+    """
+
+    visual: Tensor
+    newline: Tensor
+    video: Tensor
+    valid: Tensor
+    item: Tensor
+    ordinal: Tensor
+    items: tuple[tuple[Item, ...], ...]
+    ids: Tensor | None = None
+
+    @classmethod
+    def plain(cls, batch: int, rows: int) -> Intake:
+        """Text only, nothing padded."""
+        no, nowhere = torch.zeros(batch, rows, dtype=torch.bool), torch.full((batch, rows), -1)
+        return cls(no, no, no, ~no, nowhere, nowhere, ((),) * batch)
+
+    @classmethod
+    def read(cls, anatomy: Anatomy, kwargs: Mapping[str, Any], looks: Sequence[Look]) -> Intake:
+        """From the keyword arguments of the multimodal model and what was encoded for this prompt."""
+        ids = kwargs.get("input_ids")
+        if ids is None:
+            raise FoveateError("inputs_embeds: a prompt under a recipe needs input_ids (they say which rows are visual)")
+        batch, rows = ids.shape
+        if rows == 1:
+            return cls.plain(batch, rows)
+        host = ids.cpu()
+        mask = kwargs.get("attention_mask")
+        padded = isinstance(mask, Tensor) and mask.ndim == 2
+        valid = mask[:, -rows:].bool().cpu() if padded else torch.ones_like(host, dtype=torch.bool)
+        tokens = {"image": anatomy.image_tokens, "video": anatomy.video_tokens}
+        shown = {kind: torch.isin(host, torch.tensor(known, dtype=host.dtype)) for kind, known in tokens.items()}
+        item, ordinal = torch.full((batch, rows), -1), torch.full((batch, rows), -1)
+        found: list[list[tuple[int, Item, Tensor, Tensor]]] = [[] for _ in range(batch)]
+        offset = 0
+        for kind, where in shown.items():
+            mine = [look for look in looks if look.kind == kind]
+            for sample, dealt in enumerate(_deal(where.sum(1).tolist(), mine, offset)):
+                found[sample] += _place(where[sample].nonzero()[:, 0], dealt)
+            offset += sum(len(look.views) for look in mine)
+        items = []
+        for sample, grids in enumerate(found):
+            grids.sort(key=lambda grid: grid[0])
+            for number, (_, _, places, cells) in enumerate(grids):
+                item[sample, places], ordinal[sample, places] = number, cells
+            items.append(tuple(grid[1] for grid in grids))
+        visual = ordinal >= 0
+        newline = (shown["image"] | shown["video"]) & ~visual
+        return cls(visual, newline, shown["video"] & visual, valid, item, ordinal, tuple(items), host)
+
+    def layout(self, positions: Tensor) -> Layout:
+        """The layout of the unedited sequence, on the device of ``positions``."""
+        return Layout.build(
+            self.visual,
+            self.valid,
+            positions,
+            self.items,
+            placement=(self.item, self.ordinal),
+            newline=self.newline,
+            video=self.video,
+        )
+
+    @property
+    def tail(self) -> Tensor | None:
+        """``[B]`` one past each sample's last row that is not padding, or None where all end at the last row."""
+        if bool(self.valid[:, -1].all()):
+            return None
+        return (self.valid * torch.arange(1, self.valid.shape[1] + 1)).amax(1)
+
+    @property
+    def question(self) -> Tensor:
+        """``[B, q]`` text rows behind the last visual row of each sample."""
+        return self.valid & behind(self.visual | self.newline)
+
+
+_Dealt = list[tuple[Item, Tensor]]
+"""Grids of one sample with, for each, the places of its tokens among the sample's placeholders (by raster index)."""
+
+
+def _deal(counts: Sequence[int], looks: Sequence[Look], offset: int) -> list[_Dealt]:
+    """Pictures to samples, and each sample's placeholders; ``generate`` may have repeated samples (beams, several answers).
+
+    ``offset`` counts the grids of other kinds before.
+    """
+    pictures, sources = [], []
+    for look in looks:
+        for picture in look.pictures:
+            pictures.append(picture)
+            sources.append(offset)
+            offset += len(picture.views)
+    sizes = [picture.count for picture in pictures]
+    total, encoded = sum(counts), sum(sizes)
+    if total == 0:
+        return [[] for _ in counts]
+    if encoded == 0:  # features that were encoded outside of this session: the grid is not known
+        return [[(Item(1, count, 0), torch.arange(count))] if count else [] for count in counts]
+    repeats = total // encoded
+    if total % encoded or len(counts) % repeats:
+        raise _mismatch(total, encoded)
+    dealt: list[_Dealt] = []
+    number = 0
+    for count in counts[::repeats]:
+        mine: _Dealt = []
+        start = 0
+        while start < count and number < len(pictures):
+            for view, (grid, slots) in enumerate(zip(pictures[number].views, pictures[number].slots)):
+                mine.append((Item(grid.rows, grid.columns, sources[number] + view, grid.frames), start + slots))
+            start += sizes[number]
+            number += 1
+        if start != count:
+            raise _mismatch(total, encoded)
+        dealt += [mine] * repeats
+    return dealt
+
+
+def _place(rows: Tensor, dealt: _Dealt) -> list[tuple[int, Item, Tensor, Tensor]]:
+    """First row, grid, rows and raster indices of each grid, given the rows of a sample's placeholders."""
+    return [(int(rows[places].min()), item, rows[places], torch.arange(item.count)) for item, places in dealt]
+
+
+def _mismatch(total: int, encoded: int) -> FoveateError:
+    return FoveateError(
+        f"input_ids: {total} image placeholders for {encoded} encoded visual tokens; pass every image's placeholders in "
+        "one forward (prefill_chunk_size=None)"
+    )

@@ -1,0 +1,132 @@
+"""A checked recipe, sorted by the places where it acts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foveate.core.method import Cache, Experts, Routing, Tokens, Traits
+from foveate.core.signal import (
+    Aligned,
+    Columns,
+    Features,
+    Function,
+    Halves,
+    Hidden,
+    KeyValue,
+    Numbers,
+    QueryKey,
+    Question,
+    Rows,
+    Signal,
+    Site,
+    on,
+)
+from foveate.engine.functions import function
+from foveate.models.anatomy import Anatomy
+
+
+class Program:
+    """A checked recipe, sorted by the places where it acts.
+
+    Attributes:
+        vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
+        tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
+        routing: the method that routes each decoder layer.
+        experts: methods that weigh the experts of each decoder layer, in recipe order.
+        cache: the owner of the cache.
+        cut: decoder layer before which rows may go from the caches of all earlier layers for the last time, 0 = none.
+        reads: the signals of each method, in its own order.
+        cache_signals: signals that the owner of the cache alone reads.
+        encoder_signals, decoder_signals: what to record in each layer's attention.
+        features: what to keep of what the projector is fed.
+        signals_by_item: signals of pictures.
+        halves, hidden, key_value: decoder layers of which these are read.
+        given: functions and numbers, which no forward changes.
+        devices: where each decoder layer is run, if accelerate says so.
+        asks_companion: whether the question's embedding is read.
+        passing: queries and keys of encoder blocks that nobody reads behind their own block.
+        retain: whether the signals of all layers are to be there at the end (calibration).
+        watched: whether each step of a method is to be remembered (inspection).
+    """
+
+    def __init__(self, methods: tuple[Any, ...], anatomy: Anatomy, traits: Traits) -> None:
+        self.methods, self.traits = methods, traits
+        self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
+        self.vision: dict[tuple[str, int, str], list[Tokens]] = {}
+        self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
+        self.routing: dict[int, Routing] = {}
+        self.experts: dict[int, list[Experts]] = {}
+        self.cache: Cache | None = None
+        self.cut = 0
+        # The sequence site comes before decoder[0]; within a site, recipe order.
+        for kind in ("sequence", "decoder"):
+            for method in (m for m in methods if isinstance(m, Tokens)):
+                for site in (s for s in method.sites(traits) if s.kind == kind):
+                    self.tokens.setdefault(site.layer, []).append((site, method))
+                    self.cut = max(self.cut, site.layer) if method.cuts_caches else self.cut
+        for method in methods:
+            if isinstance(method, Tokens):
+                for site in (s for s in method.sites(traits) if s.in_vision):
+                    self.vision.setdefault((site.kind, site.layer, site.part), []).append(method)
+            if isinstance(method, Routing):
+                self.routing.update(dict.fromkeys(method.routed(traits), method))
+            if isinstance(method, Experts):
+                for layer in method.weighed(traits):
+                    self.experts.setdefault(layer, []).append(method)
+            if isinstance(method, Cache):
+                self.cache = method
+
+        read_by_others = {s for method, signals in self.reads.items() if method is not self.cache for s in signals}
+        self.cache_signals = set(self.reads.get(self.cache, ())) - read_by_others
+        self.decoder_signals: dict[int, list[Signal]] = {}
+        self.encoder_signals: dict[int, list[Signal]] = {}
+        self.features: list[Signal] = []
+        self.signals_by_item: set[Signal] = set()
+        self.hidden: set[int] = set()
+        self.halves: set[int] = set()
+        self.key_value: set[int] = set()
+        self.asks_companion = False
+        self.retain = False
+        self.watched = False
+        self.devices = [anatomy.device(layer) for layer in range(len(anatomy.layers))]
+        every = dict.fromkeys(
+            signal for signals in self.reads.values() for signal in signals if layer_of(signal) not in traits.recurrent
+        )
+        self.given: dict[Signal, Any] = {s: function(anatomy, s) for s in every if isinstance(s, Function)}
+        self.given |= {
+            s: on(dict(traits.artifacts[s.method].numbers), anatomy.home) for s in every if isinstance(s, Numbers)
+        }
+        for signal in every:
+            self._sort(signal)
+        self.passing = {signal for signal in every if isinstance(signal, QueryKey) and self._passes(signal)}
+
+    def _passes(self, signal: QueryKey) -> bool:
+        readers = [method for method, signals in self.reads.items() if signal in signals]
+        return signal.site.kind == "encoder" and all(
+            isinstance(method, Tokens) and all(site.kind == "encoder" for site in method.sites(self.traits))
+            for method in readers
+        )
+
+    def _sort(self, signal: Signal) -> None:
+        if isinstance(signal, Features | Aligned):
+            self.features.append(signal)
+            self.signals_by_item.add(signal)
+        elif isinstance(signal, Question):
+            self.asks_companion = True
+        elif isinstance(signal, Hidden | Halves | KeyValue):
+            kinds: dict[type, set[int]] = {Hidden: self.hidden, Halves: self.halves, KeyValue: self.key_value}
+            kinds[type(signal)].add(signal.site.layer)
+        elif not isinstance(signal, Function | Numbers):
+            encoder = signal.site.kind == "encoder"
+            (self.encoder_signals if encoder else self.decoder_signals).setdefault(signal.site.layer, []).append(signal)
+            if encoder:
+                self.signals_by_item.add(signal)
+
+
+def layer_of(signal: Signal) -> int | None:
+    """The decoder layer whose attention a signal needs, None if it needs none."""
+    if isinstance(signal, Function):
+        return signal.layer if signal.name == "query_key" else None
+    if isinstance(signal, Rows | Columns | QueryKey | KeyValue) and signal.site.kind == "decoder":
+        return signal.site.layer
+    return None

@@ -1,0 +1,44 @@
+"""Random visual tokens: the baseline that every method has to beat.
+
+Reconstructed: papers that compare with random selection do not say how they draw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.core.method import ItemBatch, ItemTokens, Positions
+from foveate.core.registry import register
+
+
+def draw(count: int, k: int, seed: int, number: int) -> Tensor:
+    """``k`` of ``count`` indices ``[k]``, ascending.
+
+    The draw depends on the seed, the place of the image in its prompt and its size alone: never on the batch row, so
+    that a sample gets the same tokens alone, in a batch, and in every beam.
+    """
+    mixed = ((seed * 1_000_003 + number) * 1_000_003 + count) % 2**63
+    generator = torch.Generator().manual_seed(mixed)
+    return torch.randperm(count, generator=generator)[:k].sort().values
+
+
+@register
+@dataclass(frozen=True)
+class Random(ItemTokens):
+    """Keep a random subset of each image's tokens, the same on every run with the same seed."""
+
+    name = "random"
+    title = "Random selection"
+    group = "before_llm"
+    paper = "baseline"
+
+    keep: int | float = 0.25
+    positions: Positions = "auto"
+
+    def select(self, images: ItemBatch, k: int) -> Tensor:
+        """One draw for each place in the prompt."""
+        drawn = [draw(images.count, k, images.seed, number) for number in images.number]
+        return torch.stack(drawn).to(images.device)

@@ -1,0 +1,174 @@
+"""ShortV: in layers that contribute little, visual tokens are frozen: still read as keys and values, never updated.
+
+Paper: "ShortV: Efficient Multimodal Large Language Models by Freezing Visual Tokens in Ineffective Layers", arXiv
+2504.00502. Which layers: by the layer contribution of the released code, KL(modified || original) of the last prompt token's
+distribution. Published layer lists are presets for the models they were made on; elsewhere calibrate
+(`foveate calibrate shortv`) or give ``layers``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.artifact import Fingerprint
+from foveate.core.layout import VISUAL, Layout
+from foveate.core.method import ModelCall, Offline, Plan, Routing, Traits
+from foveate.core.recipe import Recipe
+from foveate.core.registry import register
+from foveate.core.shape import Shape
+from foveate.core.signal import Seen
+from foveate.core.state import State
+from foveate.core.tunable import Tunable
+
+# Least contributing layer first, as published.
+PRESETS = {
+    Fingerprint("llava", 32, 4096, 32064): (
+        31,
+        29,
+        30,
+        28,
+        0,
+        26,
+        27,
+        25,
+        24,
+        22,
+        23,
+        21,
+        2,
+        3,
+        20,
+        18,
+        17,
+        12,
+        19,
+    ),
+    Fingerprint("llava", 40, 5120, 32064): (
+        39,
+        32,
+        28,
+        36,
+        27,
+        37,
+        29,
+        30,
+        1,
+        38,
+        25,
+        31,
+        2,
+        26,
+        23,
+        34,
+        0,
+        33,
+        35,
+        22,
+        24,
+        21,
+        20,
+        17,
+    ),
+}
+
+
+def layer_contribution(original: Tensor, modified: Tensor) -> Tensor:
+    """``KL(softmax(modified) || softmax(original))`` over the vocabulary: logits ``[..., V]`` to nats ``[...]``."""
+    p, q = modified.double().log_softmax(-1), original.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+@register
+@dataclass(frozen=True)
+class ShortV(Routing, Offline):
+    """Freeze visual rows in the ``frozen`` least contributing layers (a count, or a share of all layers)."""
+
+    name = "shortv"
+    title = "ShortV"
+    group = "in_llm"
+    paper = "arXiv 2504.00502"
+    needs = ("layer order (calibrated, or preset)", "a mask-capable attention kernel")
+    identity_at = {"layers": ()}  # noqa: RUF012
+
+    frozen: int | float = 0.6
+    layers: tuple[int, ...] | None = None
+    """Exactly these layers, instead of the ``frozen`` first ones of the order."""
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.frozen, int | float) and not isinstance(self.frozen, bool)
+        most = math.inf if isinstance(self.frozen, int) else 1
+        self.require(number and 0 <= self.frozen <= most, "frozen", "must be a number of layers or a share in [0, 1]")
+        if isinstance(self.layers, int):
+            object.__setattr__(self, "layers", (self.layers,))
+        listed = self.layers is None or isinstance(self.layers, tuple | list)
+        self.require(listed, "layers", "must be layer numbers such as (4, 5)")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            whole = all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in self.layers)
+            self.require(whole, "layers", "must be layer numbers such as (4, 5)")
+
+    def check(self, traits: Traits) -> str | None:
+        """Layers must exist and their order be known; the kernel must take a mask with holes."""
+        if traits.mask_free:
+            return "frozen rows need a mask, which FlashAttention does not take; load with attn_implementation='sdpa'"
+        if self.layers is not None:
+            bad = [layer for layer in self.layers if layer >= traits.decoder_layers]
+            return f"layers={self.layers}: must be in 0..{traits.decoder_layers - 1}" if bad else None
+        order = self._order(traits)
+        if order is None:
+            return (
+                f"no layer order is known for {traits.fingerprint}; run `foveate calibrate shortv` on this model, "
+                "or give layers=(...)"
+            )
+        if self._count(traits) > len(order):
+            return f"frozen={self.frozen}: the order known for this model has {len(order)} layers"
+        return None
+
+    def routed(self, traits: Traits) -> tuple[int, ...]:
+        """The frozen layers."""
+        if self.layers is not None:
+            return tuple(sorted(set(self.layers)))
+        return tuple(sorted((self._order(traits) or ())[: self._count(traits)]))
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """How many layers."""
+        return {"frozen": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)}
+
+    def workspace(self, shape: Shape) -> int:
+        """The frozen rows' part."""
+        return shape.routing
+
+    def plan(self, layer: int, x: Tensor, layout: Layout, seen: Seen, state: State) -> Plan | None:
+        """All visual rows are frozen; a text-only prompt runs plainly."""
+        if not any(layout.visual):
+            return None
+        counts = tuple(n - v for n, v in zip(layout.live, layout.visual))
+        return Plan(layout.valid & ~layout.rows(*VISUAL), frozen=True, counts=counts)
+
+    def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
+        """Freeze one layer at a time and see how far the last prompt token's distribution moves."""
+        original = call.logits(Recipe())
+        contribution = torch.stack(
+            [
+                layer_contribution(original, call.logits(Recipe((replace(self, layers=(layer,)),)))).mean()
+                for layer in range(call.traits.decoder_layers)
+            ]
+        )
+        order = contribution.sort(stable=True).indices
+        return {"order": order.tolist(), "contribution": contribution.tolist()}
+
+    def _count(self, traits: Traits) -> int:
+        return self.frozen if isinstance(self.frozen, int) else round(self.frozen * traits.decoder_layers)
+
+    def _order(self, traits: Traits) -> tuple[int, ...] | None:
+        artifact = traits.artifacts.get("shortv")
+        if artifact is not None:
+            artifact.check(traits.fingerprint)
+            return tuple(artifact.numbers["order"])
+        return PRESETS.get(traits.fingerprint)

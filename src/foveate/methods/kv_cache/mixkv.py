@@ -1,0 +1,254 @@
+"""MixKV: rank cached entries by importance and, the more alike the keys of a head are, by how different an entry is.
+
+Paper: "Mixing Importance with Diversity: Joint Optimization for KV Cache Compression in Large Vision-Language Models", arXiv
+2510.20707. A scoring plug-in: the ``host`` sets the budgets (SnapKV the same everywhere, PyramidKV falling with depth, AdaKV
+by head), the mixed score says which entries of a head stay. Differs from the released code: redundancy is the prompt's own,
+as in the paper; the code reads a table made offline (``redundancy="table"``, `foveate calibrate mixkv`). It is clamped to
+[0, 1], and constant value norms do not fail. Entries stay in their order. Prompts not longer than the window are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.core.budget import Budget
+from foveate.core.layout import Layout
+from foveate.core.method import Cache, Kept, ModelCall, Offline, Traits
+from foveate.core.ranking import ranked
+from foveate.core.registry import register
+from foveate.core.shape import Shape
+from foveate.core.signal import Attention, KeyValue, Numbers, Rows, Seen, Signal, Site
+from foveate.core.tunable import Tunable
+from foveate.methods.kv_cache.snapkv import best_entries, window_scores
+from foveate.ops.select import top_k
+
+
+def key_geometry(keys: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """How alike the keys of a head are.
+
+    Args:
+        keys: ``[B, Hkv, n, d]``.
+        valid: ``[B, n]`` bool.
+
+    Returns:
+        ``[B, Hkv, n]`` product of each unit key and the mean of all, and ``[B, Hkv, 1]`` redundancy: the mean cosine of two
+        different keys, in [0, 1]; float32.
+    """
+    unit = torch.nn.functional.normalize(keys.float(), dim=-1) * valid[:, None, :, None]
+    count = valid.sum(1)[:, None, None]
+    mean = unit.sum(2) / count
+    # The squared length of the sum counts every pair twice and each key with itself.
+    redundancy = (count * mean.square().sum(-1, keepdim=True) - 1) / (count - 1).clamp(min=1)
+    return (unit @ mean[..., None])[..., 0], redundancy.clamp(0, 1)
+
+
+def rescaled(x: Tensor, like: Tensor, among: Tensor) -> Tensor:
+    """``x`` ``[B, Hkv, n]``, min-max scaled among the candidates ``[B, n]``, then to the mean of ``like``; 0 elsewhere."""
+    among = among[:, None]
+    low = x.masked_fill(~among, float("inf")).amin(-1, keepdim=True)
+    high = x.masked_fill(~among, float("-inf")).amax(-1, keepdim=True)
+    spread = ((x - low) / (high - low + 1e-8)).masked_fill(~among, 0)
+    count = among.sum(-1, keepdim=True).clamp(min=1)
+    target = (like * among).sum(-1, keepdim=True) / count
+    return spread * target / (spread.sum(-1, keepdim=True) / count + 1e-8)
+
+
+def mixed_scores(
+    attention: Tensor, keys: Tensor, values: Tensor, valid: Tensor, among: Tensor, redundancy: Tensor | None = None
+) -> Tensor:
+    """Importance and diversity, mixed by redundancy.
+
+    Args:
+        attention: ``[B, Hkv, n]`` the host's importance.
+        keys, values: ``[B, Hkv, n, d]``.
+        valid: ``[B, n]`` bool: entries that are not padding.
+        among: ``[B, n]`` bool: the candidates.
+        redundancy: ``[Hkv, 1]`` from a table instead of the prompt's own.
+
+    Returns:
+        ``[B, Hkv, n]`` float32.
+    """
+    similarity, own = key_geometry(keys, valid)
+    weight = own if redundancy is None else redundancy
+    importance = attention + rescaled(values.float().norm(dim=-1), attention, among)
+    return (1 - weight) * importance + weight * rescaled(-similarity, attention, among)
+
+
+def pyramid(capacity: int, candidates: int, layer: int, layers: int, beta: int) -> int:
+    """Entries that a layer keeps out of ``candidates`` where the budget falls linearly from layer to layer."""
+    least = capacity // beta
+    most = 2 * capacity - least
+    if most >= candidates:
+        most, least = candidates, 2 * capacity - candidates
+    return most - layer * ((most - least) // max(layers - 1, 1))
+
+
+def head_capacities(attention: Tensor, among: Tensor, capacity: Sequence[int], floor: float, normalise: bool) -> Tensor:
+    """AdaKV: the budget of all heads goes to the best entries of all heads, all but a share that every head has.
+
+    Args:
+        attention: ``[B, Hkv, n]`` the host's importance.
+        among: ``[B, n]`` bool: the candidates.
+        capacity: mean budget of a head, for each sample.
+        floor: the share.
+        normalise: weigh each head by the share of its mass that its best ``capacity`` entries have.
+
+    Returns:
+        ``[B, Hkv]`` integers.
+    """
+    heads, entries = attention.shape[1:]
+    mean = torch.tensor(capacity, device=attention.device)[:, None]
+    assured = torch.tensor([int(floor * each) for each in capacity], device=attention.device)[:, None]
+    scores = attention * among[:, None]
+    if normalise:
+        head = torch.arange(entries, device=scores.device) < mean[..., None]
+        mass = (scores.sort(dim=-1, descending=True).values * head).sum(-1)
+        scores = scores * (mass / scores.sum(-1).clamp(min=torch.finfo(scores.dtype).tiny))[..., None]
+    order = top_k(scores.masked_fill(~among[:, None], float("-inf")).flatten(1), heads * entries)
+    best = torch.arange(heads * entries, device=scores.device) < heads * mean
+    counts = torch.zeros_like(scores[..., 0], dtype=torch.long).scatter_add(1, order // entries, best.long())
+    shared = (counts.float() * (1 - floor) + assured).round().long()
+    most = among.sum(1)[:, None]
+    # Truncating the assured share must cost nothing where there is room for all.
+    return torch.minimum(shared, most).where(mean < most, most)
+
+
+def ragged_entries(scores: Tensor, counts: Tensor) -> Tensor:
+    """The ``counts`` ``[B, Hkv]`` best entries of each head, ascending: ``[B, Hkv, n]``, -1 = padding, on the left."""
+    best = top_k(scores, scores.shape[-1])
+    spare = torch.arange(scores.shape[-1], device=scores.device) >= counts[..., None]
+    return best.masked_fill(spare, -1).sort(dim=-1).values
+
+
+@register
+@dataclass(frozen=True)
+class MixKV(Cache, Offline):
+    """Keep a share of every layer's cached entries, chosen for each head by importance and diversity."""
+
+    name = "mixkv"
+    title = "MixKV"
+    group = "kv_cache"
+    paper = "arXiv 2510.20707"
+    needs = ("decoder attention rows (all layers)", "cache ownership")
+    identity_at = {"keep": 1.0}  # noqa: RUF012
+
+    keep: int | float = 0.5
+    """Share of the prompt, or entries of a head, the window included; the mean over layers and heads."""
+    host: Literal["snapkv", "pyramidkv", "adakv"] = "snapkv"
+    window: int = 32
+    kernel: int = 5
+    pooling: Literal["average", "max"] = "average"
+    redundancy: Literal["online", "table"] = "online"
+    beta: int = 20
+    """PyramidKV: how steeply budgets fall."""
+    floor: float = 0.2
+    """AdaKV: share of the budget that every head has."""
+    normalise: bool = True
+    """AdaKV: weigh heads by how concentrated they are."""
+
+    def __post_init__(self) -> None:
+        self._budget()
+        self.require(self.host in ("snapkv", "pyramidkv", "adakv"), "host", "must be 'snapkv', 'pyramidkv' or 'adakv'")
+        self.require_number("window", 1, whole=True)
+        self.require_number("kernel", 1, whole=True)
+        self.require(self.kernel % 2 == 1, "kernel", "must be odd")
+        self.require(self.pooling in ("average", "max"), "pooling", "must be 'average' or 'max'")
+        self.require(self.redundancy in ("online", "table"), "redundancy", "must be 'online' or 'table'")
+        self.require_number("beta", 1, whole=True)
+        self.require_number("floor", 0, 1)
+        self.require(isinstance(self.normalise, bool), "normalise", "must be true or false")
+
+    def check(self, traits: Traits) -> str | None:
+        """A table must be there to be read."""
+        if self.redundancy == "table":
+            artifact = traits.artifacts.get(self.name)
+            if artifact is None:
+                return "redundancy='table': needs a table; run `foveate calibrate mixkv` on this model, or use 'online'"
+            artifact.check(traits.fingerprint)
+        return None
+
+    def reads(self, traits: Traits) -> tuple[Signal, ...]:
+        """The window's rows in every layer, and the table."""
+        rows = tuple(Rows(Site("decoder", layer), self.window) for layer in _attention_layers(traits))
+        return (*rows, Numbers(self.name)) if self.redundancy == "table" else rows
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """Prompts differ in how many rows the question has."""
+        return {"window": (8, 16, 32, 64), "host": ("snapkv", "pyramidkv", "adakv")}
+
+    def workspace(self, shape: Shape) -> int:
+        """As `SnapKV`'s with two scores, and the geometry of a layer's keys."""
+        scores = 4 * (shape.layers + 4) * shape.entries
+        return shape.edits + shape.attention(self.window) + scores + 2 * shape.keys + 4 * shape.floats(shape.keys)
+
+    def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
+        """The host's score and the mixed one, ``[2, B, Hkv, n]``, window entries at inf; None where everything stays."""
+        counts = self._counts(layout)
+        if tuple(counts) == layout.live:
+            return None
+        observed: Attention = seen[Rows(Site("decoder", layer), self.window)]
+        rows = observed.probabilities()
+        # Query heads are averaged before they are pooled: that matters for the maximum.
+        rows = rows.reshape(len(rows), keys.shape[1], -1, *rows.shape[2:]).mean(2)
+        staying = torch.tensor([min(self.window, count) for count in counts], device=keys.device)
+        after = layout.valid.flip(1).cumsum(1).flip(1)
+        window = layout.valid & (after <= staying[:, None])
+        among = layout.valid & ~window
+        attention = window_scores(rows, window, keys.shape[1], self.kernel, self.pooling) * among[:, None]
+        table = seen[Numbers(self.name)]["redundancy"][layer][:, None] if self.redundancy == "table" else None
+        mixed = ranked(mixed_scores(attention, keys, values, layout.valid, among, table))
+        return torch.stack([attention, mixed]).masked_fill(window[:, None], float("inf"))
+
+    def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:
+        """The host's budget in every layer, filled by the mixed score."""
+        scored = [layer for layer, score in enumerate(scores) if score is not None]
+        kept: list[Kept | None] = [None] * len(scores)
+        for depth, layer in enumerate(scored):
+            kept[layer] = self._kept(scores[layer], layouts[layer], depth, len(scored))  # type: ignore[arg-type]
+        return kept
+
+    def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
+        """Redundancy of each layer's heads, ``[layers, Hkv]``: the mean over the samples."""
+        layers = _attention_layers(call.traits)
+        found = [
+            torch.stack(
+                [key_geometry(seen[KeyValue(Site("decoder", layer))][0], layout.valid)[1][..., 0] for layer in layers]
+            )
+            for layout, seen in call.read(*(KeyValue(Site("decoder", layer)) for layer in layers))
+        ]
+        mean = torch.cat(found, dim=1).mean(1).cpu()
+        return {
+            "redundancy": mean.new_zeros(call.traits.decoder_layers, mean.shape[1]).index_copy(0, torch.tensor(layers), mean)
+        }
+
+    def _kept(self, score: Tensor, layout: Layout, depth: int, layers: int) -> Kept:
+        counts = self._counts(layout)
+        attention, mixed = score
+        windows = [min(self.window, count) for count in counts]
+        capacity = [count - window for count, window in zip(counts, windows)]
+        if self.host == "adakv":
+            among = layout.valid & mixed[:, 0].isfinite()
+            heads = head_capacities(attention.masked_fill(~among[:, None], 0), among, capacity, self.floor, self.normalise)
+            padded = mixed.masked_fill(~layout.valid[:, None], float("-inf"))
+            total = heads + torch.tensor(windows, device=heads.device)[:, None]
+            return Kept(ragged_entries(padded, total), ragged=True)
+        if self.host == "pyramidkv":
+            others = [live - window for live, window in zip(layout.live, windows)]
+            capacity = [pyramid(c, n, depth, layers, self.beta) if c < n else n for c, n in zip(capacity, others)]
+        return Kept(best_entries(mixed, layout.valid, [c + window for c, window in zip(capacity, windows)]))
+
+    def _counts(self, layout: Layout) -> list[int]:
+        """Entries that a head keeps of each sample."""
+        return [live if live <= self.window else self._budget().of(live) for live in layout.live]
+
+    def _budget(self) -> Budget:
+        return Budget(self.keep, "floor", name="mixkv: keep")
+
+
+def _attention_layers(traits: Traits) -> tuple[int, ...]:
+    return tuple(layer for layer in range(traits.decoder_layers) if layer not in traits.recurrent)

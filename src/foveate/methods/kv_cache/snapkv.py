@@ -1,0 +1,115 @@
+"""SnapKV: keep the cached entries that the last queries of the prompt attend to.
+
+Paper: "SnapKV: LLM Knows What You are Looking for Before Generation", arXiv 2404.14469. Follows NVIDIA/kvpress: the budget
+is a share of the prompt, and every key-value head keeps its own set (the original code has a fixed capacity and a set for
+each query head). Blind to modality: text and image entries compete. Prompts not longer than the window are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from foveate.core.budget import Budget
+from foveate.core.layout import Layout
+from foveate.core.method import Cache, Kept, Traits
+from foveate.core.ranking import ranked
+from foveate.core.registry import register
+from foveate.core.shape import Shape
+from foveate.core.signal import Attention, Rows, Seen, Signal, Site
+from foveate.core.tunable import Tunable
+from foveate.ops.select import top_k
+
+
+def window_scores(
+    attention: Tensor, window: Tensor, kv_heads: int, kernel: int, pooling: Literal["average", "max"] = "average"
+) -> Tensor:
+    """Pooled attention of the window's queries, by key-value head.
+
+    Args:
+        attention: ``[B, H, w, n]`` probabilities of the last w queries.
+        window: ``[B, n]`` bool, the rows of those queries: they always stay.
+        kv_heads: key-value heads, H divisible by it.
+        kernel: width of the pooling along the sequence, odd.
+        pooling: its kind.
+
+    Returns:
+        ``[B, Hkv, n]`` float32; window rows score 1 above the largest.
+    """
+    batch, heads, _, keys = attention.shape
+    # Zero window columns act as the zero padding at the border of the cut map that the published code pools.
+    mean = attention.mean(2).masked_fill(window[:, None], 0)
+    pool = torch.nn.functional.avg_pool1d if pooling == "average" else torch.nn.functional.max_pool1d
+    pooled = pool(mean, kernel, stride=1, padding=kernel // 2)
+    grouped = pooled.reshape(batch, kv_heads, heads // kv_heads, keys).mean(2)
+    return torch.where(window[:, None], grouped.amax() + 1, grouped)
+
+
+def best_entries(scores: Tensor, valid: Tensor, counts: Sequence[int]) -> Tensor:
+    """The ``counts[b]`` best entries of each head, ascending: ``[B, Hkv, max(counts)]``, -1 = padding, on the left."""
+    width = max(counts)
+    best = top_k(scores.masked_fill(~valid[:, None], float("-inf")), width)
+    spare = torch.arange(width, device=scores.device) >= torch.tensor(counts, device=scores.device)[:, None]
+    return best.masked_fill(spare[:, None], -1).sort(dim=-1).values
+
+
+@register
+@dataclass(frozen=True)
+class SnapKV(Cache):
+    """Keep a share of every layer's cached entries, chosen for each key-value head."""
+
+    name = "snapkv"
+    title = "SnapKV"
+    group = "kv_cache"
+    paper = "arXiv 2404.14469"
+    needs = ("decoder attention rows (all layers)", "cache ownership")
+    identity_at = {"keep": 1.0}  # noqa: RUF012
+
+    keep: int | float = 0.5
+    window: int = 64
+    kernel: int = 5
+
+    def __post_init__(self) -> None:
+        self._budget()
+        self.require_number("window", 1, whole=True)
+        odd = isinstance(self.kernel, int) and self.kernel > 0 and self.kernel % 2 == 1
+        self.require(odd and not isinstance(self.kernel, bool), "kernel", "must be an odd integer")
+
+    def reads(self, traits: Traits) -> tuple[Signal, ...]:
+        """The window's rows in every layer."""
+        return tuple(Rows(Site("decoder", layer), self.window) for layer in range(traits.decoder_layers))
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """Prompts differ in how many rows the question has."""
+        return {"window": (8, 16, 32, 64)}
+
+    def workspace(self, shape: Shape) -> int:
+        """The window's rows of one layer, scores and entries of all, one layer's cache while it shrinks."""
+        return shape.edits + shape.attention(self.window) + 3 * (shape.layers + 2) * shape.entries + 2 * shape.keys
+
+    def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
+        """Scores of one layer; None where the prompt fits into the window."""
+        attention: Attention = seen[Rows(Site("decoder", layer), self.window)]
+        if layout.shape[1] <= self.window:
+            return None
+        # A window larger than the budget stays as far as the budget goes, its last rows first.
+        staying = [min(self.window, self._budget().of(live)) for live in layout.live]
+        after = layout.valid.flip(1).cumsum(1).flip(1)
+        window = layout.valid & (after <= torch.tensor(staying, device=after.device)[:, None])
+        return ranked(window_scores(attention.probabilities(), window, keys.shape[1], self.kernel))
+
+    def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:
+        """The same share of every layer."""
+        kept: list[Kept | None] = []
+        for score, layout in zip(scores, layouts):
+            counts = [live if live <= self.window else self._budget().of(live) for live in layout.live]
+            everything = score is None or tuple(counts) == layout.live
+            kept.append(None if everything else Kept(best_entries(score, layout.valid, counts)))  # type: ignore[arg-type]
+        return kept
+
+    def _budget(self) -> Budget:
+        return Budget(self.keep, "floor", name="snapkv: keep")

@@ -1,0 +1,435 @@
+"""Where the parts of a Hugging Face vision-language model are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.errors import FoveateError
+from foveate.core.method import Traits
+
+ARTIFACTS = "foveate"
+"""Folder inside a checkpoint that holds calibrated numbers, one ``<method>.json`` each."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One grid of visual tokens: a picture, or an overview or the details of it, or a video's frames, one below the other.
+
+    Attributes:
+        rows, columns: the grid.
+        frames: frames of a video.
+        cells: ``[rows * columns, g]`` on the host: the encoder's rows that each token is made of, counted over all that the
+            encoder was called with (summary rows left out, in raster order); None where signals cannot be read.
+    """
+
+    rows: int
+    columns: int
+    frames: int = 1
+    cells: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What stands behind the placeholders of one image or video.
+
+    Attributes:
+        views: its grids.
+        tokens: ``[T, 2]`` on the host: view and raster index of each placeholder in the prompt's order, -1 for rows that are
+            no visual token (line ends); None: the views one after the other.
+    """
+
+    views: tuple[View, ...]
+    tokens: Tensor | None = None
+
+    @cached_property
+    def placement(self) -> Tensor:
+        """`tokens`, spelled out."""
+        if self.tokens is not None:
+            return self.tokens
+        return torch.cat(
+            [
+                torch.stack([torch.full((v.rows * v.columns,), number), torch.arange(v.rows * v.columns)], dim=1)
+                for number, v in enumerate(self.views)
+            ]
+        )
+
+    @property
+    def count(self) -> int:
+        """Placeholders."""
+        return len(self.placement)
+
+    @cached_property
+    def slots(self) -> list[Tensor]:
+        """For each view, the placeholders of its tokens, in raster order."""
+        slots = []
+        for number, view in enumerate(self.views):
+            there = (self.placement[:, 0] == number).nonzero()[:, 0]
+            slots.append(torch.empty(view.rows * view.columns, dtype=torch.long))
+            slots[-1][self.placement[there, 1]] = there
+        return slots
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The parts of an encoder block, for running its halves apart: ``x += scale * f(norm(x))``, twice."""
+
+    norm1: nn.Module
+    attention: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    scale1: Tensor | None = None
+    scale2: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The parts of a vision encoder.
+
+    Attributes:
+        blocks: its blocks.
+        attention: the attention module of each block.
+        feature_layer: block whose output feeds the projector.
+        prefix: summary rows (CLS) before the first patch.
+        projector: module whose first input is the features.
+        shuffled: whether the projector is fed a row for each token (pixel shuffle in front of it), not one for each cell.
+        tile: patches of an image (tile), where all have the same number.
+        sites: kinds of vision sites where rows may go (see `foveate.core.method.Traits.vision_sites`).
+        packed: whether all images lie in one sequence ``[P, D]`` instead of a batch ``[T, n, D]``.
+        order: for packed encoders, given the bound arguments of the feature call: where the rows that block ``i`` works on
+            stand in raster order (``[P]`` raster number of each row), or None where they are in the cells' own order.
+        halves: takes a block apart, where the middle site is open.
+        patches: pixels of each token, and the call that encodes some of them, where the patches site is open.
+    """
+
+    blocks: Sequence[nn.Module]
+    attention: Sequence[nn.Module]
+    feature_layer: int
+    prefix: int
+    projector: nn.Module
+    shuffled: bool = False
+    tile: int | None = None
+    sites: frozenset[str] = frozenset()
+    packed: bool = False
+    order: Callable[[Mapping[str, Any], int], Tensor | None] = lambda bound, layer: None
+    halves: Callable[[nn.Module], Halves] | None = None
+    patches: Patches | None = None
+
+    @property
+    def width(self) -> int:
+        """Of its hidden states."""
+        return next(part.in_features for part in self.attention[0].modules() if isinstance(part, nn.Linear))
+
+    @property
+    def heads(self) -> int:
+        """Of its attention."""
+        return int(self.attention[0].num_heads)  # type: ignore[arg-type]
+
+    def fed(self, view: View) -> Tensor | None:
+        """``[rows * columns, g]`` rows of the projector's input that a view's tokens are made of, counted as cells are."""
+        if view.cells is None or not self.shuffled:
+            return view.cells
+        count, group = view.cells.shape
+        return (view.cells.min() // group + torch.arange(count))[:, None]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Access to an encoder's input, so that only some cells (a cell = the pixels of one token) are encoded.
+
+    Attributes:
+        cell: ``(channels, rows, columns)`` of a cell.
+        read: given args and kwargs of the vision tower: pixels ``[N, C, h, w]`` of all cells, images one after the other, in
+            raster order (normalised as the encoder gets them).
+        keep: given args, kwargs and the numbers ``[n]`` of the cells to encode, ascending: new args and kwargs for the
+            vision tower, which then makes n tokens, in that order. None: the engine drops rows before the first block.
+    """
+
+    cell: tuple[int, int, int]
+    read: Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor]
+    keep: Callable[[tuple[Any, ...], Mapping[str, Any], Tensor], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A model, taken apart.
+
+    Attributes:
+        family: the model family.
+        model: the whole, with the language-modelling head.
+        multimodal: the module that receives ``input_ids`` and calls the language model with embeddings; its
+            ``get_image_features`` (and ``get_video_features``) encode.
+        vision: the vision tower.
+        language_model: the stack of decoder layers.
+        layers: its decoder layers.
+        image_tokens: placeholder ids of images.
+        pictures: what stands behind the placeholders, given the bound arguments of ``get_image_features`` or
+            ``get_video_features``.
+        encoder: its parts, or None where nothing in it can be read.
+        rotary_rows: rows of the rotary positions.
+        typed_rotary: whether the rotary module keeps a table for each layer type.
+        video_tokens: placeholder ids of videos.
+    """
+
+    family: str
+    model: nn.Module
+    multimodal: nn.Module
+    vision: nn.Module
+    language_model: nn.Module
+    layers: Sequence[nn.Module]
+    image_tokens: tuple[int, ...]
+    pictures: Callable[[Mapping[str, Any]], list[Picture]]
+    encoder: Encoder | None = None
+    rotary_rows: int = 1
+    typed_rotary: bool = False
+    video_tokens: tuple[int, ...] = ()
+    config: Any = field(repr=False, default=None)
+
+    @property
+    def kernel(self) -> str:
+        """The attention implementation of the language model."""
+        return str(self.config._attn_implementation)
+
+    @property
+    def home(self) -> torch.device:
+        """Where the model runs, or begins to, if accelerate spread it over several devices."""
+        device = _execution_device(self.model)
+        return next(self.model.parameters()).device if device is None else device
+
+    def device(self, layer: int) -> torch.device | None:
+        """Where accelerate runs a decoder layer; None where it does not meddle."""
+        return _execution_device(self.layers[layer])
+
+    def attention(self, layer: int) -> nn.Module:
+        """The attention module of a decoder layer.
+
+        Raises:
+            FoveateError: if it has none.
+        """
+        if not hasattr(self.layers[layer], "self_attn"):
+            there = ", ".join(str(i) for i, other in enumerate(self.layers) if hasattr(other, "self_attn"))
+            raise FoveateError(
+                f"decoder layer {layer}: has a recurrent state and no attention; layers with attention: {there}"
+            )
+        return self.layers[layer].self_attn  # type: ignore[return-value]
+
+    def experts(self, layer: int) -> nn.Module | None:
+        """The experts of a decoder layer, called with rows ``[T, D]``, chosen experts ``[T, K]`` and weights ``[T, K]``.
+
+        None where the layer is dense.
+        """
+        return getattr(getattr(self.layers[layer], "mlp", None), "experts", None)
+
+    def halves(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+        """Modules whose outputs are input and output of a layer's attention, and of its MLP (norms included)."""
+        module: Any = self.layers[layer]
+        if hasattr(module, "pre_feedforward_layernorm"):
+            behind = module.post_attention_layernorm, module.pre_feedforward_layernorm, module.post_feedforward_layernorm
+            return (module.input_layernorm, *behind)
+        return module.input_layernorm, module.self_attn, module.post_attention_layernorm, module.mlp
+
+    def rotary(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary tables of ``layer`` at ``positions`` ``[R, B, n]``.
+
+        R may be K times what the model has: the k-th of K equal parts of each axis' frequencies then turns by row k of the
+        axis' K rows.
+        """
+        native = 3 if self.rotary_rows > 1 else 1
+        parts = positions.shape[0] // native
+        if parts <= 1:  # one row alone stands for all axes, as transformers passes it for text behind a cache
+            return self._rotary(layer, x, positions[-native:])
+        slots = [self._rotary(layer, x, positions[part::parts]) for part in range(parts)]
+        part_of = self._parts(parts).to(x.device)
+        cos, sin = slots[0]
+        for part, (c, s) in enumerate(slots[1:], start=1):
+            cos, sin = torch.where(part_of == part, c, cos), torch.where(part_of == part, s, sin)
+        return cos, sin
+
+    def _rotary(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        ids = positions[0] if self.rotary_rows == 1 else positions
+        kind = (self.config.layer_types[layer],) if self.typed_rotary else ()
+        cos, sin = self.language_model.rotary_emb(x, ids, *kind)  # type: ignore[operator]
+        return cos.to(x.device), sin.to(x.device)  # it may have a device of its own
+
+    def _parts(self, parts: int) -> Tensor:
+        """``[d]`` which of ``parts`` equal parts of its axis each frequency belongs to."""
+        axes = self.axis_of_frequency
+        part_of = torch.empty_like(axes)
+        for axis, count in enumerate(self.rotary_axes):
+            part_of[axes == axis] = torch.arange(count) * parts // count
+        return part_of.repeat(2)
+
+    def query_key(self, layer: int, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Queries ``[B, H, n, d]``, keys ``[B, Hkv, n, d]`` that the layer makes of its input rows ``x`` ``[B, n, D]``."""
+        attention: Any = self.attention(layer)
+        normed = self.layers[layer].input_layernorm(x)  # type: ignore[operator]
+        query, key = (self._heads(attention, name, normed) for name in ("q", "k"))
+        return (query, key) if rope is None else self.rotate(layer, query, key, rope)
+
+    def keys_values(self, layer: int, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys (rotated) and values ``[B, Hkv, n, d]`` that the layer makes of its input rows ``x`` ``[B, n, D]``."""
+        attention: Any = self.attention(layer)
+        normed = self.layers[layer].input_layernorm(x)  # type: ignore[operator]
+        key, value = (self._heads(attention, name, normed) for name in ("k", "v"))
+        # It rotates queries and keys at once; one head stands in for queries.
+        return self.rotate(layer, key[:, :1], key, rope)[1], value
+
+    def rotate(self, layer: int, query: Tensor, key: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Both, turned by the rotary tables as the family does it."""
+        family = vars(sys.modules[type(self.attention(layer)).__module__])
+        rope = rope[0].to(key.device), rope[1].to(key.device)
+        if rope[0].ndim == 4:  # tables of all axes: older transformers pick the axes' sections as they rotate
+            sections = self.config.rope_parameters["mrope_section"]
+            query, key = family["apply_multimodal_rotary_pos_emb"](query, key, *rope, sections)
+        else:
+            query, key = family["apply_rotary_pos_emb"](query, key, *rope)
+        return query, key
+
+    def _heads(self, attention: Any, name: str, normed: Tensor) -> Tensor:
+        made = getattr(attention, f"{name}_proj")(normed)
+        heads = self.config.num_attention_heads if name == "q" else made.shape[-1] // attention.head_dim
+        # A family may make a gate behind each head's query, with the same projection.
+        made = made.unflatten(-1, (heads, -1))[..., : attention.head_dim]
+        if hasattr(attention, f"{name}_norm"):
+            made = getattr(attention, f"{name}_norm")(made)
+        return made.transpose(1, 2)  # type: ignore[no-any-return]
+
+    def traits(self, companion: bool = False, artifacts: Iterable[Artifact] = ()) -> Traits:
+        """What methods may know of the model; ``artifacts`` go before those in its folder."""
+        fingerprint = Fingerprint(self.family, len(self.layers), self.config.hidden_size, self.config.vocab_size)
+        encoder = self.encoder
+        # Without types all layers are of one kind (Mistral).
+        kind = "sliding" if getattr(self.config, "sliding_window", None) else "full"
+        kinds = getattr(self.config, "layer_types", None) or [kind] * len(self.layers)
+        sparse = tuple(layer for layer in range(len(self.layers)) if self.experts(layer) is not None)
+        return Traits(
+            family=self.family,
+            decoder_layers=len(self.layers),
+            encoder_layers=len(encoder.attention) if encoder else None,
+            feature_layer=encoder.feature_layer if encoder else None,
+            has_cls=encoder is not None and encoder.prefix > 0,
+            rotary_rows=self.rotary_rows,
+            mask_free="flash" in self.kernel,
+            fingerprint=fingerprint,
+            artifacts=_artifacts(str(getattr(self.model, "name_or_path", ""))) | {a.method: a for a in artifacts},
+            vision_sites=frozenset({"projected"}) | (encoder.sites if encoder else frozenset()),
+            rotary_axes=self.rotary_axes,
+            recurrent=tuple(i for i, kind in enumerate(kinds) if "linear" in kind),
+            sliding=tuple(i for i, kind in enumerate(kinds) if "sliding" in kind),
+            cell=encoder.patches.cell if encoder and encoder.patches else None,
+            companion=companion,
+            patches=encoder.tile if encoder else None,
+            experts=self.config.num_experts_per_tok if sparse else None,
+            sparse=sparse,
+        )
+
+    @property
+    def rotary_axes(self) -> tuple[int, ...]:
+        """Frequencies of each rotary axis."""
+        axes = self.axis_of_frequency
+        return tuple(int((axes == axis).sum()) for axis in range(int(axes.max()) + 1))
+
+    @cached_property
+    def axis_of_frequency(self) -> Tensor:
+        """``[d / 2]`` which axis of the positions turns each frequency, found by turning one axis at a time."""
+        device = self.home
+        x = torch.zeros(1, 1, self.config.hidden_size, device=device)
+        native = 3 if self.rotary_rows > 1 else 1
+        turned = []
+        for axis in range(native):
+            positions = torch.zeros(native, 1, 1, dtype=torch.long, device=device)
+            positions[axis] = 1
+            sin = self._rotary(0, x, positions)[1]
+            if sin.ndim == 4:  # older transformers pick the axes' sections later, when they rotate
+                sections = torch.tensor(self.config.rope_parameters["mrope_section"])
+                return torch.arange(len(sections)).repeat_interleave(sections)
+            turned.append(sin.reshape(-1).abs())
+        table = torch.stack(turned)
+        return table[:, : table.shape[1] // 2].argmax(0).cpu()
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """The anatomy of ``model``.
+
+    Raises:
+        FoveateError: if no supported family fits; the message names those that are.
+    """
+    from foveate.models import (
+        gemma3,
+        idefics3,
+        internvl,
+        llava,
+        llava_next,
+        llava_onevision,
+        qwen2_5_vl,
+        qwen2_vl,
+        qwen3_5,
+        qwen3_vl,
+    )
+
+    families = {
+        "llava": llava.anatomy,
+        "gemma3": gemma3.anatomy,
+        "qwen3_vl": qwen3_vl.anatomy,
+        "llava_next": llava_next.anatomy,
+        "llava_onevision": llava_onevision.anatomy,
+        "internvl": internvl.anatomy,
+        "idefics3": idefics3.anatomy,
+        "smolvlm": idefics3.anatomy,
+        "qwen2_vl": qwen2_vl.anatomy,
+        "qwen2_5_vl": qwen2_5_vl.anatomy,
+        "qwen3_5": qwen3_5.anatomy,
+        "qwen3_vl_moe": qwen3_vl.anatomy,
+    }
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in families:
+        raise FoveateError(f"model {kind!r}: not supported; supported families: {', '.join(families)}")
+    if not hasattr(model, "lm_head"):
+        raise FoveateError(
+            f"model {type(model).__name__}: has no language-modelling head; load it with AutoModelForImageTextToText"
+        )
+    return families[kind](model)
+
+
+def square_pictures(side: int, group: int = 1, tiles: str = "pixel_values") -> Callable[[Mapping[str, Any]], list[Picture]]:
+    """`Anatomy.pictures` of a family that makes ``side * side`` tokens of every image.
+
+    ``group * group`` neighbouring patches make a token.
+    """
+
+    return lambda bound: squares(bound[tiles].shape[0], side, group)
+
+
+def squares(count: int, side: int, group: int = 1) -> list[Picture]:
+    """``count`` pictures of ``side * side`` tokens each, of ``group * group`` patches a token."""
+    cells = block_cells(side, side, group)
+    return [Picture((View(side, side, cells=cells + number * cells.numel()),)) for number in range(count)]
+
+
+def block_cells(rows: int, columns: int, group: int) -> Tensor:
+    """``[rows * columns, group * group]`` patches, in raster order, of each token of a grid of square groups."""
+    patch = torch.arange(rows * columns * group * group).reshape(rows, group, columns, group)
+    return patch.transpose(1, 2).reshape(rows * columns, group * group)
+
+
+def _execution_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate's hooks, if any, run a module (its parameters may be kept elsewhere)."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    found = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,))]
+    return next((torch.device(device) for device in found if device is not None), None)
+
+
+def _artifacts(folder: str) -> dict[str, Artifact]:
+    """Artifacts that lie in a local checkpoint folder; whoever uses one checks that it fits."""
+    if not folder or not Path(folder).is_dir():
+        return {}
+    found = [Artifact.load(path) for path in sorted(Path(folder, ARTIFACTS).glob("*.json"))]
+    return {artifact.method: artifact for artifact in found}

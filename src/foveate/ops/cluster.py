@@ -1,0 +1,56 @@
+"""Groups of similar tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foveate.ops.select import top_k
+
+
+def density_peaks(x: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
+    """DPC-KNN: centres are tokens in dense places that are far from any denser token; the others join the nearest centre.
+
+    Density is ``exp(-mean d^2)`` over a token's ``neighbours`` nearest tokens, itself included; d is the Euclidean distance
+    over ``sqrt(D)``. A token's score is its density times its distance to the nearest denser token (for the densest: times
+    the largest distance there is); of equals the first is the denser. Compared as logarithms, which do not underflow. Takes
+    ``I * N * N`` floats.
+
+    Args:
+        x: ``[I, N, D]`` tokens.
+        count: clusters, at most N.
+        neighbours: of the density.
+
+    Returns:
+        ``[I, count]`` the centres, best score first, and ``[I, N]`` the cluster of each token.
+    """
+    images, tokens, width = x.shape
+    distance = torch.cdist(x.float(), x.float()) / width**0.5
+    nearest = distance.topk(min(neighbours, tokens), dim=2, largest=False).values
+    density = -nearest.square().mean(2)
+    one, other = density[:, :, None], density[:, None, :]
+    denser = (other > one) | (other == one) & torch.ones_like(distance, dtype=torch.bool).tril(-1)
+    gap = torch.where(denser, distance, distance.amax((1, 2), keepdim=True)).amin(2)
+    centres = top_k(gap.log() + density, count)
+    to_centres = distance.gather(1, centres[..., None].expand(-1, -1, tokens))
+    number = torch.arange(count, device=x.device).expand(images, -1)
+    # A centre that coincides with another one stays its own.
+    return centres, to_centres.argmin(1).scatter(1, centres, number)
+
+
+def members(cluster: Tensor, order: Tensor, count: int, slots: int) -> Tensor:
+    """The first ``slots`` members of each cluster; from the start again where it has fewer.
+
+    Args:
+        cluster: ``[I, N]`` cluster of each token, every one of ``count`` with a member at least.
+        order: ``[I, N]`` the tokens, those to be listed first in front.
+        count: clusters.
+        slots: members to list.
+
+    Returns:
+        ``[I, count, slots]`` tokens.
+    """
+    grouped = order.gather(1, cluster.gather(1, order).argsort(dim=1, stable=True))
+    sizes = cluster.new_zeros(len(cluster), count).scatter_add(1, cluster, torch.ones_like(cluster))
+    nth = torch.arange(slots, device=cluster.device) % sizes[..., None]
+    return grouped.gather(1, (nth + (sizes.cumsum(1) - sizes)[..., None]).flatten(1)).reshape(nth.shape)

@@ -1,0 +1,183 @@
+"""The charts of a bench: quality against speed, and what is left in each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from statistics import fmean
+from typing import Any
+
+from foveate.bench.cells import Key, keep_text
+from foveate.bench.folder import Results
+from foveate.bench.records import Record
+from foveate.bench.summary import Mean, front
+from foveate.core.recipe import NONE
+from foveate.report.chart import Chart, Guide, Line, Point, counting, linear, ratios
+from foveate.report.looks import Look, looks
+from foveate.report.numbers import factor, fixed, percent
+
+_SPEEDUP = "prefill speed-up (log scale)"
+
+Looks = Mapping[str, Look]
+
+
+def mean_chart(means: Sequence[Mean], look: Looks, width: int = 980, height: int = 460) -> Chart:
+    """Score retained against speed, the mean over tasks; the names of those on the front stand beside their points."""
+    known = [mean for mean in means if mean.retention is not None]
+    # A mean over fewer tasks does not compare with the others.
+    most = max((mean.tasks for mean in known), default=0)
+    best = front([(mean.speedup, mean.retention or 0.0) for mean in known if mean.tasks == most])
+
+    def point(mean: Mean) -> Point:
+        at = (mean.speedup, mean.retention or 0.0)
+        tip = f"score retained {percent(mean.retention)} % (mean of {mean.tasks})\nspeed-up {factor(mean.speedup)}"
+        named = _named(mean.method, mean.keep)
+        label = named if mean.method == NONE else " · ".join(filter(None, (_short(mean.method, 24), keep_text(mean.keep))))
+        beside = label if at in best or mean.method == NONE else ""
+        return Point(*at, f"{named}\n{tip}\n{_tokens(mean.visual_tokens)}", label=beside)
+
+    return Chart(
+        title="Mean over tasks",
+        x=ratios(_SPEEDUP, [mean.speedup for mean in known], _times),
+        y=linear("score retained", [1.0, *(mean.retention or 0.0 for mean in known)], _share),
+        lines=_lines(known, look, point),
+        guides=(Guide(1.0),),
+        front=tuple(best),
+        width=width,
+        height=height,
+    )
+
+
+def task_charts(
+    records: Sequence[Record], speedups: Mapping[Key, float], notes: Mapping[str, Mapping[str, Any]], look: Looks
+) -> list[Chart]:
+    """Score against speed for each task, all on the same axes."""
+
+    def point(record: Record) -> Point:
+        between = f"[{percent(record.score_low)}, {percent(record.score_high)}]"
+        tip = f"score {percent(record.score)} % {between}\nspeed-up {factor(speedups[record.key])}"
+        named = f"{_named(record.method, record.keep)}\n{tip}\n{_tokens(record.visual_tokens)}"
+        return Point(speedups[record.key], record.score, named, (record.score_low, record.score_high))
+
+    charts = []
+    for task in dict.fromkeys(record.task for record in records):
+        rows = [record for record in records if record.task == task]
+        note = notes.get(task)
+        charts.append(
+            Chart(
+                title=task,
+                caption="below floor" if note and note["below_floor"] else "",
+                x=ratios(_SPEEDUP, speedups.values(), _times),
+                y=linear("score", (0.0, 1.0), _share),
+                lines=_lines(rows, look, point),
+                guides=(Guide(note["majority_score"], f"always “{_short(note['majority_answer'], 14)}”"),) if note else (),
+                front=tuple(front([(speedups[record.key], record.score) for record in rows])),
+            )
+        )
+    return charts
+
+
+@dataclass(frozen=True)
+class _ByLayer:
+    """A list of a `Measurement`, one number for each decoder layer, to be shown in a unit."""
+
+    name: str
+    title: str
+    unit: str
+    size: float = 1.0
+
+
+_BY_LAYER = (
+    _ByLayer("visual_by_layer", "Visual tokens entering each layer", "tokens"),
+    _ByLayer("kv_by_layer", "Cache of a question in each layer", "KiB", 1024),
+    _ByLayer("evidence_by_layer", "Evidence entering each layer", "% of its cells", 0.01),
+)
+
+
+def layer_charts(folder: Results, look: Looks) -> list[Chart]:
+    """Tokens, cache and evidence in each decoder layer, means over tasks; nothing for folders that do not hold them."""
+    details: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in folder.records:
+        details.setdefault((record.method, keep_text(record.keep)), []).append(folder.details(record))
+    charts = []
+    for what in _BY_LAYER:
+        layers = {key: _over_tasks([cell.get(what.name, []) for cell in cells]) for key, cells in details.items()}
+        lines = [_layer_line(method, keep, values, what, look) for (method, keep), values in layers.items()]
+        if any(line.points for line in lines):
+            x = counting("decoder layer", max(map(len, layers.values())))
+            y = linear(what.unit, [point.y for line in lines for point in line.points], zero=True)
+            charts.append(Chart(what.title, x, y, tuple(line for line in lines if line.points), dense=True))
+    return charts
+
+
+def probe_chart(figure: Mapping[str, Any]) -> Chart:
+    """A figure of ``{"title", "caption", "series": [{"name", "x", "y"}], "x_label", "y_label"}``.
+
+    A series may have the ends of intervals as ``low`` and ``high``.
+    """
+    look = looks(series["name"] for series in figure["series"])
+    lines = tuple(_probe_line(series, figure, look) for series in figure["series"])
+    points = [point for line in lines for point in line.points]
+    heights = [end for point in points for end in (point.y, *(point.interval or ()))]
+    return Chart(
+        title=figure["title"],
+        caption=figure.get("caption", ""),
+        x=linear(figure["x_label"], [point.x for point in points]),
+        y=linear(figure["y_label"], heights),
+        lines=lines,
+        dense=True,
+    )
+
+
+def _probe_line(series: Mapping[str, Any], figure: Mapping[str, Any], look: Looks) -> Line:
+    points = []
+    ends = zip(series["low"], series["high"]) if series.get("low") else repeat(None)
+    for x, y, interval in zip(series["x"], series["y"], ends):
+        if y is not None:
+            tip = f"{series['name']}\n{figure['x_label']} {x:g}\n{figure['y_label']} {y:.4g}"
+            points.append(Point(float(x), float(y), tip, interval))
+    return Line(series["name"], look[series["name"]], tuple(points))
+
+
+def _lines(rows: Sequence[Any], look: Looks, point: Callable[[Any], Point]) -> tuple[Line, ...]:
+    """A line for each method over its budgets, what is to be on top last."""
+    methods: dict[str, list[Point]] = {}
+    for row in rows:
+        methods.setdefault(row.method, []).append(point(row))
+    return tuple(Line(method, look[method], tuple(points)) for method, points in reversed(methods.items()))
+
+
+def _layer_line(method: str, keep: str, values: Sequence[float | None], what: _ByLayer, look: Looks) -> Line:
+    named = f"{method} · keep {keep}" if keep else method
+    known = [(layer, value / what.size) for layer, value in enumerate(values) if value is not None]
+    points = (Point(layer, value, f"{named}\nlayer {layer}: {value:.1f} {what.unit}") for layer, value in known)
+    return Line(method, look[method], tuple(points), group=keep)
+
+
+def _over_tasks(layers: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """The mean of each layer over the tasks in which it is known."""
+    known = [[value for value in layer if value is not None] for layer in zip(*filter(None, layers))]
+    return [fmean(values) if values else None for values in known]
+
+
+def _named(method: str, keep: object) -> str:
+    if method == NONE:
+        return "unmodified model"
+    return method if keep is None else f"{method} · keep {keep}"
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _tokens(value: float | None) -> str:
+    return f"{fixed(value, 1)} visual tokens in the last layer"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:g} %"
+
+
+def _times(value: float) -> str:
+    return f"{value:g}×"

@@ -1,0 +1,89 @@
+"""Heat maps of a bench: methods by tasks, one for each budget and measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from foveate.bench.cells import keep_text
+from foveate.bench.records import Record
+from foveate.bench.summary import Mean
+
+Value = Callable[[Record | Mean], float | None]
+
+MEASURES: dict[str, Value] = {
+    "score retained": lambda row: row.retention,
+    "score": lambda row: row.score,
+    "evidence recall": lambda row: row.evidence_recall,
+}
+
+
+@dataclass(frozen=True)
+class Box:
+    """One number, its warmth in 0..1, and whether random selection with the same budget does as well."""
+
+    value: float
+    warmth: float
+    weak: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """The boxes of a method: its mean over tasks, then each task; None where nothing is known."""
+
+    method: str
+    keep: str
+    boxes: tuple[Box | None, ...]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A measure at a budget, the best methods on top. ``low`` and ``high``: what the coldest and warmest colours mean."""
+
+    measure: str
+    keep: str
+    tasks: tuple[str, ...]
+    bands: tuple[Band, ...]
+    low: float
+    high: float
+
+
+def maps(records: Sequence[Record], means: Sequence[Mean], weak: Collection[Record]) -> list[HeatMap]:
+    """Every measure at every budget; methods without a budget stand in all of them."""
+    keeps = list(dict.fromkeys(keep_text(record.keep) for record in records if record.keep is not None)) or [""]
+    return [
+        found
+        for measure, value in MEASURES.items()
+        for keep in keeps
+        if (found := _map(measure, value, keep, records, means, {record.key for record in weak})) is not None
+    ]
+
+
+def _map(
+    measure: str, value: Value, keep: str, records: Sequence[Record], means: Sequence[Mean], weak: Collection[object]
+) -> HeatMap | None:
+    known = [number for record in records if (number := value(record)) is not None]
+    if not known:
+        return None
+    # One scale for all budgets, so that they compare.
+    low, high = int(min(known) * 10) / 10, max(1.0, *known)
+    tasks = tuple(dict.fromkeys(record.task for record in records))
+    cells = {record.key: record for record in records}
+
+    def box(row: Record | Mean | None, *, is_weak: bool) -> Box | None:
+        number = None if row is None else value(row)
+        return None if number is None else Box(number, (number - low) / (high - low) if high > low else 1.0, is_weak)
+
+    bands = []
+    for mean in means:
+        own = keep_text(mean.keep)
+        if own not in ("", keep):
+            continue
+        keys = [(task, mean.method, own) for task in tasks]
+        boxes = (box(mean, is_weak=False), *(box(cells.get(key), is_weak=key in weak) for key in keys))
+        bands.append(Band(mean.method, own, boxes))
+    return HeatMap(measure, keep, tasks, tuple(sorted(bands, key=_warmth, reverse=True)), low, high)
+
+
+def _warmth(band: Band) -> float:
+    return band.boxes[0].warmth if band.boxes[0] else -1.0

@@ -1,0 +1,50 @@
+"""How methods look, the same in every chart of a page: told apart by colour, by marker and by dashes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from foveate.core.recipe import NONE
+
+COLOURS = 7
+"""Colours in the page's style sheet, which follow Okabe and Ito: told apart by colour-blind readers too."""
+
+MARKERS = (
+    "M0-4.6A4.6 4.6 0 1 0 0 4.6 4.6 4.6 0 1 0 0-4.6Z",
+    "M-4-4H4V4H-4Z",
+    "M0-5.2L5 4H-5Z",
+    "M0-5.6L5 0 0 5.6-5 0Z",
+    "M0 5.2L5-4H-5Z",
+    "M-1.8-5H1.8V-1.8H5V1.8H1.8V5H-1.8V1.8H-5V-1.8H-1.8Z",
+    "M0-5.6L1.6-1.9 5.5-1.8 2.5.9 3.4 4.7 0 2.6-3.4 4.7-2.5.9-5.5-1.8-1.6-1.9Z",
+    "M-4-4L4 4M4-4L-4 4",
+    "M0-5V5M-5 0H5",
+    "M0-6L5.2-3V3L0 6-5.2 3V-3Z",
+)
+"""Paths around the origin; the last three are for ``random``, ``uniform`` and the unmodified model."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Style sheet class of the colour, number of the marker, dashes of the line (as in SVG; none for a solid one)."""
+
+    colour: str
+    marker: int
+    dashes: str = ""
+
+
+_REFERENCES = {"random": Look("grey", 7, "5 4"), "uniform": Look("grey", 8, "1.5 3.5"), NONE: Look("ink", 9)}
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """A look for each name, in the order given; the points of reference always look the same."""
+    found: dict[str, Look] = {}
+    for name in dict.fromkeys(names):
+        place = sum(each not in _REFERENCES for each in found)
+        round_ = place // COLOURS
+        # In a second round through the colours the markers are shifted, and the lines dashed.
+        own = Look(f"c{place % COLOURS}", (place + round_) % COLOURS, _DASHES[round_ % len(_DASHES)])
+        found[name] = _REFERENCES.get(name, own)
+    return found

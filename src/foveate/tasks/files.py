@@ -1,0 +1,252 @@
+"""Your own data as questions: a JSON-lines file, a parquet file, or a folder that Hugging Face ``datasets`` saved.
+
+A row has these columns; what is wrong with one is said in a line that names file, row and column, before anything is asked.
+
+image: a picture's path relative to the file (in a data set: or its bytes), or a list of them.
+question: a text, or a list of texts, the turns of a conversation about the pictures.
+answers (or answer): what counts as right, a text or a number or a list of them; of several turns a list with one such for
+    each; for the metrics ``point`` and ``box`` a box ``x0 y0 x1 y1``, as text or as four numbers.
+metric, optional: a name in `foveate.tasks.metrics.METRICS` for this row.
+evidence, optional: a list of boxes ``[x0, y0, x1, y1]`` in pixels of the first picture, or a list of such lists, one for
+    each picture; what shows the answer. An empty list: nothing does, as for "no".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from itertools import islice
+from math import ceil, floor, isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foveate.core.errors import FoveateError
+
+from .metrics import BOXED, as_box
+from .metrics import metric as metric_of
+from .pictures import Lazy, Source, read_picture
+from .question import Question, Turn
+
+METRIC, MAX_NEW_TOKENS = "exact", 16
+"""Of rows that name no metric, and of answers, unless something else is said."""
+
+Row = dict[str, Any]
+_MASK_SOURCE = tuple[tuple[int, int], tuple[tuple[float, ...], ...]]
+
+
+def read(
+    path: str | Path, metric: str = METRIC, n: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[Question]:
+    """The first ``n`` questions of a data file, all if None; the task is called like the file.
+
+    Every picture is opened once to see that it can be, and then again each time that it is looked at.
+    """
+    metric_of(metric)
+    path = Path(path)
+    asked = []
+    for place, row in islice(_rows(path), n):
+        try:
+            asked.append(_question(row, path, metric, max_new_tokens))
+        except FoveateError as error:
+            raise FoveateError(f"data={str(path)!r}: {place}: {error}") from error
+    if not asked:
+        raise FoveateError(f"data={str(path)!r}: holds no questions; must have a row for each")
+    return asked
+
+
+def digest(path: str | Path, n: int | None = None) -> str:
+    """What tells data sets apart: SHA-256 of the first ``n`` rows and of their pictures' files."""
+    seen = sha256()
+    for _, row in islice(_rows(Path(path)), n):
+        seen.update(json.dumps({**row, "image": None}, sort_keys=True, default=str).encode())
+        for source in _sources(row, Path(path)):
+            seen.update(source if isinstance(source, bytes) else source.read_bytes())
+    return seen.hexdigest()
+
+
+def divide(asked: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:
+    """Two parts of what `read` gave that have no first picture in common, the first with about a ``share`` of the pictures.
+
+    Which picture goes where, and the order, depend on its file and the seed alone: rows may be added later.
+    """
+    marked = sorted(((_mark(each, seed), each) for each in asked), key=lambda pair: pair[0])
+    return [each for mark, each in marked if mark < share], [each for mark, each in marked if mark >= share]
+
+
+def _mark(asked: Question, seed: int) -> float:
+    """A number in [0, 1) by the file of the first picture."""
+    assert isinstance(asked.images, Lazy)
+    source = asked.images.sources[0]
+    seen = sha256(f"{seed}:".encode() + (source if isinstance(source, bytes) else source.read_bytes()))
+    return int.from_bytes(seen.digest()[:6], "big") / 2**48
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """The rows, each with the words that say where it is: ``line 3`` or ``row 3``."""
+    if not path.exists():
+        raise FoveateError(f"data={str(path)!r}: no such file")
+    if path.is_dir():
+        return _numbered(_saved_rows(path))
+    if path.suffix == ".parquet":
+        return _numbered(_parquet_rows(path))
+    return _json_rows(path)
+
+
+def _numbered(rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
+    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            place = f"line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                reason = getattr(error, "msg", error)
+                raise FoveateError(f"data={str(path)!r}: {place}: is not JSON ({reason})") from error
+            if not isinstance(row, dict):
+                raise FoveateError(f"data={str(path)!r}: {place}: must be an object with image, question and answers")
+            yield place, row
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise _missing(path) from error
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=64):
+                yield from batch.to_pylist()
+    except (OSError, ArrowException) as error:
+        raise FoveateError(f"data={str(path)!r}: is not a parquet file that can be read") from error
+
+
+def _saved_rows(path: Path) -> Iterator[Row]:
+    try:
+        from datasets import Dataset, load_from_disk
+    except ImportError as error:
+        raise _missing(path) from error
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise FoveateError(f"data={str(path)!r}: is no folder that datasets' save_to_disk wrote") from error
+    if not isinstance(saved, Dataset):
+        raise FoveateError(f"data={str(path)!r}: holds several splits; name the folder of one: {', '.join(sorted(saved))}")
+    # As Arrow a picture stays the bytes or the path that were saved.
+    for batch in saved.with_format("arrow").iter(batch_size=64):
+        yield from batch.to_pylist()
+
+
+def _missing(path: Path) -> FoveateError:
+    return FoveateError(f"data={str(path)!r}: needs the package datasets; pip install 'foveate[data]'")
+
+
+def _question(row: Row, path: Path, metric: str, max_new_tokens: int) -> Question:
+    metric = str(row.get("metric") or metric)
+    metric_of(metric)
+    sources = _sources(row, path)
+    sizes = [read_picture(source).size for source in sources]
+    evidence = _evidence(row.get("evidence"), sizes)
+    prompts, answers = _turns(row, metric)
+    turns = tuple(Turn(prompt, each, evidence) for prompt, each in zip(prompts, answers, strict=True))
+    return Question(path.absolute().stem, Lazy(read_picture, sources), turns, metric, max_new_tokens)
+
+
+def _column(row: Row, *names: str) -> Any:
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    raise FoveateError(f"column {names[0]!r} is missing or empty; the columns are {', '.join(row) or 'none'}")
+
+
+def _sources(row: Row, path: Path) -> tuple[Source, ...]:
+    found = _column(row, "image")
+    found = found if isinstance(found, list) else [found]
+    if not found:
+        raise FoveateError("column 'image' is empty; must name one picture or more")
+    return tuple(_source(each, path) for each in found)
+
+
+def _source(found: Any, path: Path) -> Source:
+    # Data sets hold pictures as bytes, a path, or both.
+    if isinstance(found, dict):
+        found = found.get("bytes") or found.get("path")
+    if isinstance(found, bytes):
+        return found
+    if isinstance(found, str):
+        return (path if path.is_dir() else path.parent) / found
+    raise FoveateError(f"image={found!r}: must be a path or a picture's bytes, or a list of them")
+
+
+def _turns(row: Row, metric: str) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The prompt and the answers of each turn."""
+    asked, right = _column(row, "question"), _column(row, "answers", "answer")
+    if isinstance(asked, str):
+        asked, right = [asked], [right]
+    if not (isinstance(asked, list) and asked and all(isinstance(prompt, str) for prompt in asked)):
+        raise FoveateError(f"question={asked!r}: must be a text, or a list of texts for several turns")
+    if not (isinstance(right, list) and len(right) == len(asked)):
+        raise FoveateError(f"answers={right!r}: must be a list with one entry for each of the {len(asked)} questions")
+    return asked, [_answers(each, metric) for each in right]
+
+
+def _answers(found: Any, metric: str) -> tuple[str, ...]:
+    several = isinstance(found, list) and not (metric in BOXED and _is_box(found))
+    answers = tuple(_text(each, metric) for each in (found if several else [found]))
+    if not answers:
+        raise FoveateError("answers=[]: must have one or more")
+    if metric in BOXED:
+        for answer in answers:
+            as_box(answer)
+    return answers
+
+
+def _text(answer: Any, metric: str) -> str:
+    if metric in BOXED and _is_box(answer):
+        return " ".join(map(str, answer))
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise FoveateError(f"answers={answer!r}: must be a text or a number, or a list of them")
+    # Parquet has columns of floats for whole numbers, too.
+    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer)
+
+
+def _evidence(found: Any, sizes: Sequence[tuple[int, int]]) -> Sequence[np.ndarray]:
+    """A mask for each picture, from boxes; ``()`` where nobody knows."""
+    if found is None:
+        return ()
+    if not isinstance(found, list) or not all(isinstance(each, list) for each in found):
+        raise FoveateError(f"evidence={found!r}: must be a list of boxes [x0, y0, x1, y1]")
+    if all(map(_is_box, found)):
+        found = [found, *([] for _ in sizes[1:])]
+    if len(found) != len(sizes):
+        raise FoveateError(f"evidence: has boxes for {len(found)} pictures, and there are {len(sizes)}")
+    for boxes, (width, height) in zip(found, sizes):
+        for box in boxes:
+            if not (_is_box(box) and max(0, box[0]) < min(width, box[2]) and max(0, box[1]) < min(height, box[3])):
+                raise FoveateError(f"evidence={box!r}: must be [x0, y0, x1, y1] in a picture of {width} x {height} pixels")
+    return Lazy(_mask, tuple((size, tuple(map(tuple, boxes))) for size, boxes in zip(sizes, found)))
+
+
+def _is_box(found: Any) -> bool:
+    return isinstance(found, list) and len(found) == 4 and all(_is_number(each) for each in found)
+
+
+def _is_number(found: Any) -> bool:
+    return isinstance(found, int | float) and not isinstance(found, bool) and isfinite(found)
+
+
+def _mask(source: _MASK_SOURCE) -> np.ndarray:
+    """Bool ``[H, W]``: every pixel that a box touches."""
+    (width, height), boxes = source
+    mask = np.zeros((height, width), bool)
+    for x0, y0, x1, y1 in boxes:
+        mask[max(0, floor(y0)) : ceil(y1), max(0, floor(x0)) : ceil(x1)] = True
+    return mask

@@ -1,7 +1,0 @@
-"""What a user may have got wrong, said in one line."""
-
-from __future__ import annotations
-
-
-class SaccadeError(ValueError):
-    """Bad input or an impossible pairing; the message names the parameter, its value and the remedy."""

@@ -1,5 +1,0 @@
-"""Anatomy of each model family: where its parts are. Data and small functions, no copied forwards."""
-
-from saccade.models.anatomy import Anatomy, anatomy
-
-__all__ = ["Anatomy", "anatomy"]
