@@ -31,7 +31,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import foveate
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
-from foveate.engine import oracle
+from foveate.engine import limit
 from foveate.methods.before_encoder.index_preserving import cell_logits
 from foveate.models import Anatomy, anatomy
 
@@ -141,21 +141,21 @@ class Bench:
         """One request of ``tokens`` generated tokens, then its limits; two tokens only warm up."""
         with foveate.attach(self.model, row.recipe, artifacts=self.artifacts) as session:
             cache = self.model(**self.inputs, logits_to_keep=1).past_key_values
-            prompt, before = session.report, oracle.held(cache)
+            prompt, before = session.report, limit.held(cache)
             token = self.inputs["input_ids"][:, -1:]
             for _ in range(tokens):
                 self.model(input_ids=token, past_key_values=cache)
-            end, after = session.report, oracle.held(cache)
-        limit = oracle.timed(oracle.prefill(self.parts, prompt))
+            end, after = session.report, limit.held(cache)
+        prefill_limit = limit.timed(limit.prefill(self.parts, prompt))
         # A cache that evicts as it grows holds on average what this one holds, growing by one a token.
         entries = [(first + last - tokens) / 2 for first, last in zip(before, after)]
-        decode_limit = oracle.timed(oracle.decode(self.parts, 1, entries, tokens)) / tokens
+        decode_limit = limit.timed(limit.decode(self.parts, 1, entries, tokens)) / tokens
         if not keep:
             return
         row.visual_tokens, row.kv_bytes = prompt.visual_tokens[-1], sum(prompt.kv_bytes)
         row.encode.append(prompt.encode_seconds)
         row.prefill.append(prompt.prefill_seconds)
-        row.limit.append(limit)
+        row.limit.append(prefill_limit)
         row.method.append(prompt.method_seconds)
         if tokens > 2:
             row.kv_bytes_at_end = sum(end.kv_bytes)

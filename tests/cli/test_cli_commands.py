@@ -161,8 +161,8 @@ def test_resume_measures_only_what_is_missing(bench: Any, tmp_path: Path, monkey
 @pytest.mark.parametrize(("options", "batches"), [((), 3), (("--timed", 1), 1)])
 def test_timed_batches(bench: Any, monkeypatch: pytest.MonkeyPatch, options: tuple[Any, ...], batches: int) -> None:
     timed = []
-    limit = measure_module.oracle.prefill_seconds
-    monkeypatch.setattr(measure_module.oracle, "prefill_seconds", lambda *a, **kw: timed.append(a) or limit(*a, **kw))
+    limit = measure_module.limit.prefill_seconds
+    monkeypatch.setattr(measure_module.limit, "prefill_seconds", lambda *a, **kw: timed.append(a) or limit(*a, **kw))
 
     result = bench("--methods", "none", *options)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.core.layout import Layout
 from foveate.core.report import Trace
+from foveate.engine.decoding import Decoding
 from foveate.engine.run import Run
 from foveate.models import anatomy
 
@@ -24,11 +25,13 @@ class Notes:
     Attributes:
         arriving: rows ``[B, n, D]`` that entered layer 0 in each forward that read images, None if the layer was routed.
         deepstack: with them, what the model adds to them in its first layers ``[B, n, L, D]``, if it does.
+        trace: of all turns, one after the other (that of a session is of the last one).
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
     deepstack: list[Tensor | None] = field(default_factory=list)
+    trace: Trace = field(default_factory=Trace)
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
 
 
@@ -36,21 +39,30 @@ class Notes:
 def noting() -> Iterator[Notes]:
     """Take notes of every forward of every session."""
     notes = Notes()
-    enter = Run.enter
+    enter, begin = Run.enter, Decoding.begin
 
     def noted(run: Run, layer: int, x: Tensor, kwargs: dict[str, Any]) -> Any:
         result = enter(run, layer, x, kwargs)
         if layer == 0:
-            notes.held.append((run.past, run.rows, []))
-            if run.reads_images:
+            notes.held.append((run.rows.past, run.rows.given, []))
+            if run.rows.has_pictures:
                 notes.arriving.append(None if run.routes[0] is not None else result[0])
                 notes.deepstack.append(run.state.get("prefill", "deepstack"))
-        cache = run.caches[layer]
+                notes.trace.log.append(run.layouts)
+                notes.trace.routes.append(run.routes)
+        cache = run.keeping.layers[layer]
         ledger = getattr(cache, "ledger", None)  # layers with a recurrent state have none
         notes.held[-1][2].append(None if ledger is None else ledger.tokens(x.shape[0], x.device))
         return result
 
-    with patch.object(Run, "enter", noted):
+    def stepped(decoding: Decoding, kwargs: dict[str, Any], positions: Tensor, past: int) -> Any:
+        ledgers = [getattr(cache, "ledger", None) for cache in decoding.layers]
+        batch, device = positions.shape[1], positions.device
+        held = [None if ledger is None else ledger.extended(1).tokens(batch, device) for ledger in ledgers]
+        notes.held.append((past, 1, held))
+        return begin(decoding, kwargs, positions, past)
+
+    with patch.object(Run, "enter", noted), patch.object(Decoding, "begin", stepped):
         yield notes
 
 

@@ -13,7 +13,7 @@ from foveate.core.errors import FoveateError
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, joined
 from tests.suite.conversation import generate, logits
-from tests.suite.oracle import masked_logits
+from tests.suite.oracle import masked_logits, noting
 
 LLAVA = BODIES["llava-clip"]
 RECIPE = "hiprune(keep=9, positions='anchor') + fastv(layer=2, keep=5)"
@@ -122,7 +122,7 @@ def test_a_second_turn_may_bring_another_image(name: str) -> None:
     model, inputs = body.model(), body.inputs(ONE)
     prompt = inputs["input_ids"].shape[1]
     recipe = "fastv(keep=5)"
-    with torch.no_grad(), foveate.attach(model, recipe) as session:
+    with torch.no_grad(), noting() as notes, foveate.attach(model, recipe):
         cache = model(**inputs, use_cache=True).past_key_values
         more = body.inputs([(2, 1, 5)], seed=3)
         for key in {"attention_mask", body.type_key} & more.keys():  # both speak of the whole conversation
@@ -132,7 +132,7 @@ def test_a_second_turn_may_bring_another_image(name: str) -> None:
     shown = inputs.keys() - {"input_ids", "attention_mask", body.type_key}
     whole |= {key: torch.cat([inputs[key], more[key]]) for key in shown - {"pixel_values"}}
     whole["pixel_values"] = joined([inputs["pixel_values"], more["pixel_values"]])
-    expected = masked_logits(model, whole, session.trace, (0, prompt))
+    expected = masked_logits(model, whole, notes.trace, (0, prompt))
     torch.testing.assert_close(output, expected[:, -1], **CLOSE)
 
 

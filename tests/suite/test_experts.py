@@ -90,11 +90,11 @@ def test_with_all_experts_alive_every_bit_is_the_models() -> None:
 def test_dropping_equals_weighing_zero_in_prefill_and_decode(others: str, below: float) -> None:
     model, inputs = BODY.model(), BODY.inputs(RAGGED)
     prompt = inputs["input_ids"].shape[1]
-    with noting() as notes, attach(model, Skip(below), others) as session:
+    with noting() as notes, attach(model, Skip(below), others):
         output = generate(model, inputs)
     whole = BODY.extended(inputs, output.sequences[:, prompt:-1])
     with dense(model, below):
-        expected = masked_logits(model, whole, session.trace, (0,), notes)
+        expected = masked_logits(model, whole, notes.trace, (0,), notes)
     torch.testing.assert_close(logits(output), expected[:, prompt - 1 :], **CLOSE)
 
 

@@ -181,18 +181,18 @@ def test_composition_runs_and_equals_its_oracle(recipe: str) -> None:
     body = BODIES["llava-clip"]
     model, inputs = body.model(), body.inputs(RAGGED)
     prompt = inputs["input_ids"].shape[1]
-    with noting() as notes, foveate.attach(model, recipe) as session:
+    with noting() as notes, foveate.attach(model, recipe):
         output = generate(model, inputs)
     whole = body.extended(inputs, output.sequences[:, prompt:-1])
-    expected = masked_logits(model, whole, session.trace, (0,), notes)
+    expected = masked_logits(model, whole, notes.trace, (0,), notes)
     torch.testing.assert_close(logits(output), expected[:, prompt - 1 :], **CLOSE)
 
 
 def oracle(model: Any, whole: dict[str, torch.Tensor], session: Session, notes: Notes) -> torch.Tensor:
     """Where layers have a recurrent state, removing is not masking."""
     if session.anatomy.traits().recurrent:
-        return short_logits(model, whole, session.trace, notes)
-    return masked_logits(model, whole, session.trace, (0,), notes)
+        return short_logits(model, whole, notes.trace, notes)
+    return masked_logits(model, whole, notes.trace, (0,), notes)
 
 
 def attach(model: Any, method: Method, body: Body) -> Session:

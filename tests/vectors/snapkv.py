@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from foveate.core.layout import Layout
 from foveate.core.signal import Attention, Rows, Site
-from foveate.engine.probe import chosen_rows, last_rows
+from foveate.engine.attention import chosen_rows, last_rows
 from foveate.methods import SnapKV
 from foveate.methods.kv_cache.snapkv import best_entries, window_scores
 from tests.vectors import Case

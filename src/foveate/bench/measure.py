@@ -21,7 +21,7 @@ from foveate.bench.records import Answer, Measurement
 from foveate.bench.run import Measure
 from foveate.core.recipe import NONE, Recipe
 from foveate.core.report import Report
-from foveate.engine import oracle
+from foveate.engine import limit
 from foveate.engine.session import Session
 from foveate.tasks import Question, evidence_cells
 
@@ -130,10 +130,10 @@ def _answer(
     if not compare:
         return answered
     # Right after the run that they are compared with, so that all meet the machine in the same state.
-    limit = oracle.prefill_seconds(checkpoint.model, report, repeats=1)
+    seconds = limit.prefill_seconds(checkpoint.model, report, repeats=1)
     with _attached(checkpoint, encodings, NONE) as unmodified:
         checkpoint.answer(inputs, max_new_tokens=1)
-    return replace(answered, limit_seconds=limit, unmodified_seconds=unmodified.report.prefill_seconds)
+    return replace(answered, limit_seconds=seconds, unmodified_seconds=unmodified.report.prefill_seconds)
 
 
 @contextmanager

@@ -393,8 +393,17 @@ class Cache(Method):
     step of decoding).
     """
 
+    @property
+    def layer_by_layer(self) -> bool:
+        """Whether `plan` looks at each layer alone: a layer's cache may then shrink as soon as it is scored."""
+        return False
+
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
-        """Scores of the layer's cached entries, in any shape (``keys``, ``values`` ``[B, Hkv, n, d]``), or None."""
+        """Scores of the layer's cached entries, in any shape (``keys``, ``values`` ``[B, Hkv, n, d]``), or None.
+
+        ``layout`` is that of all n entries. What was there before the prompt comes first, as text or visual rows without
+        positions or grids; origins are then token numbers.
+        """
         return None
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> Sequence[Kept | None]:

@@ -13,15 +13,14 @@ from foveate.core.step import Held, Step
 
 @dataclass(frozen=True)
 class Report:
-    """The cost of the last request (everything since its cache was empty).
+    """The cost of the last request: a prompt, whatever was in the cache before it, and its answer.
 
-    Token counts and FLOPs are those of its first prompt, or of the last one that brought images. Token counts are means over
-    the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are
-    totals over the batch. ``workspace`` is the most bytes that the methods say they need beside the unmodified model's peak
-    (`foveate.core.method.Method.workspace`). ``active`` rows are those not frozen. FLOPs count the matrix products of the
-    language model's layers in the prefill. Every forward after the prefill counts as a decode step, a later turn's prompt
-    too. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read in the encoder; ``prefill_seconds``
-    include the methods' own arithmetic and the engine's overhead.
+    Token counts are means over the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are totals
+    over the batch. ``kv_kept`` is the share of all tokens so far that a layer's cache holds. ``workspace`` is the most bytes
+    that the methods say they need beside the unmodified model's peak (`foveate.core.method.Method.workspace`). ``active``
+    rows are those not frozen. FLOPs count the matrix products of the language model's layers in the prefill. Every forward
+    after the prefill counts as a decode step. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read
+    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead.
     """
 
     recipe: str
@@ -31,6 +30,7 @@ class Report:
     rows: tuple[float, ...]
     active: tuple[float, ...]
     kv_bytes: tuple[int, ...]
+    kv_kept: tuple[float, ...]
     workspace: int
     encode_seconds: float
     prefill_seconds: float
@@ -51,7 +51,7 @@ class Report:
                 f"recipe         {self.recipe}",
                 f"visual tokens  {self.original_visual_tokens:g} -> {_run_lengths(self.visual_tokens)}",
                 f"rows           {_run_lengths(self.rows)} ({last:g} visual in the last layer)",
-                f"KV cache       {sum(self.kv_bytes) / 2**20:.2f} MiB",
+                f"KV cache       {sum(self.kv_bytes) / 2**20:.2f} MiB ({_shares(self.kv_kept)} of the tokens so far)",
                 f"workspace      {self.workspace / 2**20:.2f} MiB at most",
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
                 f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
@@ -65,7 +65,7 @@ class Trace:
     """Which original visual tokens are alive where, for the last request.
 
     Attributes:
-        log: for each forward that read visual tokens (one for each turn that brought images), the `Layout` entering each
+        log: for each forward that read visual tokens (one, unless the prompt was read in parts), the `Layout` entering each
             decoder layer, and last the layout after the last layer.
         routes: for each such forward, what a routing method said in each layer.
         steps: what each method saw and did, in order; only where the session watches (as all that follows).
@@ -79,19 +79,25 @@ class Trace:
     held: list[Held | None] = field(default_factory=list)
     pictures: list[int] = field(default_factory=list)
 
-    def alive(self, layer: int, turn: int = -1) -> list[list[Tensor]]:
+    def alive(self, layer: int) -> list[list[Tensor]]:
         """Raster indices of the visual tokens entering decoder ``layer``, by sample and image.
 
         ``layer`` equal to the number of layers means after the last one. Empty where no image was read.
         """
-        return self.log[turn][layer].ordinals() if self.log else []
+        return self.log[-1][layer].ordinals() if self.log else []
 
     @property
     def grids(self) -> list[list[tuple[int, int]]]:
-        """``(rows, columns)`` of each image of each sample, of the last turn that brought images."""
+        """``(rows, columns)`` of each image of each sample."""
         if not self.log:
             return []
         return [[(item.rows, item.columns) for item in items] for items in self.log[-1][0].items]
+
+
+def _shares(values: tuple[float, ...]) -> str:
+    """``(0.5, 0.25)`` as ``25-50 %``."""
+    low, high = round(100 * min(values, default=1)), round(100 * max(values, default=1))
+    return f"{low} %" if low == high else f"{low}-{high} %"
 
 
 def _run_lengths(values: tuple[float, ...]) -> str:

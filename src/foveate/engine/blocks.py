@@ -13,25 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
+from foveate.engine.stand_in import stand_in
 from foveate.models.anatomy import Halves
 
 Middle = Callable[[Tensor], Tensor]
 """What becomes of the rows ``[I, n, D]`` between attention and MLP."""
 
 
-def forward(block: nn.Module, halves: Callable[[nn.Module], Halves], middle: Middle) -> Callable[..., Tensor]:
-    """A forward for ``block``, which ``halves`` takes apart."""
-
-    def run(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        parts = halves(block)  # anew each time: accelerate may only now have loaded the block's own parameters
-        attended = parts.attention(parts.norm1(hidden_states), attention_mask=attention_mask, **kwargs)
-        attended = attended[0] if isinstance(attended, tuple) else attended
-        x = hidden_states + (attended if parts.scale1 is None else parts.scale1 * attended)
-        x = middle(x)
-        out = parts.mlp(parts.norm2(x))
-        return x + (out if parts.scale2 is None else parts.scale2 * out)
-
-    return run
+def forward(
+    block: nn.Module,
+    halves: Callable[[nn.Module], Halves],
+    middle: Middle,
+    original: Callable[..., Tensor],
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Run ``block``, which ``halves`` takes apart, in the place of its ``original`` forward."""
+    parts = halves(block)  # anew each time: accelerate may only now have loaded the block's own parameters
+    attended = parts.attention(parts.norm1(hidden_states), attention_mask=attention_mask, **kwargs)
+    attended = attended[0] if isinstance(attended, tuple) else attended
+    x = hidden_states + (attended if parts.scale1 is None else parts.scale1 * attended)
+    x = middle(x)
+    out = parts.mlp(parts.norm2(x))
+    return x + (out if parts.scale2 is None else parts.scale2 * out)
 
 
 @torch.no_grad()
@@ -52,22 +57,8 @@ def install(block: nn.Module, halves: Callable[[nn.Module], Halves], middle: Mid
     x = torch.randn(1, 5, norm.shape[0], generator=generator)  # type: ignore[union-attr, arg-type]
     x = x.to(norm.dtype) if hooked else x.to(norm)  # type: ignore[arg-type]
     expected = block(x, None)
-    undo = stand_in(block, place, forward(block, halves, middle))
+    undo = stand_in(block, place, forward, block, halves, middle)
     if not isinstance(expected, Tensor) or not torch.equal(block(x, None), expected):
         undo()
         raise FoveateError(f"{name}: running its halves apart does not give the same bits, so rows cannot go between them")
-    return undo
-
-
-def stand_in(module: nn.Module, name: str, function: Callable[..., Any]) -> Callable[[], None]:
-    """Let ``function`` take the place of a module's own attribute; returns what undoes it."""
-    original = module.__dict__.get(name)
-    module.__dict__[name] = function
-
-    def undo() -> None:
-        if original is None:
-            del module.__dict__[name]
-        else:
-            module.__dict__[name] = original
-
     return undo

@@ -1,6 +1,6 @@
 """Cache layers that know which tokens they hold.
 
-``generate`` counts the tokens that a cache has *seen* to decide which tokens are new; attention needs to know which are
+``generate`` counts the tokens that a cache has been shown to decide which tokens are new; attention needs to know which are
 still *there*. A `FoveateLayer` answers both, so that a second turn, or a continued one, is fed exactly its new tokens.
 """
 
@@ -22,114 +22,9 @@ from transformers.cache_utils import (
 )
 
 from foveate.core.errors import FoveateError
+from foveate.engine.ledger import EMPTY, Ledger
 from foveate.ops.ragged import Blocks
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """Which tokens of the conversation the entries of a cache layer are.
-
-    Entries are those of ``prefix``, then ``tail`` consecutive tokens from number ``start`` on.
-
-    Attributes:
-        prefix: ``[B, 1 or Hkv, n]`` token numbers, -1 = padding; None where nothing was ever removed.
-        start: number of the first token of the tail.
-        tail: entries in the tail.
-        holes: whether the prefix has padding.
-        shift: ``[B]`` by how much later tokens move down in rotary position, None = not at all.
-        blocked: how many of the prefix' columns are kept in blocks by head instead of in the dense tensors.
-        visual: ``[B, L]`` bool: which of the first L tokens of the conversation are visual, None = none.
-    """
-
-    prefix: Tensor | None = None
-    start: int = 0
-    tail: int = 0
-    holes: bool = False
-    shift: Tensor | None = None
-    blocked: int = 0
-    visual: Tensor | None = None
-
-    @property
-    def seen(self) -> int:
-        """Tokens that the layer has been shown."""
-        return self.start + self.tail
-
-    @property
-    def consecutive(self) -> bool:
-        """Whether the entries are consecutive tokens, as in a plain cache."""
-        return self.prefix is None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every token seen is there."""
-        return self.consecutive and self.start == 0
-
-    def tokens(self, batch: int, device: torch.device) -> Tensor:
-        """``[B, 1 or Hkv, n]`` token numbers of all entries."""
-        tail = torch.arange(self.start, self.seen, device=device)
-        if self.prefix is None:
-            return tail.expand(batch, 1, -1)
-        return torch.cat([self.prefix.to(device), tail.expand(*self.prefix.shape[:2], -1)], dim=-1)
-
-    def is_visual(self, tokens: Tensor) -> Tensor:
-        """Which of ``tokens`` ``[B, h, n]`` are visual."""
-        if self.visual is None or not self.visual.shape[1]:
-            return torch.zeros_like(tokens, dtype=torch.bool)
-        visual = self.visual.to(tokens.device)[:, None].expand(-1, tokens.shape[1], -1)
-        known = (tokens >= 0) & (tokens < visual.shape[2])
-        return known & visual.gather(2, tokens.clamp(0, visual.shape[2] - 1))
-
-    def extended(self, count: int) -> Ledger:
-        """With the next ``count`` tokens."""
-        return replace(self, tail=self.tail + count)
-
-    def appended(self, tokens: Tensor, seen: int, holes: bool, shift: Tensor | None) -> Ledger:
-        """With the entries ``tokens`` ``[B, n]`` (-1 = padding) out of those up to number ``seen``."""
-        old = self.tokens(tokens.shape[0], tokens.device)
-        new = tokens[:, None].expand(-1, old.shape[1], -1)
-        prefix = torch.cat([old, new], dim=-1)
-        return replace(self, prefix=prefix, start=seen, tail=0, holes=self.holes or holes, shift=shift)
-
-    def kept(self, entries: Tensor, holes: bool) -> Ledger:
-        """With the entries ``[B, Hkv or 1, k]`` only (-1 = padding, if there are ``holes``), and what lies in blocks."""
-        tokens = self.tokens(entries.shape[0], entries.device)
-        if self.blocked:
-            early = torch.arange(self.blocked, device=entries.device).expand(*entries.shape[:2], -1)
-            entries = torch.cat([early, torch.where(entries >= 0, entries + self.blocked, -1)], dim=-1)
-        heads = max(tokens.shape[1], entries.shape[1])
-        entries = entries.expand(-1, heads, -1)
-        prefix = tokens.expand(-1, heads, -1).gather(2, entries.clamp(min=0)).masked_fill(entries < 0, -1)
-        return replace(self, prefix=prefix, start=self.seen, tail=0, holes=holes)
-
-    def without(self, entry: int, batch: int, device: torch.device) -> Ledger:
-        """With one entry less."""
-        tokens = self.tokens(batch, device)
-        prefix = torch.cat([tokens[..., :entry], tokens[..., entry + 1 :]], dim=-1)
-        return replace(self, prefix=prefix, start=self.seen, tail=0)
-
-    def last(self, count: int) -> Ledger:
-        """With the last ``count`` entries only."""
-        if count <= self.tail:
-            return replace(self, prefix=None, start=self.seen - count, tail=count, holes=False)
-        if self.prefix is None:
-            return self
-        return replace(self, prefix=self.prefix[..., -(count - self.tail) :])
-
-    def cropped(self, count: int) -> Ledger:
-        """Without the last ``count`` tokens."""
-        if count > self.tail:
-            raise FoveateError(f"crop({count}): only the {self.tail} tokens after the compressed prompt can be taken back")
-        return replace(self, tail=self.tail - count)
-
-    def batched(self, index: Tensor) -> Ledger:
-        """With the batch entries ``index``."""
-        prefix = None if self.prefix is None else self.prefix.index_select(0, index.to(self.prefix.device))
-        shift = None if self.shift is None else self.shift.index_select(0, index.to(self.shift.device))
-        visual = None if self.visual is None else self.visual.index_select(0, index.to(self.visual.device))
-        return replace(self, prefix=prefix, shift=shift, visual=visual)
-
-
-EMPTY = Ledger()
+from foveate.ops.transfer import upload
 
 
 class Owner(Protocol):
@@ -140,11 +35,33 @@ class Owner(Protocol):
 
 @dataclass
 class _Full:
-    """The whole cache, set aside while decoding reads a view of it."""
+    """The whole cache, set aside while decoding reads a part of it."""
 
     keys: Tensor
     values: Tensor
     ledger: Ledger
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a method that evicts step by step is told of a prompt, for each sample of the batch (on the host).
+
+    Attributes:
+        left: entries left of it.
+        spare: padding in front of them.
+        length: its tokens, before anything was dropped.
+        width: its tokens, padding included.
+    """
+
+    left: tuple[int, ...]
+    spare: tuple[int, ...]
+    length: tuple[int, ...]
+    width: int
+
+    def batched(self, samples: Sequence[int]) -> Prompt:
+        """With those ``samples``."""
+        left, spare, length = (tuple(of[sample] for sample in samples) for of in (self.left, self.spare, self.length))
+        return Prompt(left, spare, length, self.width)
 
 
 class FoveateLayer(DynamicLayer):
@@ -153,28 +70,22 @@ class FoveateLayer(DynamicLayer):
     Without an attached session it works while nothing was removed, and refuses otherwise instead of mis-masking.
 
     Attributes:
-        ledger: which tokens the entries are that attention reads.
         blocks: entries by head, where heads keep different numbers; ``keys`` and ``values`` are then those that came later.
-        prompt, spare, length: entries left of the prompt, padding in front of them, tokens of the prompt: of each sample,
-            where a method evicts step by step.
-        prompt_tokens: length of the prompt, padding included.
+        prompt: of the prompt whose entries a method evicts step by step, None where none does.
         record_past: whether what leaves the sliding window stays until the next `crop`.
     """
 
     def __init__(self, sliding_window: int | None = None) -> None:
         super().__init__()
-        self.ledger = EMPTY
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
         self.blocks: Blocks | None = None
-        self.prompt: tuple[int, ...] | None = None
-        self.spare: tuple[int, ...] = ()
-        self.length: tuple[int, ...] = ()
-        self.prompt_tokens = 0
+        self.prompt: Prompt | None = None
         self.record_past = False
+        self._ledger, self._columns = EMPTY, 0
         self._full: _Full | None = None
         self._evicting: int | None = None
-        self._owner: Any = lambda: None
+        self._owner: Any = None
 
     @classmethod
     def adopting(cls, layer: DynamicLayer) -> FoveateLayer:
@@ -189,12 +100,34 @@ class FoveateLayer(DynamicLayer):
         return new
 
     def own(self, owner: Owner) -> None:
-        """Let ``owner``, which must keep `ledger` up to date, drive this layer."""
+        """Let ``owner`` build the masks for this layer."""
         self._owner = weakref.ref(owner)
 
     @property
+    def columns(self) -> int:
+        """Entries in the dense tensors."""
+        return self.keys.shape[-2] if self.is_initialized and self.keys is not None and self.keys.ndim > 2 else 0
+
+    @property
+    def ledger(self) -> Ledger:
+        """Which tokens the entries are that attention reads."""
+        # Steps of decoding append without a word to the ledger: what came since is consecutive.
+        columns = self.columns
+        if columns > self._columns:
+            self._ledger, self._columns = self._ledger.extended(columns - self._columns), columns
+        return self._ledger
+
+    @ledger.setter
+    def ledger(self, ledger: Ledger) -> None:
+        self._ledger, self._columns = ledger, self.columns
+
+    def announce(self, ledger: Ledger, rows: int) -> None:
+        """The ledger as it is once ``rows`` entries more have come."""
+        self._ledger, self._columns = ledger, self.columns + rows
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values, a view's own copies included."""
+        """Bytes of all keys and values, copies that are only read included."""
         if not isinstance(getattr(self, "keys", None), Tensor):
             return 0
         full = 0 if self._full is None else self._full.keys.nbytes + self._full.values.nbytes
@@ -216,17 +149,16 @@ class FoveateLayer(DynamicLayer):
         self.record_past = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append; the owner accounts for the entries, without one they are the next tokens."""
-        if self._evicting is None:
-            super().update(key_states, value_states)
-        else:  # in one copy
+        """Append."""
+        if self._evicting is not None:  # in one copy
             slot, self._evicting = self._evicting, None
             self.keys = torch.cat([self.keys[:, :, :slot], self.keys[:, :, slot + 1 :], key_states], dim=2)
             self.values = torch.cat([self.values[:, :, :slot], self.values[:, :, slot + 1 :], value_states], dim=2)
-        keys, values = self.keys, self.values
+            self._columns -= 1
+            return self.keys, self.values
+        keys, values = DynamicLayer.update(self, key_states, value_states)
         if not self._owned:
-            self._refuse_unless_consecutive()
-            self.ledger = self.ledger.extended(key_states.shape[-2])
+            self.refuse_unless_consecutive()
             self.settle()
         return keys, values
 
@@ -235,43 +167,54 @@ class FoveateLayer(DynamicLayer):
         if not self.record_past:
             self._slide()
 
-    def keep(self, entries: Tensor, holes: bool) -> None:
-        """Evict all but ``entries`` ``[B, Hkv or 1, k]`` (-1 = padding, if there are ``holes``)."""
+    def keep(self, entries: Tensor, holes: bool, ledger: Ledger | None = None) -> None:
+        """Evict all but ``entries`` ``[B, Hkv or 1, k]`` (-1 = padding, if there are ``holes``).
+
+        ``ledger``: the one that says so, where another layer has made it already.
+        """
+        kept = self.ledger.kept(entries, holes) if ledger is None else ledger
         self.keys, self.values = _gather(self.keys, entries), _gather(self.values, entries)
-        self.ledger = self.ledger.kept(entries, holes)
+        self.ledger = kept
 
     def keep_ragged(self, entries: Tensor) -> None:
         """Evict all but ``entries`` ``[B, Hkv, k]`` (-1 = none) and store each head's own number of them."""
         entries = entries[..., entries.shape[2] - int((entries >= 0).sum(-1).max()) :]
+        kept = replace(self.ledger.kept(entries, False), blocked=entries.shape[2])
         self.blocks = Blocks.of(self.keys, self.values, entries)
         self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
-        self.ledger = replace(self.ledger.kept(entries, False), blocked=entries.shape[2])
+        self.ledger = kept
 
     def evict(self, slots: Sequence[int | None]) -> None:
-        """Evict one entry, counted from each sample's first, of the samples where there is one to evict.
+        """Evict one entry, counted from each sample's first; None where a sample has none to evict.
 
         Where it is the same one of all samples it goes when the next `update` copies the cache anyway.
         """
-        width = self.keys.shape[2]
-        if len(set(slots)) == 1 and slots[0] is not None and not any(self.spare):
-            self._evicting = slots[0]
-            self.ledger = self.ledger.without(slots[0], len(slots), self.keys.device)
+        assert self.prompt is not None
+        spare, width, ledger = self.prompt.spare, self.keys.shape[2], self.ledger
+        tokens = ledger.tokens(len(slots), self.keys.device)
+        if len(set(slots)) == 1 and slots[0] is not None and not any(spare):
+            self._evicting = slot = slots[0]
+            prefix = torch.cat([tokens[..., :slot], tokens[..., slot + 1 :]], dim=-1)
+            # The columns of today; the update takes one away and brings the next.
+            self._ledger = replace(ledger, prefix=prefix, start=ledger.past, tail=0)
             return
-        kept = [
-            [entry for entry in range(spare, width) if slot is None or entry != spare + slot]
-            for spare, slot in zip(self.spare, slots)
-        ]
-        longest = max(map(len, kept))
-        self.spare = tuple(longest - len(entries) for entries in kept)
-        index = [[-1] * spare + entries for spare, entries in zip(self.spare, kept)]
-        self.keep(torch.tensor(index, device=self.keys.device)[:, None], holes=any(self.spare) or self.ledger.holes)
+        left = [width - padding - (slot is not None) for padding, slot in zip(spare, slots)]
+        longest = max(left)
+        moved = tuple(longest - count for count in left)
+        down = [before - after for before, after in zip(spare, moved)]
+        gap = [width if slot is None else slot + padding for slot, padding in zip(slots, moved)]
+        by, behind, first = upload([down, gap, moved], self.keys.device)[..., None]
+        place = torch.arange(longest, device=self.keys.device)
+        entries = (place + by + (place >= behind)).masked_fill(place < first, -1)[:, None]
+        self.prompt = replace(self.prompt, spare=moved)
+        self.keep(entries, holes=any(moved) or ledger.holes)
 
-    def look(self, entries: Tensor, holes: bool) -> None:
+    def narrow(self, entries: Tensor, holes: bool) -> None:
         """Let attention read ``entries`` ``[B, 1, k]`` and what comes later only; the rest stays, set aside."""
         self._full = _Full(self.keys, self.values, self.ledger)
         self.keep(entries, holes)
 
-    def look_up(self) -> None:
+    def widen(self) -> None:
         """Let attention read everything again."""
         if self._full is None:
             return
@@ -282,27 +225,30 @@ class FoveateLayer(DynamicLayer):
         self.ledger = full.ledger.extended(new)
 
     def get_seq_length(self) -> int:
-        """Tokens seen."""
-        return self.ledger.seen
+        """Tokens that it was shown."""
+        return self.ledger.past
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Under a session, as if every token were there: the session picks the columns of those that are."""
+        ledger = self.ledger
         if self._owned:
-            return self.ledger.seen + query_length, 0
-        self._refuse_unless_consecutive()
-        return self.ledger.tail + query_length, self.ledger.start
+            return ledger.past + query_length, 0
+        self.refuse_unless_consecutive()
+        return ledger.tail + query_length, ledger.start
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.ledger, self.blocks, self.prompt, self._full = EMPTY, None, None, None
+        self.blocks, self.prompt, self._full = None, None, None
+        self.ledger = EMPTY
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take tokens back: a negative number of them, or (older transformers) the length to cut to."""
-        count = -tokens_to_remove if tokens_to_remove <= 0 else max(self.ledger.seen - tokens_to_remove, 0)
+        count = -tokens_to_remove if tokens_to_remove <= 0 else max(self.ledger.past - tokens_to_remove, 0)
         if count and self.is_initialized:
-            self.ledger = self.ledger.cropped(count)
+            ledger = self.ledger.cropped(count)
             self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+            self.ledger = ledger
         if self.is_initialized:
             self._slide()
 
@@ -322,11 +268,24 @@ class FoveateLayer(DynamicLayer):
         super().batch_repeat_interleave(repeats)
         self._batched(batch, batch.tolist() if self.prompt is not None else ())
 
+    def refuse_unless_consecutive(self) -> None:
+        """One clear line where a plain model would take the entries for other tokens than they are."""
+        if not self.ledger.consecutive:
+            raise FoveateError(
+                "past_key_values: this cache was compressed under a Foveate session that has ended; "
+                "attach a recipe before going on with it, or start with a new cache"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and files: who owns it is not part of it."""
+        return {**self.__dict__, "_owner": None}
+
     def _slide(self) -> None:
         if self.sliding_window is not None and self.keys.shape[-2] >= self.sliding_window:
+            ledger = self.ledger.last(self.sliding_window - 1)
             self.keys = self.keys[:, :, -self.sliding_window + 1 :]
             self.values = self.values[:, :, -self.sliding_window + 1 :]
-            self.ledger = self.ledger.last(self.sliding_window - 1)
+            self.ledger = ledger
 
     def _batched(self, index: Tensor, samples: Sequence[int] = ()) -> None:
         """What lies beside keys and values follows; the host's numbers follow ``samples``."""
@@ -337,21 +296,12 @@ class FoveateLayer(DynamicLayer):
             keys, values = (x.index_select(0, index.to(x.device)) for x in (self._full.keys, self._full.values))
             self._full = _Full(keys, values, self._full.ledger.batched(index))
         if self.prompt is not None and samples:
-            self.prompt, self.spare, self.length = (
-                tuple(of[sample] for sample in samples) for of in (self.prompt, self.spare, self.length)
-            )
+            self.prompt = self.prompt.batched(samples)
 
     @property
     def _owned(self) -> bool:
-        owner = self._owner()
+        owner = self._owner and self._owner()
         return owner is not None and owner.attached
-
-    def _refuse_unless_consecutive(self) -> None:
-        if not self.ledger.consecutive:
-            raise FoveateError(
-                "past_key_values: this cache was compressed under a Foveate session that has ended; "
-                "attach a recipe before going on with it, or start with a new cache"
-            )
 
 
 def _gather(stored: Tensor, entries: Tensor) -> Tensor:
@@ -368,9 +318,14 @@ def adopt(cache: Cache, count: int, owner: Owner) -> list[Any]:
     Raises:
         FoveateError: for static, quantized and offloaded caches, with the remedy.
     """
-    if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+    if type(cache) is not DynamicCache:
         raise FoveateError(
             f"past_key_values: {type(cache).__name__} cannot shrink; use a DynamicCache (cache_implementation=None)"
+        )
+    if getattr(cache, "offloading", False):
+        raise FoveateError(
+            "past_key_values: an offloaded DynamicCache moves its layers away while they are compressed; use "
+            "DynamicCache(offloading=False) (cache_implementation='dynamic')"
         )
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, FoveateLayer, LinearAttentionLayer):

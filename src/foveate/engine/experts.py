@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-
-from foveate.engine.blocks import stand_in
+from torch import Tensor
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Rows ``[T, D]``, chosen experts ``[T, K]`` and their weights ``[T, K]`` to rows ``[T, D]``."""
@@ -26,11 +24,12 @@ def surviving(experts: Forward, x: Tensor, index: Tensor, weights: Tensor) -> Te
     return made.new_zeros(weights.numel(), x.shape[1]).index_copy(0, pairs, made).unflatten(0, (-1, chosen)).sum(1)
 
 
-def install(module: nn.Module, weigh: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
-    """Let ``weigh`` (experts and weights ``[T, K]`` to weights) decide before the module runs; returns what undoes it."""
-    original = module.forward
-
-    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        return surviving(original, hidden_states, top_k_index, weigh(top_k_index, top_k_weights))
-
-    return stand_in(module, "forward", forward)
+def weighed(
+    weigh: Callable[[Tensor, Tensor], Tensor],
+    original: Forward,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+) -> Tensor:
+    """Run experts, whose ``original`` forward this is, with what ``weigh`` makes of ``[T, K]`` experts and weights."""
+    return surviving(original, hidden_states, top_k_index, weigh(top_k_index, top_k_weights))

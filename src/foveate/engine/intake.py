@@ -25,6 +25,7 @@ class Intake:
         item, ordinal: ``[B, q]`` grid of each visual row and its place there, -1 elsewhere.
         items: grids of each sample, in the order of the prompt.
         ids: ``[B, q]`` token ids as given.
+        before: ``[B, past]`` which earlier tokens are not padding, None = all.
     """
 
     visual: Tensor
@@ -35,6 +36,7 @@ class Intake:
     ordinal: Tensor
     items: tuple[tuple[Item, ...], ...]
     ids: Tensor | None = None
+    before: Tensor | None = None
 
     @classmethod
     def plain(cls, batch: int, rows: int) -> Intake:
@@ -54,7 +56,9 @@ class Intake:
         host = ids.cpu()
         mask = kwargs.get("attention_mask")
         padded = isinstance(mask, Tensor) and mask.ndim == 2
-        valid = mask[:, -rows:].bool().cpu() if padded else torch.ones_like(host, dtype=torch.bool)
+        valid, before = torch.ones_like(host, dtype=torch.bool), None
+        if padded:
+            before, valid = mask.bool().cpu().split([mask.shape[1] - rows, rows], dim=1)
         tokens = {"image": anatomy.image_tokens, "video": anatomy.video_tokens}
         shown = {kind: torch.isin(host, torch.tensor(known, dtype=host.dtype)) for kind, known in tokens.items()}
         item, ordinal = torch.full((batch, rows), -1), torch.full((batch, rows), -1)
@@ -73,7 +77,7 @@ class Intake:
             items.append(tuple(grid[1] for grid in grids))
         visual = ordinal >= 0
         newline = (shown["image"] | shown["video"]) & ~visual
-        return cls(visual, newline, shown["video"] & visual, valid, item, ordinal, tuple(items), host)
+        return cls(visual, newline, shown["video"] & visual, valid, item, ordinal, tuple(items), host, before)
 
     def layout(self, positions: Tensor) -> Layout:
         """The layout of the unedited sequence, on the device of ``positions``."""
@@ -86,6 +90,23 @@ class Intake:
             newline=self.newline,
             video=self.video,
         )
+
+    def earlier(self, tokens: Tensor, past: int) -> tuple[Tensor, tuple[int, ...]]:
+        """Which entries ``tokens`` ``[B, n]`` of a cache that was shown ``past`` tokens are no padding, and how many."""
+        there = tokens >= 0
+        known = self.before is not None and self.before.shape[1] == past
+        if known:
+            there = there & self.before.to(tokens.device).gather(1, tokens.clamp(min=0))  # type: ignore[union-attr]
+        if tokens.shape[1] == past:  # all of them
+            counts = self.before.sum(1) if known else torch.full((len(tokens),), past)  # type: ignore[union-attr]
+            return there, tuple(counts.tolist())
+        return there, tuple(there.sum(1).tolist())
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sample's conversation so far, padding not counted."""
+        now = self.valid.sum(1)
+        return tuple((now if self.before is None else now + self.before.sum(1)).tolist())
 
     @property
     def tail(self) -> Tensor | None:

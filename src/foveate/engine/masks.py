@@ -40,9 +40,16 @@ def pick(base: Tensor | None, queries: Tensor, keys: Tensor, past: int, kernel: 
     if base is None or base.dtype == torch.bool:
         # A padding row may look anywhere: what it computes is never read, but a row that sees nothing gives NaN.
         allowed = (allowed & there[:, :, None]) | ~real[:, None, :, None]
-        return _additive(allowed, x) if kernel == "eager" else allowed
+        return additive(allowed, x) if kernel == "eager" else allowed
     closed = torch.finfo(allowed.dtype).min
     return allowed.masked_fill(~there[:, :, None], closed).masked_fill(~real[:, None, :, None], 0)
+
+
+def by_head(mask: Tensor, heads: int) -> Tensor:
+    """A mask by key-value head, repeated for the query heads that share it."""
+    if mask.ndim == 2 or mask.shape[1] in (1, heads):
+        return mask
+    return mask.repeat_interleave(heads // mask.shape[1], dim=1)
 
 
 def _key_mask(base: Tensor | None, keys: Tensor) -> Tensor:
@@ -54,5 +61,6 @@ def _key_mask(base: Tensor | None, keys: Tensor) -> Tensor:
     return there
 
 
-def _additive(allowed: Tensor, x: Tensor) -> Tensor:
+def additive(allowed: Tensor, x: Tensor) -> Tensor:
+    """A mask of what is allowed, as numbers to add to the logits of ``x``'s layer."""
     return torch.zeros_like(allowed, dtype=x.dtype).masked_fill(~allowed, torch.finfo(x.dtype).min)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from foveate.core.method import Cache, Experts, Routing, Tokens, Traits
+from torch import Tensor
+
+from foveate.core.layout import Layout
+from foveate.core.method import Cache, Companion, Experts, Routing, Tokens, Traits
+from foveate.core.ranking import looking
+from foveate.core.recipe import Recipe
 from foveate.core.signal import (
     Aligned,
     Columns,
@@ -29,6 +35,9 @@ class Program:
     """A checked recipe, sorted by the places where it acts.
 
     Attributes:
+        recipe: as it was given; ``methods``: its methods, fitted to the model; ``anatomy``, ``traits``: the model's.
+        companion: a text tower beside the model.
+        constants: what methods find in their `State` at any time.
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
         routing: the method that routes each decoder layer.
@@ -49,8 +58,12 @@ class Program:
         watched: whether each step of a method is to be remembered (inspection).
     """
 
-    def __init__(self, methods: tuple[Any, ...], anatomy: Anatomy, traits: Traits) -> None:
-        self.methods, self.traits = methods, traits
+    def __init__(
+        self, recipe: Recipe, anatomy: Anatomy, traits: Traits, *, seed: int = 0, companion: Companion | None = None
+    ) -> None:
+        methods: tuple[Any, ...] = tuple(method.fitted(traits) for method in recipe.methods)
+        self.recipe, self.methods, self.anatomy, self.traits, self.companion = recipe, methods, anatomy, traits, companion
+        self.constants: dict[str, Any] = {"seed": seed, "traits": traits}
         self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}
         self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
@@ -99,6 +112,10 @@ class Program:
         for signal in every:
             self._sort(signal)
         self.passing = {signal for signal in every if isinstance(signal, QueryKey) and self._passes(signal)}
+
+    def watching(self, layout: Layout, by_head: bool = False) -> AbstractContextManager[list[Tensor] | None]:
+        """What rows of ``layout`` are ranked by meanwhile, if somebody wants to know."""
+        return looking(layout.shape, by_head) if self.watched else nullcontext()
 
     def _passes(self, signal: QueryKey) -> bool:
         readers = [method for method, signals in self.reads.items() if signal in signals]

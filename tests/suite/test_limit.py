@@ -13,7 +13,7 @@ import torch
 import foveate
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
-from foveate.engine import oracle
+from foveate.engine import limit
 from foveate.engine.calibrate import calibrate
 from foveate.models import anatomy
 from tests.suite.bodies import BODIES, ONE, RAGGED
@@ -24,9 +24,9 @@ def test_the_limit_runs_as_many_rows_as_the_recipe_left(name: str) -> None:
     model, inputs = BODIES[name].model(), BODIES[name].inputs(RAGGED)
     with torch.no_grad(), foveate.attach(model, "fastv(layer=1, keep=4)") as session:
         model(**inputs)
-    out = oracle.prefill(anatomy(model), session.report)()
+    out = limit.prefill(anatomy(model), session.report)()
     assert out.shape[:2] == (3, round(session.report.rows[-1] + 0.49))
-    assert oracle.prefill_seconds(model, session.report, repeats=1) > 0
+    assert limit.prefill_seconds(model, session.report, repeats=1) > 0
 
 
 def test_the_limit_of_frozen_rows_computes_their_keys_and_values_only() -> None:
@@ -34,7 +34,7 @@ def test_the_limit_of_frozen_rows_computes_their_keys_and_values_only() -> None:
     with torch.no_grad(), foveate.attach(model, "shortv(layers=(1,))") as session:
         model(**inputs)
     assert session.report.active[1] == session.report.rows[1] - 16
-    assert oracle.prefill(anatomy(model), session.report)().shape[1] == session.report.rows[-1]
+    assert limit.prefill(anatomy(model), session.report)().shape[1] == session.report.rows[-1]
 
 
 def test_the_limit_of_rows_that_skip_layers_leaves_them_out_until_they_come_back() -> None:
@@ -43,7 +43,7 @@ def test_the_limit_of_rows_that_skip_layers_leaves_them_out_until_they_come_back
     with torch.no_grad(), foveate.attach(model, recipe) as session:
         model(**inputs)
     with calls_of_layers(model) as calls:
-        oracle.prefill(anatomy(model), session.report)()
+        limit.prefill(anatomy(model), session.report)()
     assert [rows for rows, _ in calls] == list(session.report.rows) == [11, 27, 17, 11]
 
 
@@ -52,10 +52,10 @@ def test_the_limit_of_decoding_reads_as_many_entries_as_the_recipe_left(recipe: 
     model, inputs = BODIES["llava-clip"].model(), BODIES["llava-clip"].inputs(ONE)
     prompt = inputs["input_ids"].shape[1]
     with torch.no_grad(), foveate.attach(model, recipe):
-        entries = oracle.held(model(**inputs, use_cache=True).past_key_values)
+        entries = limit.held(model(**inputs, use_cache=True).past_key_values)
     assert entries == pytest.approx([prompt if recipe == "none" else prompt // 2] * 4, abs=1)
     with calls_of_layers(model) as calls:
-        oracle.decode(anatomy(model), 1, entries, 2)()
+        limit.decode(anatomy(model), 1, entries, 2)()
     before = [math.ceil(count) for count in entries]
     assert calls == [(1, count) for count in [*before, *(count + 1 for count in before)]]
 

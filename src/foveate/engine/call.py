@@ -1,0 +1,318 @@
+"""One call of a model under a recipe, on one thread, from its outermost entry to its return.
+
+Everything that belongs to a call is here, so nothing of it outlives the call, whether it returns or dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from foveate.core.errors import FoveateError
+from foveate.core.layout import Layout
+from foveate.core.signal import Seen, on
+from foveate.engine import attention
+from foveate.engine.cache import Owner, adopt
+from foveate.engine.decoding import Decoding
+from foveate.engine.intake import Intake
+from foveate.engine.program import Program
+from foveate.engine.recording import Recording
+from foveate.engine.run import Run
+from foveate.engine.vision import Kind, Look
+
+LOOK = "_foveate_look"
+"""Attribute of an encoder's output that says what it was made of, for prompts that come later."""
+
+
+class Call:
+    """One call of the model, or of a part of it.
+
+    Attributes:
+        prompt_is_read: whether what comes now is generated or tried out.
+        recording: what it costs; of the prompt before, where this is a step of a loop of the caller's own.
+        looks: calls of the encoder whose pictures the prompt shows.
+        look: the one that is going on.
+        run: the forward of the language model that is going on, where it has anything to do in the layers.
+        read: for calibration, the layout and all signals of the prompt.
+    """
+
+    def __init__(self, program: Program, owner: Owner, earlier: Recording | None, *, generating: bool = False) -> None:
+        self.recording = Recording(program)
+        self.look: Look | None = None
+        self.run: Run | Decoding | None = None
+        self.read: tuple[Layout, Seen] | None = None
+        self._program, self._owner = program, owner
+        self._earlier = earlier
+        self._generating = generating
+        self._in_parts = False
+        self._caching = True
+        self.prompt_is_read = False
+        self.looks: list[Look] = []
+        self._incoming: Mapping[str, Any] | None = None
+        self._labels: Tensor | None = None
+        self._cache: DynamicCache | None = None
+        self._decoding: Decoding | None = None
+
+    # Pictures.
+
+    def know(self, outputs: Any) -> None:
+        """Pictures that were encoded before this call, as it was given them."""
+        for output in (outputs or {}).values():
+            look = getattr(output, LOOK, None)
+            if isinstance(look, Look) and look.program is self._program and look not in self.looks:
+                self.looks.append(look)
+
+    def encode(self, kind: Kind, bound: Mapping[str, Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run ``get_image_features`` or ``get_video_features``, whose ``bound`` arguments these are."""
+        if self.look is not None:  # a family may encode videos by the function that encodes pictures
+            return original(*args, **kwargs)
+        look = self.look = Look(self._program, kind, bound, self.recording.clock)
+        encoder = self._program.anatomy.encoder
+        listening = () if encoder is None else [encoder.attention[layer] for layer in self._program.encoder_signals]
+        try:
+            with attention.tapped(listening):
+                output = original(*args, **kwargs)
+            look.finish(output)
+        finally:
+            self.look = None
+        self.looks.append(look)
+        return output
+
+    def vision(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the vision tower."""
+        with self.recording.clock.lap("vision"):
+            if self.look is None:
+                return original(*args, **kwargs)
+            args, kwargs = self.look.before_vision(args, kwargs)
+            output = original(*args, **kwargs)
+            self.look.after_vision(output)
+            return output
+
+    def block(self, layer: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a block of the encoder."""
+        look = self.look
+        if look is None:
+            return original(*args, **kwargs)
+        args, kwargs = look.enter_block(layer, args, kwargs)
+        output = original(*args, **kwargs)
+        if isinstance(output, tuple):
+            return (look.leave_block(layer, output[0]), *output[1:])
+        return look.leave_block(layer, output)
+
+    def projector(self, original: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the projector."""
+        with self.recording.clock.lap("projector"):
+            if self.look is None or not self._program.methods:
+                return original(x, *args, **kwargs)
+            return self.look.after_projector(original(self.look.before_projector(x), *args, **kwargs))
+
+    # The whole model, from outside to inside.
+
+    def model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the model: rows that are dropped need predict nothing."""
+        module = self._program.anatomy.model
+        if not self._program.methods:
+            return original(*args, **kwargs)
+        if module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
+            raise FoveateError(
+                f"gradient checkpointing: not possible under {self._program.recipe}, as layers that are run again have no "
+                "cache and show no attention; turn it off"
+            )
+        if kwargs.get("labels") is None:
+            return original(*args, **kwargs)
+        self._labels = kwargs["labels"].clone()
+        return original(*args, **dict(kwargs, labels=self._labels))
+
+    def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run what merges pictures and text."""
+        incoming = {"input_ids": args[0], **kwargs} if args else kwargs
+        self._incoming = incoming
+        if any(incoming.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
+            self.looks = []  # encoded from now on; what was before has not come to a prompt
+        elif not self.looks:
+            self.know(incoming.get("mm_encoder_outputs"))
+        cache = incoming.get("past_key_values")
+        if self._program.methods and cache is not None:
+            # Before the model sizes its masks, which some families do outside of the language model.
+            adopt(cache, len(self._program.anatomy.layers), self._owner)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._incoming = None
+
+    def language_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the language model: a prompt, a part of one, tokens that are tried out, or a step of decoding."""
+        if args:
+            kwargs = {"input_ids": args[0], **kwargs}
+        given = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
+        batch, rows = given.shape[:2]
+        cache = kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
+        prompt = past == 0 or (not self.prompt_is_read if self._generating else rows > 1)
+        # A second branch (guidance) has a cache of its own, and is not what was asked for.
+        branch = self._generating and self._cache is not None and cache is not self._cache
+        recording = Recording(self._program) if branch else self._recording_of(prompt)
+        wanted = kwargs.get("use_cache")
+        unwanted = cache is None and not (self._program.anatomy.config.use_cache if wanted is None else wanted)
+        self._check(kwargs, unwanted)
+        self._caching = not unwanted
+        if cache is None:
+            cache = kwargs["past_key_values"] = DynamicCache(config=self._program.anatomy.config)
+        if not branch:
+            self._cache = cache
+        with ExitStack() as stack, recording.clock.lap("prefill" if prompt else "decode"):
+            positions = _positions(kwargs.get("position_ids"), batch, rows, past, given.device)
+            if self._program.methods:
+                run, kwargs = self._begin(recording, cache, kwargs, positions, past, prompt, stack)
+            else:
+                run = None
+                if prompt and not branch:
+                    recording.unmodified(self._intake(batch, rows), positions, self.looks)
+            try:
+                output = original(**kwargs)
+                if isinstance(run, Run):
+                    self._end(recording, run, output, prompt or run.rows.has_pictures)
+            finally:
+                self.run = None
+                if isinstance(run, Run):
+                    run.close()
+        if prompt and not branch and not self._in_parts:
+            self.prompt_was_read()
+        if unwanted:
+            output["past_key_values"] = None
+        return output
+
+    # The course of a generation.
+
+    def reading_in_parts(self) -> None:
+        """The prompt comes in several forwards; `prompt_was_read` will be said behind the last one."""
+        self._in_parts = True
+
+    def prompt_was_read(self) -> None:
+        """What comes now is generated or tried out; nobody asks for pictures or signals any more."""
+        self.prompt_is_read, self._in_parts = True, False
+        if self._caching:  # else every step reads the prompt again
+            self.looks = []
+
+    def close(self) -> Recording:
+        """The call is over; what it cost."""
+        if self._cache is not None:
+            self.recording.count(self._cache.layers)
+        return self.recording
+
+    # Inside.
+
+    def _recording_of(self, prompt: bool) -> Recording:
+        """Steps of a loop of the caller's own go on with what the prompt cost."""
+        if not prompt and not self._generating and self._earlier is not None:
+            self.recording = self._earlier
+        return self.recording
+
+    def _check(self, kwargs: Mapping[str, Any], unwanted: bool) -> None:
+        program = self._program
+        if not program.methods:
+            return
+        if unwanted and program.cache is not None:
+            raise FoveateError(
+                f"use_cache=False: {program.cache.name} compresses a cache that would not be kept; use use_cache=True, or a "
+                "recipe without it"
+            )
+        if kwargs.get("output_attentions") or getattr(program.anatomy.config, "output_attentions", False):
+            raise FoveateError(
+                f"output_attentions=True: not possible under {program.recipe}, as layers attend to different numbers of "
+                "rows; attach without a recipe ('none') to read attention maps"
+            )
+
+    def _begin(
+        self,
+        recording: Recording,
+        cache: DynamicCache,
+        kwargs: dict[str, Any],
+        positions: Tensor,
+        past: int,
+        prompt: bool,
+        stack: ExitStack,
+    ) -> tuple[Run | Decoding, dict[str, Any]]:
+        """What goes with this forward, and what the language model is to be called with."""
+        program, anatomy = self._program, self._program.anatomy
+        layers = adopt(cache, len(anatomy.layers), self._owner)
+        if not prompt and positions.shape[2] == 1 and not program.experts:
+            decoding = self._decoding_of(layers, kwargs, past)
+            kwargs = decoding.begin(kwargs, positions, past)
+            self.run = decoding if decoding.busy else None
+            if decoding.stored_by_head:
+                stack.enter_context(attention.tapped(self._attentions(range(len(layers)))))
+            return decoding, kwargs
+        kwargs = dict(kwargs)
+        hidden = kwargs.pop("output_hidden_states", None)
+        hidden = getattr(anatomy.config, "output_hidden_states", False) if hidden is None else hidden
+        with recording.clock.lap("engine"):
+            intake = self._intake(*positions.shape[1:])
+            looks = self.looks if any(map(len, intake.items)) else ()
+            run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, collect_hidden=bool(hidden))
+            _take_deepstack(run, kwargs, positions.device)
+        by_head = [number for number, layer in enumerate(layers) if getattr(layer, "blocks", None) is not None]
+        stack.enter_context(attention.tapped(self._attentions({*program.decoder_signals, *by_head})))
+        self.run = run
+        return run, kwargs
+
+    def _decoding_of(self, layers: list[Any], kwargs: Mapping[str, Any], past: int) -> Decoding:
+        decoding = self._decoding
+        evicting = decoding is not None and decoding.goes_on(layers)
+        if decoding is None or not evicting:
+            decoding = Decoding(self._program, layers, self._padding(kwargs), self._generating)
+        if decoding.evict(past):
+            decoding = Decoding(self._program, layers, self._padding(kwargs), self._generating)
+        self._decoding = decoding
+        return decoding
+
+    def _padding(self, kwargs: Mapping[str, Any]) -> Tensor | None:
+        mask = (self._incoming or kwargs).get("attention_mask")
+        return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+    def _attentions(self, layers: Iterable[int]) -> list[nn.Module]:
+        anatomy, recurrent = self._program.anatomy, self._program.traits.recurrent
+        return [anatomy.attention(layer) for layer in layers if layer not in recurrent]
+
+    def _intake(self, batch: int, rows: int) -> Intake:
+        if self._incoming is None or rows == 1:
+            return Intake.plain(batch, rows)
+        return Intake.read(self._program.anatomy, self._incoming, self.looks)
+
+    def _end(self, recording: Recording, run: Run, output: Any, note: bool) -> None:
+        with recording.clock.lap("engine"):
+            output["last_hidden_state"] = run.finish(output["last_hidden_state"])
+            if run.hidden is not None:
+                output["hidden_states"] = (*run.hidden[:-1], output["last_hidden_state"])
+            labels = self._labels
+            if labels is not None and run.rows.edited:
+                labels[:, 1:].masked_fill_(~run.rows.alive[:, :-1].to(labels.device), -100)
+        if self._program.retain:
+            device = output["last_hidden_state"].device
+            self.read = run.layouts[0].to(device), on(run.signals.seen, device)
+        if note and run.rows.given > 1:
+            recording.prompt(run, self.looks if run.rows.has_pictures else ())
+
+
+def _positions(given: Tensor | None, batch: int, rows: int, past: int, device: torch.device) -> Tensor:
+    """``[R, B, N]``, as the language model would make them itself."""
+    if given is None:
+        given = torch.arange(past, past + rows, device=device)[None]
+    return (given if given.ndim == 3 else given[None]).expand(-1, batch, -1)
+
+
+def _take_deepstack(run: Run, kwargs: dict[str, Any], device: torch.device) -> None:
+    """Take over what the language model would add to visual rows after its first layers."""
+    levels = kwargs.pop("deepstack_visual_embeds", None)
+    where = kwargs.pop("visual_pos_masks", None)
+    if levels is None or where is None:
+        return
+    stacked = torch.stack([level.to(device) for level in levels], dim=1)  # [visual, L, D]
+    rows = stacked.new_zeros(*where.shape, *stacked.shape[1:])
+    filled = rows.masked_scatter(where.to(device)[..., None, None], stacked)
+    run.state.put("prefill", "deepstack", filled, rows=True)

@@ -1,0 +1,106 @@
+"""Grids of pictures as rows: layouts of encoders, full grids with holes, and the way between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.layout import Edit, Item, Layout, Role
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Attention
+
+
+def picture_layout(grids: Sequence[tuple[int, int]], there: Tensor, prefix: int, ordinal: Tensor | None = None) -> Layout:
+    """Rows of images: ``prefix`` summary rows, then patches in raster order (or ``ordinal``)."""
+    batch, rows = there.shape
+    number = torch.arange(rows, device=there.device).expand(batch, -1)
+    summary = number < prefix
+    role = torch.where(summary, int(Role.CLS), int(Role.IMAGE)).masked_fill(~there, int(Role.PAD))
+    cell = number - prefix if ordinal is None else ordinal
+    hidden = summary | ~there
+    counts = [min(r * c, rows - prefix) for r, c in grids] if ordinal is None else [rows] * batch
+    return Layout(
+        origin=number,
+        role=role,
+        item=torch.zeros_like(number).masked_fill(hidden, -1),
+        ordinal=cell.masked_fill(hidden, -1),
+        positions=number[None],
+        size=there.float(),
+        items=tuple((Item(r, c, source),) for source, (r, c) in enumerate(grids)),
+        live=tuple(count + prefix for count in counts),
+        visual=tuple(counts),
+    )
+
+
+def without_prefix(layout: Layout, prefix: int) -> Layout:
+    """The same rows without the summary rows, which stand behind the padding of ragged images."""
+    width, live = layout.shape[1] - prefix, tuple(count - prefix for count in layout.live)
+    patches = Reduction.keeping(layout.role != Role.CLS, (width,) * layout.shape[0])
+    return layout.after(Edit(patches, live=live, visual=layout.visual))
+
+
+def behind_prefix(edit: Edit, prefix: int) -> Edit:
+    """An edit of patches as one of patches behind summary rows, which stay."""
+    reduction = edit.reduction
+    if not prefix:
+        return edit
+    anchor = reduction.anchor
+    behind = torch.where(anchor >= 0, anchor + prefix, -1)
+    summary = torch.arange(prefix, device=anchor.device).expand(anchor.shape[0], -1)
+    # Padding stands in front: summary rows go between it and the patches, by a stable sort of what is padding.
+    whole = torch.cat([summary, behind], dim=1)
+    order = (whole >= 0).to(torch.uint8).argsort(dim=1, stable=True)
+    return Edit(Reduction.gather(whole.gather(1, order), reduction.inputs + prefix))
+
+
+def dense(x: Tensor, layout: Layout, rows: int) -> Tensor:
+    """Rows ``[I, k, D]`` at their own cells of the full grid ``[I, rows, D]``, zero elsewhere."""
+    out = x.new_zeros(x.shape[0], rows + 1, x.shape[2])
+    index = torch.where(layout.valid & (layout.ordinal >= 0), layout.ordinal, rows)
+    return out.scatter(1, index[..., None].expand_as(x), x)[:, :rows]
+
+
+def ranks(layout: Layout, rows: int) -> Tensor:
+    """``[I, rows]`` place of each cell of the full grid among those alive, -1 = gone."""
+    return dense(layout.valid.long().cumsum(1)[..., None], layout, rows)[..., 0] - 1
+
+
+def in_raster_order(alive: Tensor) -> Tensor:
+    """``[n]`` place of each token among those ``alive`` ``[n]`` (bool), -1 = gone."""
+    return torch.where(alive, alive.long().cumsum(0) - 1, -1)
+
+
+def dense_signal(value: Any, layout: Layout, rows: int) -> Any:
+    """A signal of the rows of ``layout``, of the full grid instead; zero where nothing lives."""
+    if isinstance(value, Attention):
+        batch, heads, queries, keys = value.logits.shape
+        flat = value.logits.permute(0, 3, 1, 2).reshape(batch, keys, heads * queries)
+        full = dense(flat, layout, rows).reshape(batch, rows, heads, queries).permute(0, 2, 3, 1)
+        return Attention(full, value.lse)
+    if isinstance(value, Tensor):
+        wide = value if value.ndim == 3 else value[..., None]
+        full = dense(wide, layout, rows)
+        return full if value.ndim == 3 else full[..., 0]
+    return value
+
+
+def length(value: Any) -> int | None:
+    """Rows that a signal has."""
+    if isinstance(value, Attention):
+        return value.logits.shape[-1]
+    return value.shape[1] if isinstance(value, Tensor) and value.ndim > 1 else None
+
+
+def without_columns(value: Any, prefix: int) -> Any:
+    """A signal without its first ``prefix`` rows (keys, of attention)."""
+    if isinstance(value, Attention):
+        return Attention(value.logits[..., prefix:], value.lse)
+    return value[:, prefix:] if isinstance(value, Tensor) else value
+
+
+def spread(x: Tensor, kept: Tensor, total: int) -> Tensor:
+    """Rows ``x`` ``[n, ...]`` at the places ``kept`` of ``total``, zero elsewhere."""
+    return x.new_zeros(total, *x.shape[1:]).index_copy(0, kept.to(x.device), x)

@@ -1,0 +1,209 @@
+"""The cache of one forward: what its owner scores, keeps and lets decoding read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.layout import Edit, Layout, Role
+from foveate.core.method import Cache, Entries, Kept
+from foveate.core.reduction import Reduction
+from foveate.core.signal import Columns, Signal, Site, follow, on
+from foveate.core.signal import Rows as AttentionRows
+from foveate.core.step import Step
+from foveate.engine.cache import FoveateLayer, Prompt
+from foveate.engine.clock import Clock
+from foveate.engine.ledger import Ledger
+from foveate.engine.program import Program
+from foveate.engine.route import Route, behind
+from foveate.engine.rows import Rows
+
+
+class Keeping:
+    """The cache of one forward.
+
+    Attributes:
+        layers: its layers.
+        cached: for each layer so far, the rows that it wrote.
+        scoring: whether its owner says what stays of this prompt.
+        steps: what the owner saw and did, where the session watches.
+    """
+
+    def __init__(self, program: Program, layers: list[Any], rows: Rows, clock: Clock, *, turn: bool) -> None:
+        self.program, self.layers, self.rows, self.clock = program, layers, rows, clock
+        self.turn = turn
+        self.cached: list[Layout] = []
+        self.steps: list[Step] = []
+        self._scores: list[Tensor | None] = []
+        self._scored: list[Layout] = []
+        self._unscored: dict[int, dict[Signal, Any]] = {}
+        for layer in layers if turn else ():
+            if isinstance(layer, FoveateLayer):
+                layer.widen()
+        self.scoring = program.cache is not None and rows.given > 1 and turn and self._whole
+
+    @property
+    def _whole(self) -> bool:
+        """Whether a layout can say what the layers hold, and the owner should say what of it stays.
+
+        It should where nothing was compressed yet, and where pictures come.
+        """
+        held = [layer for layer in self.layers if isinstance(layer, FoveateLayer) and layer.sliding_window is None]
+        dense = all(layer.blocks is None and _same_for_all_heads(layer.ledger) for layer in held)
+        return dense and (self.rows.has_pictures or all(layer.ledger.complete for layer in held))
+
+    def skip(self) -> None:
+        """A layer without a cache of keys and values."""
+        self.cached.append(self.rows.layout)
+        self._scored.append(self.rows.layout)
+        self._scores.append(None)
+
+    def wrote(self, layer: int, route: Route | None, seen: Mapping[Signal, Any]) -> None:
+        """A layer has written its rows: score it for the owner, who may let go of some or choose what decoding reads."""
+        method, cache, layout = self.program.cache, self.layers[layer], self.rows.layout
+        if route is not None and route.skips:
+            layout = layout.after(Edit(route.active, live=route.counts))
+            every = behind(route.active, cache.keys.shape[2] - route.active.shape[1])
+            seen = {s: follow(value, every if self._is_whole(s) else route.active) for s, value in seen.items()}
+        self.cached.append(layout)
+        self._scored.append(layout)
+        self._scores.append(None)
+        if method is None or cache.sliding_window is not None:  # which holds the last tokens only, whatever they score
+            return
+        if self.rows.has_pictures and layer < self.program.cut:
+            self._unscored[layer] = dict(seen)
+        else:
+            self._score(layer, seen)
+
+    def score_earlier(self) -> None:
+        """No edit cuts finished caches any more: score those that have waited for it."""
+        while self._unscored:
+            self._score(*self._unscored.popitem())
+
+    def cut(self, layer: int, route_froze: bool) -> None:
+        """Cut the rows that are gone from a finished layer's cache; ``route_froze``: no row had skipped it."""
+        cache, rows = self.layers[layer], self.rows
+        if not isinstance(cache, FoveateLayer) or cache.sliding_window is not None:
+            return
+        before, ledger = self.cached[layer], cache.ledger
+        edit = rows.once("left", (id(before), route_froze), lambda: self._rows_left(before, route_froze), keep=before)
+        past = cache.keys.shape[2] - before.shape[1]
+        entries = rows.once("entries", (id(edit), past), lambda: behind(edit.reduction, past), keep=edit)
+        after = rows.once("after", (id(before), id(edit)), lambda: before.after(edit), keep=(before, edit))
+        self.cached[layer] = self._scored[layer] = after
+        anchor, holes = entries.anchor[:, None], not after.dense or ledger.holes
+        cut = rows.once("cut", (ledger.key, id(entries)), lambda: ledger.kept(anchor, holes), keep=(ledger, entries))
+        cache.keep(anchor, holes, cut)
+        for signal, value in self._unscored.get(layer, {}).items():
+            self._unscored[layer][signal] = follow(value, entries if self._is_whole(signal) else edit.reduction)
+
+    def finish(self) -> None:
+        """All layers are scored: let the owner say what stays, where it has not said so yet."""
+        method = self.program.cache
+        if not self.scoring or method is None or method.layer_by_layer:
+            return
+        with self.clock.lap("method"):
+            layouts = [layout.to(self.rows.device) for layout in self._scored]
+            plans = method.plan(on(self._scores, self.rows.device), layouts)
+            for layer, kept in enumerate(plans):
+                self._compress(layer, kept)
+
+    # Inside.
+
+    def _is_whole(self, signal: Signal) -> bool:
+        """Whether a signal is about all entries of a layer."""
+        if isinstance(signal, AttentionRows) and signal.keys == "cache":
+            return True
+        attention = isinstance(signal, AttentionRows | Columns)
+        return self.scoring and attention and signal in self.program.cache_signals
+
+    def _score(self, layer: int, seen: Mapping[Signal, Any]) -> None:
+        method, cache = self.program.cache, self.layers[layer]
+        assert method is not None
+        if self.scoring:
+            self._scored[layer] = self._joined(layer)
+        layout = self._scored[layer]
+        with self.clock.lap("method"), self.program.watching(layout, by_head=True) as scores:
+            score = None
+            if self.scoring:
+                score = method.score(layer, cache.keys, cache.values, seen, layout)
+            if self.turn and type(method).view is not Cache.view:
+                self._view(method, layer, cache, seen, self.cached[layer])
+            if self.scoring and method.layer_by_layer:
+                self._compress(layer, method.plan([score], [layout])[0])
+            else:
+                self._scores[layer] = score
+        if scores is not None:
+            self.steps.append(Step(method, Site("decoder", layer), "cache", layout, layout, scores=tuple(scores)))
+
+    def _joined(self, layer: int) -> Layout:
+        """The rows that a layer wrote, behind what it held before; origins are token numbers."""
+        now, cache, rows = self.cached[layer], self.layers[layer], self.rows
+        earlier = cache.keys.shape[2] - now.shape[1]
+        if not earlier:
+            return now
+        ledger = cache.ledger
+        return rows.once(  # type: ignore[no-any-return]
+            "joined", (id(now), ledger.key), lambda: self._behind_earlier(now, ledger, earlier), keep=(now, ledger)
+        )
+
+    def _behind_earlier(self, now: Layout, ledger: Ledger, earlier: int) -> Layout:
+        tokens = ledger.tokens(now.shape[0], now.origin.device)[:, 0, :earlier]
+        there, counts = self.rows.intake.earlier(tokens, self.rows.past)
+        visual = ledger.is_visual(tokens[:, None])[:, 0] & there
+        role = torch.where(visual, int(Role.IMAGE), int(Role.TEXT)).masked_fill(~there, int(Role.PAD))
+        nowhere = torch.full_like(tokens, -1)
+        return replace(
+            now,
+            origin=torch.cat([tokens, torch.where(now.origin >= 0, now.origin + self.rows.past, -1)], dim=1),
+            role=torch.cat([role, now.role], dim=1),
+            item=torch.cat([nowhere, now.item], dim=1),
+            ordinal=torch.cat([nowhere, now.ordinal], dim=1),
+            positions=torch.nn.functional.pad(now.positions, (earlier, 0)),
+            size=torch.cat([there.float(), now.size], dim=1),
+            live=tuple(n + m for n, m in zip(counts, now.live)),
+        )
+
+    def _view(self, method: Cache, layer: int, cache: FoveateLayer, seen: Mapping[Signal, Any], layout: Layout) -> None:
+        ledger = cache.ledger
+        tokens = ledger.dense(layout.shape[0], cache.keys.device)
+        visual = ledger.is_visual(tokens)
+        # How many there are is the same for layers that hold the same tokens: asked of the device once for them all.
+        counts = self.rows.once("visual counts", ledger.key, lambda: tuple(visual[:, 0].sum(1).tolist()), keep=ledger)
+        chosen = method.view(layer, Entries(tokens, visual, counts), seen, layout)
+        if chosen is not None:
+            cache.narrow(chosen, holes=ledger.holes or len(set(counts)) > 1)
+
+    def _compress(self, layer: int, kept: Kept | None) -> None:
+        cache, layout, method = self.layers[layer], self._scored[layer], self.program.cache
+        if not isinstance(cache, FoveateLayer):
+            return
+        live = layout.live
+        if kept is not None and kept.ragged:
+            cache.keep_ragged(kept.entries.to(cache.keys.device))
+        elif kept is not None:
+            counts = kept.counts or live
+            cache.keep(kept.entries.to(cache.keys.device), holes=len(set(counts)) > 1)
+            live = counts
+        if type(method).step is not Cache.step and cache.sliding_window is None and cache.blocks is None:
+            if kept is not None and kept.counts is None:
+                live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
+            spare = tuple(cache.keys.shape[2] - count for count in live)
+            cache.prompt = Prompt(live, spare, self.rows.intake.lengths, self.rows.past + self.rows.given)
+
+    def _rows_left(self, before: Layout, everything: bool) -> Edit:
+        """The edit that leaves, of the rows ``before``, those that are alive now; ``everything`` alive is among them."""
+        layout = self.rows.layout
+        now = layout.origin.to(before.origin.device).contiguous()
+        index = torch.searchsorted(now, before.origin.contiguous()).clamp(max=now.shape[1] - 1)
+        alive = (now.gather(1, index) == before.origin) & (before.origin >= 0)
+        live, visual = (layout.live, layout.visual) if everything else (None, None)
+        return Edit(Reduction.keeping(alive, live), live=live, visual=visual)
+
+
+def _same_for_all_heads(ledger: Ledger) -> bool:
+    return ledger.prefix is None or ledger.prefix.shape[1] == 1

@@ -1,0 +1,178 @@
+"""The rows of one forward of the language model: which live, where they stand, what they may see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.layout import Edit, Layout
+from foveate.engine import masks
+from foveate.engine.intake import Intake
+from foveate.engine.ledger import Ledger
+from foveate.models.anatomy import Anatomy
+
+
+class Rows:
+    """The rows of one forward, from the call of the language model to its return.
+
+    Layers that hold the same tokens share one mask, one rotary table and one ledger.
+
+    Attributes:
+        intake: what the model was called with.
+        past: tokens that came before.
+        given: rows that the caller handed in.
+        has_pictures: whether some of them are visual.
+        edited: whether any were dropped, merged or moved.
+    """
+
+    def __init__(self, anatomy: Anatomy, intake: Intake, positions: Tensor, past: int) -> None:
+        self.anatomy, self.intake, self.past = anatomy, intake, past
+        self.given = positions.shape[2]
+        self.has_pictures = any(map(len, intake.items))
+        self.edited = False
+        self.device = positions.device
+        self._positions = positions
+        self._shift: Tensor | None = None
+        self._memo: dict[tuple[Any, ...], Any] = {}
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What is alive now; made when first needed."""
+        return self.intake.layout(self._positions)
+
+    @property
+    def batch(self) -> int:
+        """Samples."""
+        return self._positions.shape[1]
+
+    def go(self, device: torch.device) -> None:
+        """Follow the hidden states to another device."""
+        if device == self.device:
+            return
+        if "layout" in self.__dict__:
+            self.layout = self.layout.to(device)
+        self._positions = self._positions.to(device)
+        self._shift = None if self._shift is None else self._shift.to(device)
+        self.device = device
+        self._memo.clear()
+
+    def edit(self, edit: Edit) -> None:
+        """Go on with what an edit leaves."""
+        after = self.layout.after(edit)
+        if not (isinstance(edit.positions, str) and edit.positions == "anchor" and edit.text_after == "keep"):
+            # Every sample ends in a valid row, so the last column says by how much later text moves down.
+            down = edit.reduction.take(self.layout.positions[-1])[:, -1] - after.positions[-1][:, -1]
+            self._shift = down if self._shift is None else self._shift + down
+        self.layout, self.edited = after, True
+        self._memo.clear()
+
+    # Ledgers.
+
+    @property
+    def tokens(self) -> Tensor:
+        """``[B, n]`` token number of each row, -1 = padding made by an edit."""
+        if not self.edited:
+            return torch.arange(self.past, self.past + self.given, device=self.device).expand(self.batch, -1)
+        return torch.where(self.layout.origin >= 0, self.layout.origin + self.past, -1)
+
+    def extended(self, old: Ledger) -> Ledger:
+        """A layer's ledger once these rows have come."""
+        return self.once("extended", old.key, lambda: self._extended(old))
+
+    def marked(self, old: Ledger) -> Ledger:
+        """The ledger ``old``, which also knows which of these tokens are visual."""
+        return replace(old, visual=self._visual(old)) if self.has_pictures else old
+
+    def moved(self, old: Ledger) -> Tensor | None:
+        """``[B]`` by how much tokens behind these move down in a layer."""
+        if self._shift is None or old.shift is None:
+            return old.shift if self._shift is None else self._shift
+        return old.shift.to(self.device) + self._shift
+
+    def _extended(self, old: Ledger) -> Ledger:
+        marked = self.marked(old)
+        if not self.edited:
+            return marked.extended(self.given)
+        return marked.appended(self.tokens, self.past + self.given, not self.layout.dense, self.moved(old))
+
+    def _visual(self, old: Ledger) -> Tensor:
+        """Which tokens of the conversation are visual."""
+
+        def joined() -> Tensor:
+            now = self.intake.visual.to(self.device)
+            before = now.new_zeros(now.shape[0], self.past)
+            if old.visual is not None:
+                before[:, : old.visual.shape[1]] = old.visual
+            return torch.cat([before, now], dim=1)
+
+        return self.once("visual", id(old.visual), joined)
+
+    # Rotary tables and masks.
+
+    def rope(self, layer: int, x: Tensor, given: tuple[Tensor, Tensor], old: Ledger) -> tuple[Tensor, Tensor]:
+        """Rotary tables of the rows ``x`` in a layer, ``given`` the model's own."""
+        if not self.edited and old.shift is None:
+            return given
+        kind = self.anatomy.config.layer_types[layer] if self.anatomy.typed_rotary else None
+
+        def tables() -> tuple[Tensor, Tensor]:
+            positions = (self.layout.positions if self.edited else self._positions).to(x.device)
+            if old.shift is not None:
+                positions = (positions - old.shift.to(x.device)[:, None]).clamp(min=0)
+            return self.anatomy.rotary(layer, x, positions)
+
+        return self.once("rope", (kind, id(old.shift)), tables)
+
+    def mask(self, base: Tensor | None, new: Ledger, x: Tensor, queries: Tensor | None = None) -> Tensor | None:
+        """What ``x``, or its rows with the token numbers ``queries``, may see of a layer that holds ``new``.
+
+        None where plain causal attention is right, so that the fastest kernel stays in use.
+        """
+        in_order = base is None and not new.holes
+        if in_order and (x.shape[1] == 1 or self.past == 0 or "flash" in self.anatomy.kernel):
+            return None
+
+        def picked() -> Tensor:
+            keys = new.dense(x.shape[0], x.device)
+            return self.pick(base, self.tokens if queries is None else queries, keys, x)
+
+        return picked() if queries is not None else self.once("mask", (id(base), new.key), picked, keep=base)
+
+    def pick(self, base: Tensor | None, queries: Tensor, keys: Tensor, x: Tensor) -> Tensor:
+        """The mask of rows with the token numbers ``queries`` over entries ``keys``, as the kernel wants it."""
+        base = None if base is None else base.to(x.device)
+        mask = masks.pick(base, queries, keys, self.past, self.anatomy.kernel, x)
+        return masks.by_head(mask, self.anatomy.config.num_attention_heads)
+
+    def once(self, what: str, key: Any, make: Callable[[], Any], keep: Any = None) -> Any:
+        """What layers with the same ``key`` share; ``keep`` is an object whose id is part of it."""
+        entry = (what, key)
+        if entry not in self._memo:
+            self._memo[entry] = (keep, make())
+        return self._memo[entry][1]
+
+    # The caller's layout.
+
+    def restored(self, x: Tensor, layout: Layout | None = None) -> Tensor:
+        """Hidden states ``[B, n, D]`` of ``layout`` (of what is alive now) in the caller's layout; the rest is zero."""
+        if not self.edited or x.shape[1] == self.given:
+            return x
+        index = self._places(self.layout if layout is None else layout).to(x.device)
+        out = x.new_zeros(x.shape[0], self.given + 1, x.shape[2])
+        return out.scatter(1, index[..., None].expand_as(x), x)[:, : self.given]
+
+    @property
+    def alive(self) -> Tensor:
+        """``[B, rows]`` bool: which rows of the caller's layout are alive."""
+        index = self._places(self.layout)
+        alive = torch.zeros(len(index), self.given + 1, dtype=torch.bool, device=index.device)
+        return alive.scatter(1, index, True)[:, : self.given]
+
+    def _places(self, layout: Layout) -> Tensor:
+        """``[B, n]`` places of rows in the caller's layout; padding rows have a spare one behind its last."""
+        return layout.origin.masked_fill(layout.origin < 0, self.given)
