@@ -13,10 +13,10 @@ from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Traits
 from foveate.core.reduction import Reduction
 from foveate.core.signal import QueryKey, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.methods import PruMerge
 from foveate.methods.before_llm import prumerge
 from foveate.methods.before_llm.prumerge import even_grid, importance, merging, outliers, published_grid

@@ -17,8 +17,8 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from foveate import reference
+from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
-from foveate.core.method import Companion
 from foveate.engine import ClipCompanion
 from foveate.models.anatomy import anatomy
 

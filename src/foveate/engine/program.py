@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveate.core.method import Cache, Experts, Routing, Tokens, Traits
+from foveate.core.method import Cache, Experts, Routing, Tokens
 from foveate.core.signal import (
     Aligned,
     Columns,
@@ -21,6 +21,7 @@ from foveate.core.signal import (
     Site,
     on,
 )
+from foveate.core.traits import Traits
 from foveate.engine.functions import function
 from foveate.models.anatomy import Anatomy
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Cache, Companion, Entries, Kept, Method, Plan, Tokens
+from foveate.core.method import Cache, Entries, Kept, Method, Plan, Tokens
 from foveate.core.ranking import looking
 from foveate.core.reduction import Reduction
 from foveate.core.signal import (

@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from foveate.core.artifact import Artifact
+from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
+from foveate.core.items import ItemTokens
 from foveate.core.layout import Layout
-from foveate.core.method import Cache, Companion, ItemTokens, Method, Plan, Traits
+from foveate.core.method import Cache, Method, Plan
 from foveate.core.recipe import Recipe
 from foveate.core.report import Report, Trace
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen, on
 from foveate.core.state import State
 from foveate.core.step import Held, Step
+from foveate.core.traits import Traits
 from foveate.engine import blocks, experts, probe
 from foveate.engine.cache import FoveateLayer, adopt
 from foveate.engine.check import check

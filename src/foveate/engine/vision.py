@@ -17,9 +17,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Item, Layout, Role
-from foveate.core.method import Companion, Tokens
+from foveate.core.method import Tokens
 from foveate.core.ranking import looking
 from foveate.core.reduction import Reduction
 from foveate.core.signal import Aligned, Attention, Columns, Features, QueryKey, Signal, Site, follow, on

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
-from foveate.core.method import Traits
+from foveate.core.traits import Traits
 
 ARTIFACTS = "foveate"
 """Folder inside a checkpoint that holds calibrated numbers, one ``<method>.json`` each."""
@@ -102,7 +102,7 @@ class Encoder:
         projector: module whose first input is the features.
         shuffled: whether the projector is fed a row for each token (pixel shuffle in front of it), not one for each cell.
         tile: patches of an image (tile), where all have the same number.
-        sites: kinds of vision sites where rows may go (see `foveate.core.method.Traits.vision_sites`).
+        sites: kinds of vision sites where rows may go (see `foveate.core.traits.Traits.vision_sites`).
         packed: whether all images lie in one sequence ``[P, D]`` instead of a batch ``[T, n, D]``.
         order: for packed encoders, given the bound arguments of the feature call: where the rows that block ``i`` works on
             stand in raster order (``[P]`` raster number of each row), or None where they are in the cells' own order.
