@@ -19,7 +19,7 @@ from foveate.core.signal import Seen, Signal, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.engine.session import attach
-from foveate.models.anatomy import anatomy
+from foveate.models import anatomy
 
 
 @dataclass(frozen=True)

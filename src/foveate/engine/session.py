@@ -37,7 +37,8 @@ from foveate.engine.intake import Intake
 from foveate.engine.program import Program
 from foveate.engine.run import Run
 from foveate.engine.vision import Kind, Look, encoded
-from foveate.models.anatomy import Anatomy, anatomy
+from foveate.models import anatomy
+from foveate.models.anatomy import Anatomy
 from foveate.ops import ragged
 
 _SESSIONS: weakref.WeakKeyDictionary[nn.Module, Session] = weakref.WeakKeyDictionary()

@@ -356,49 +356,6 @@ class Anatomy:
         return table[:, : table.shape[1] // 2].argmax(0).cpu()
 
 
-def anatomy(model: nn.Module) -> Anatomy:
-    """The anatomy of ``model``.
-
-    Raises:
-        FoveateError: if no supported family fits; the message names those that are.
-    """
-    from foveate.models import (
-        gemma3,
-        idefics3,
-        internvl,
-        llava,
-        llava_next,
-        llava_onevision,
-        qwen2_5_vl,
-        qwen2_vl,
-        qwen3_5,
-        qwen3_vl,
-    )
-
-    families = {
-        "llava": llava.anatomy,
-        "gemma3": gemma3.anatomy,
-        "qwen3_vl": qwen3_vl.anatomy,
-        "llava_next": llava_next.anatomy,
-        "llava_onevision": llava_onevision.anatomy,
-        "internvl": internvl.anatomy,
-        "idefics3": idefics3.anatomy,
-        "smolvlm": idefics3.anatomy,
-        "qwen2_vl": qwen2_vl.anatomy,
-        "qwen2_5_vl": qwen2_5_vl.anatomy,
-        "qwen3_5": qwen3_5.anatomy,
-        "qwen3_vl_moe": qwen3_vl.anatomy,
-    }
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind not in families:
-        raise FoveateError(f"model {kind!r}: not supported; supported families: {', '.join(families)}")
-    if not hasattr(model, "lm_head"):
-        raise FoveateError(
-            f"model {type(model).__name__}: has no language-modelling head; load it with AutoModelForImageTextToText"
-        )
-    return families[kind](model)
-
-
 def square_pictures(side: int, group: int = 1, tiles: str = "pixel_values") -> Callable[[Mapping[str, Any]], list[Picture]]:
     """`Anatomy.pictures` of a family that makes ``side * side`` tokens of every image.
 
