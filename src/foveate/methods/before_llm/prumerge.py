@@ -43,7 +43,7 @@ def full_width(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
-def importance(query: Tensor, key: Tensor, prefix: int, valid: Tensor | None = None) -> Tensor:
+def cls_attention(query: Tensor, key: Tensor, prefix: int, valid: Tensor | None = None) -> Tensor:
     """Attention of CLS under one head of the full width, or the mean received where there is no CLS.
 
     Args:
@@ -212,7 +212,7 @@ class PruMerge(Tokens):
         ((query, key),) = seen.values()
         query, key, valid = full_width(query), full_width(key), layout.valid
         prefix = key.shape[1] - x.shape[1]
-        attention = importance(query, key, prefix, None if layout.dense else valid)
+        attention = cls_attention(query, key, prefix, None if layout.dense else valid)
         ranking = top_k(attention.masked_fill(~valid, float("-inf")), x.shape[1])
         place = torch.arange(x.shape[1], device=x.device).expand_as(ranking)
         rank = torch.zeros_like(ranking).scatter(1, ranking, place)

@@ -38,17 +38,6 @@ PRESETS = {
 """Filtering layers and kept tokens, by the mean count over the layers of LLaVA-1.5-7B."""
 
 
-def last_row_scores(query: Tensor, key: Tensor, last: Tensor, valid: Tensor) -> Tensor:
-    """Head mean of one row's attention ``[B, N]``; the softmax is over the whole sequence.
-
-    Args:
-        query, key: ``[B, H or Hkv, N, d]``, rotated.
-        last: ``[B, 1]`` the row that asks: the last one, so that it sees every other.
-        valid: ``[B, N]`` bool, rows that are not padding.
-    """
-    return from_rows(query, key, last, valid[:, None])
-
-
 def count(keep: int | float, tokens: int) -> int:
     """Tokens to keep out of ``tokens`` originals: a count, or a share of which at least one stays unless it is 0."""
     if isinstance(keep, int):
@@ -151,11 +140,5 @@ class HiDrop(Tokens, Routing):
         if not any(counts):
             return layout.keeping(torch.zeros_like(layout.valid), counts)
         query, key = seen[Function("query_key", site.layer)](x, layout)
-        scores = last_row_scores(query, key, layout.last, layout.valid)
+        scores = from_rows(query, key, layout.last, layout.valid[:, None])
         return layout.keeping(top_rows(scores, layout.rows(*VISUAL), counts), counts)
-
-
-def _is_keep(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return value >= 0 if isinstance(value, int) else 0 <= value <= 1

@@ -66,7 +66,7 @@ def mixed_scores(
     """Importance and diversity, mixed by redundancy.
 
     Args:
-        attention: ``[B, Hkv, n]`` the host's importance.
+        attention: ``[B, Hkv, n]`` the host's scores.
         keys, values: ``[B, Hkv, n, d]``.
         valid: ``[B, n]`` bool: entries that are not padding.
         among: ``[B, n]`` bool: the candidates.
@@ -94,7 +94,7 @@ def head_capacities(attention: Tensor, among: Tensor, capacity: Sequence[int], f
     """AdaKV: the budget of all heads goes to the best entries of all heads, all but a share that every head has.
 
     Args:
-        attention: ``[B, Hkv, n]`` the host's importance.
+        attention: ``[B, Hkv, n]`` the host's scores.
         among: ``[B, n]`` bool: the candidates.
         capacity: mean budget of a head, for each sample.
         floor: the share.
