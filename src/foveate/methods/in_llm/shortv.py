@@ -28,55 +28,9 @@ from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
 
 # Least contributing layer first, as published.
-PRESETS = {
-    Fingerprint("llava", 32, 4096, 32064): (
-        31,
-        29,
-        30,
-        28,
-        0,
-        26,
-        27,
-        25,
-        24,
-        22,
-        23,
-        21,
-        2,
-        3,
-        20,
-        18,
-        17,
-        12,
-        19,
-    ),
-    Fingerprint("llava", 40, 5120, 32064): (
-        39,
-        32,
-        28,
-        36,
-        27,
-        37,
-        29,
-        30,
-        1,
-        38,
-        25,
-        31,
-        2,
-        26,
-        23,
-        34,
-        0,
-        33,
-        35,
-        22,
-        24,
-        21,
-        20,
-        17,
-    ),
-}
+LLAVA_7B = (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)
+LLAVA_13B = (39, 32, 28, 36, 27, 37, 29, 30, 1, 38, 25, 31, 2, 26, 23, 34, 0, 33, 35, 22, 24, 21, 20, 17)
+PRESETS = {Fingerprint("llava", 32, 4096, 32064): LLAVA_7B, Fingerprint("llava", 40, 5120, 32064): LLAVA_13B}
 
 
 def layer_contribution(original: Tensor, modified: Tensor) -> Tensor:
