@@ -38,9 +38,9 @@ def renumbered(
     """
     if policy == "auto":
         policy = "contiguous" if positions.shape[0] == 1 else "anchor"
-    first = _smallest(positions, valid)
     if policy == "contiguous":
-        return (first + (alive.long().cumsum(1) - 1).clamp(min=0)).masked_fill(~alive, 0)
+        rank = (alive.long().cumsum(1) - 1).clamp(min=0)
+        return (_smallest(positions, valid) + rank).masked_fill(~alive, 0)
     kept = torch.stack([reduction.take(row) for row in positions])
     if not items or (policy == "anchor" and text_after == "keep"):
         return kept
@@ -51,7 +51,7 @@ def renumbered(
     else:
         rises = kept - torch.stack([_smallest(positions, item == j) for j in range(items)])  # [J, R, B, k]
     inside, outside = _following(rises, of_item, alive & (number < 0))
-    return (first + torch.where(number >= 0, inside, outside)).masked_fill(~alive, 0)
+    return (_smallest(positions, valid) + torch.where(number >= 0, inside, outside)).masked_fill(~alive, 0)
 
 
 def _following(rises: Tensor, of_item: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
