@@ -28,7 +28,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE, Recipe
 from foveate.engine.check import check
 from foveate.engine.hosting import Verdict, verdicts
-from foveate.models.anatomy import anatomy
+from foveate.models import anatomy
 from foveate.report.picture import draw_quality_speed
 
 KEEPS = "0.33,0.22,0.11"

@@ -1,4 +1,4 @@
-"""Imports point down the floors of the house, and the lower floors know no model framework.
+"""Imports point down the floors of the house and never in a circle, and the lower floors know no model framework.
 
 Read from the source: importing any part runs ``foveate/__init__.py``, which imports the engine.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ MAY_IMPORT = {
     "reference": {"reference", "tasks", "core"},
 }
 FRAMEWORKS = {"transformers", "vllm"}
+LONGEST = 350
+"""Lines of a file in core and engine."""
 
 
 def floor(module: str) -> str | None:
@@ -72,3 +75,81 @@ def test_imports_point_down(file: str) -> None:
     floors = {floor(name) for name in imported(PACKAGE / file)} - {None}
 
     assert floors <= MAY_IMPORT[Path(file).parts[0]]
+
+
+ROOMS = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+"""Every file by the name of its module, a package's own by the package's with ``__init__`` behind it."""
+
+
+def package_or_module(name: str) -> str:
+    return f"{name}.__init__" if f"{name}.__init__" in ROOMS else name
+
+
+@cache
+def named(module: str) -> frozenset[str]:
+    """What a file defines at its top: functions, classes and values."""
+    found = set[str]()
+    for node in ast.parse(ROOMS[module].read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found.update(target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return frozenset(found)
+
+
+def for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def run(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only type checkers read; what is inside functions runs, too."""
+    for child in ast.iter_child_nodes(node):
+        if not for_type_checkers(child):
+            yield child
+            yield from run(child)
+
+
+def sources(module: str) -> set[str]:
+    """The files that a file names in its imports. The packages around them run first, but that is not what is asked for."""
+    here, found = ROOMS[module].relative_to(SOURCE).parent.parts, set[str]()
+    for node in run(ast.parse(ROOMS[module].read_text())):
+        if isinstance(node, ast.Import):
+            found.update(package_or_module(alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) + 1 - node.level]) if node.level else ""
+            source = package_or_module(".".join(filter(None, (base, node.module))))
+            for alias in node.names:
+                within = package_or_module(f"{source.removesuffix('.__init__')}.{alias.name}")
+                found.add(within if within in ROOMS and alias.name not in named(source) else source)
+    return found & set(ROOMS)
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of some circle, in order; none if there is no circle."""
+    left = {module: set(others) for module, others in graph.items()}
+    while ends := {module for module, others in left.items() if not others & set(left)}:
+        left = {module: others for module, others in left.items() if module not in ends}
+    if not left:
+        return []
+    path = [min(left)]
+    while path.count(path[-1]) == 1:
+        path.append(min(left[path[-1]] & set(left)))
+    return path[path.index(path[-1]) :]
+
+
+def test_nothing_imports_itself_by_way_of_others() -> None:
+    assert circle({module: sources(module) for module in ROOMS}) == []
+
+
+def test_circles_are_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"d", "b"}, "d": set()}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("file", files("core", "engine"))
+def test_no_file_is_longer_than_one_reads_at_once(file: str) -> None:
+    lines = (PACKAGE / file).read_text().count("\n")
+
+    assert lines <= LONGEST

@@ -23,7 +23,7 @@ from foveate.cli import classifier as classifier_command
 from foveate.core import registry
 from foveate.core.artifact import Artifact
 from foveate.methods import IndexPreserving
-from foveate.models.anatomy import anatomy
+from foveate.models import anatomy
 from foveate.tasks import questions
 
 

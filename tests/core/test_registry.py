@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,34 @@ def test_a_broken_package_is_named_in_one_line_and_the_rest_works(
     assert line.startswith(f"package 'bad-luck': its methods are missing, 'bad_luck:Mine' cannot be loaded ({reason}")
     assert line.endswith("update or uninstall it")
     assert "\n" not in line
+
+
+@pytest.fixture
+def points(monkeypatch: pytest.MonkeyPatch, known: None) -> list[EntryPoint]:
+    """Entry points that take the place of those installed."""
+    there: list[EntryPoint] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: there)
+    registry._load.cache_clear()
+    return there
+
+
+def test_the_own_methods_come_as_those_of_others_do() -> None:
+    (own,) = (point for point in entry_points(group=registry.ENTRY_POINTS) if point.module == "foveate.methods")
+
+    assert own.dist is not None
+    assert own.dist.name == "foveate"
+
+
+def test_own_methods_that_cannot_be_loaded_are_no_warning(points: list[EntryPoint]) -> None:
+    points.append(EntryPoint("foveate", "foveate.methods.gone", registry.ENTRY_POINTS))
+
+    with pytest.raises(ModuleNotFoundError, match=r"foveate\.methods\.gone"):
+        registry.methods()
+
+
+def test_an_installation_older_than_the_source_is_named_with_the_remedy(points: list[EntryPoint]) -> None:
+    with pytest.raises(FoveateError, match=r"entry points 'foveate.methods': .* are missing; install it again"):
+        registry.methods()
 
 
 def test_methods_are_sorted_by_name_and_know_it() -> None:

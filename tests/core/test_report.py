@@ -18,6 +18,7 @@ REPORT = Report(
     rows=(80.0, 80.0, 48.0),
     active=(80.0, 80.0, 48.0),
     kv_bytes=(2**20, 2**20, 2**19),
+    kv_kept=(1.0, 1.0, 0.6),
     workspace=3 * 2**19,
     encode_seconds=0.5,
     prefill_seconds=1.25,
@@ -39,6 +40,7 @@ NOTHING = replace(
     rows=(),
     active=(),
     kv_bytes=(),
+    kv_kept=(),
     workspace=0,
     decode_steps=0,
     flops=0.0,
@@ -56,7 +58,7 @@ def test_a_report_says_everything_on_seven_lines() -> None:
         "recipe         fastv(keep=0.5)",
         "visual tokens  64 -> 64 (layers 0-1), 32 (layer 2)",
         "rows           80 (layers 0-1), 48 (layer 2) (32 visual in the last layer)",
-        "KV cache       2.50 MiB",
+        "KV cache       2.50 MiB (60-100 % of the tokens so far)",
         "workspace      1.50 MiB at most",
         "prefill FLOPs  7.5e+09 (25.0% saved)",
         "seconds        encode 0.5000, prefill 1.2500 (methods 0.1250, engine 0.0625), per token 0.1250",
@@ -80,10 +82,10 @@ def test_a_trace_says_who_entered_each_layer() -> None:
     assert trace.grids == [[(2, 3)]]
 
 
-def test_a_trace_keeps_each_turn_that_brought_images() -> None:
+def test_of_a_prompt_in_parts_the_last_one_with_images_is_shown() -> None:
     trace = Trace(log=[[layout(1, 2)], [layout(3, 1)]])
 
-    assert [trace.alive(0, turn)[0][0].tolist() for turn in (0, 1)] == [[0, 1], [0, 1, 2]]
+    assert trace.alive(0)[0][0].tolist() == [0, 1, 2]
     assert trace.grids == [[(3, 1)]]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,28 +11,24 @@ from foveate.core.reduction import Reduction
 from foveate.core.state import Scope, State
 from tests.core.strategies import masks, reductions, values
 
-SCOPES: tuple[Scope, ...] = ("prefill", "request", "session")
+SCOPES: tuple[Scope, ...] = ("prefill", "session")
 
 
-def remembering_everywhere() -> State:
-    state = State()
-    for scope in SCOPES:
-        state.put(scope, "key", scope)
-    return state
+def test_what_is_put_for_the_session_is_there_in_the_next_forward() -> None:
+    session: dict[str, object] = {"seed": 3}
+    State(session).put("session", "table", 5)
+    State(session).put("prefill", "key", 7)
 
-
-@pytest.mark.parametrize(
-    ("begun", "left"), [("prefill", ("request", "session")), ("request", ("session",)), ("session", ("prefill", "request"))]
-)
-def test_a_scope_that_begins_again_forgets(begun: Scope, left: tuple[Scope, ...]) -> None:
-    state = remembering_everywhere()
-    state.begin(begun)
-
-    assert tuple(scope for scope in SCOPES if state.get(scope, "key")) == left
+    assert [State(session).get("session", key) for key in ("seed", "table")] == [3, 5]
+    assert State(session).get("prefill", "key") is None
 
 
 def test_scopes_do_not_share_keys() -> None:
-    assert [remembering_everywhere().get(scope, "key") for scope in SCOPES] == list(SCOPES)
+    state = State()
+    for scope in SCOPES:
+        state.put(scope, "key", scope)
+
+    assert [state.get(scope, "key") for scope in SCOPES] == list(SCOPES)
 
 
 def test_what_was_never_put_is_the_default() -> None:
@@ -46,26 +41,17 @@ def test_rows_follow_a_sequence_of_edits(alive: Tensor, data: st.DataObject) -> 
     first = data.draw(reductions(alive))
     second = data.draw(reductions(first.valid))
     state = State()
-    state.put("request", "scores", scores, rows=True)
+    state.put("prefill", "scores", scores, rows=True)
     state.compact(first)
     state.compact(second)
 
-    assert torch.equal(state.get("request", "scores"), second.apply(first.apply(scores)))
+    assert torch.equal(state.get("prefill", "scores"), second.apply(first.apply(scores)))
 
 
 def test_other_values_do_not_follow() -> None:
     state = State()
-    state.put("request", "table", torch.ones(1, 3), rows=True)
-    state.put("request", "table", torch.ones(1, 3))
+    state.put("prefill", "table", torch.ones(1, 3), rows=True)
+    state.put("prefill", "table", torch.ones(1, 3))
     state.compact(Reduction.gather(torch.tensor([[0]]), inputs=3))
 
-    assert state.get("request", "table").shape == (1, 3)
-
-
-def test_rows_that_are_forgotten_need_not_follow() -> None:
-    state = State()
-    state.put("prefill", "scores", torch.ones(1, 3), rows=True)
-    state.begin("prefill")
-    state.compact(Reduction.gather(torch.tensor([[0]]), inputs=7))
-
-    assert state.get("prefill", "scores") is None
+    assert state.get("prefill", "table").shape == (1, 3)

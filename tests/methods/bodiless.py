@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.items import ItemBatch
 from foveate.core.layout import Item, Layout
-from foveate.core.method import ItemBatch, Traits
 from foveate.core.signal import Signal
+from foveate.core.traits import Traits
 
 LLAVA_7B = Fingerprint("llava", 32, 4096, 32064)
 LLAVA_13B = Fingerprint("llava", 40, 5120, 32064)

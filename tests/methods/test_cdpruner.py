@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
+from foveate.core.items import ItemBatch
 from foveate.core.layout import Layout
-from foveate.core.method import ItemBatch
 from foveate.core.signal import Aligned, Question, Site
 from foveate.core.state import State
 from foveate.methods import CDPruner

@@ -13,9 +13,9 @@ from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout, Role
-from foveate.core.method import Traits
 from foveate.core.signal import Attention, QueryKey, Rows, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.methods import Folder
 from foveate.methods.in_encoder.folder import MergeAttention, fold_plan, folded
 from tests.methods.bodiless import traits

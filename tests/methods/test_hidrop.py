@@ -15,7 +15,7 @@ from foveate.core.layout import VISUAL, Edit, Item, Layout
 from foveate.core.signal import Function, Site
 from foveate.core.state import State
 from foveate.methods import HiDrop
-from foveate.methods.in_llm.hidrop import last_row_scores
+from foveate.ops.attention import from_rows
 from tests.core.strategies import prompts
 from tests.methods.bodiless import layout, traits
 from tests.methods.llama import random_query_key
@@ -109,7 +109,7 @@ def test_the_best_by_the_last_row_stay_with_their_positions(before: Layout, keep
     change = edit(HiDrop(**ONE_STAGE, keep_list=(keep,)), before, 5, seed)
     after = before if change is None else before.after(change)
     query, key = random_query_key(4, seed=seed)(hidden(before, seed), before)
-    scores = last_row_scores(query, key, before.last, before.valid)
+    scores = from_rows(query, key, before.last, before.valid[:, None])
 
     assert_close(scores.sum(1), torch.ones(before.shape[0]))
     assert after.visual == tuple(min(keep, count) for count in before.visual)

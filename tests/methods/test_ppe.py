@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
 from foveate.core.layout import VISUAL, Edit, Item, Layout
-from foveate.core.method import Traits
 from foveate.core.signal import Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.methods import PPE
 from foveate.methods.before_llm.ppe import position_table
 from foveate.ops.cluster import members

@@ -13,13 +13,13 @@ from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Traits
 from foveate.core.reduction import Reduction
 from foveate.core.signal import QueryKey, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.methods import PruMerge
 from foveate.methods.before_llm import prumerge
-from foveate.methods.before_llm.prumerge import even_grid, importance, merging, outliers, published_grid
+from foveate.methods.before_llm.prumerge import cls_attention, even_grid, merging, outliers, published_grid
 from tests.methods.bodiless import traits
 from tests.methods.vision import only, vision_layout
 
@@ -146,19 +146,19 @@ def test_attention_is_that_of_one_head_of_the_full_width() -> None:
     query, key = torch.randn(2, 2, 7, 6, generator=torch.Generator().manual_seed(0))
     full = (query @ key.transpose(1, 2) * 6**-0.5).softmax(-1)
 
-    assert_close(importance(query, key, 1), full[:, 0, 1:])
-    assert_close(importance(query, key, 0), full.mean(1))
+    assert_close(cls_attention(query, key, 1), full[:, 0, 1:])
+    assert_close(cls_attention(query, key, 0), full.mean(1))
 
 
 def test_padding_gets_no_attention_and_gives_none() -> None:
     query, key = torch.randn(2, 2, 7, 6, generator=torch.Generator().manual_seed(0))
     for prefix in (0, 1):
         valid = torch.tensor([[True] * 4 + [False] * (3 - prefix), [True] * (7 - prefix)])
-        seen = importance(query, key, prefix, valid)
+        seen = cls_attention(query, key, prefix, valid)
 
-        assert_close(seen[:1, :4], importance(query[:1, : 4 + prefix], key[:1, : 4 + prefix], prefix))
+        assert_close(seen[:1, :4], cls_attention(query[:1, : 4 + prefix], key[:1, : 4 + prefix], prefix))
         assert not seen[0, 4:].any()
-        assert_close(seen[1:], importance(query[1:], key[1:], prefix))
+        assert_close(seen[1:], cls_attention(query[1:], key[1:], prefix))
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.booleans(), st.booleans(), st.integers(0, 99))
@@ -168,7 +168,7 @@ def test_the_outliers_decide_how_many_stay(counts: list[int], cls: bool, plus: b
     change = edit(PruMerge(plus=plus), layout, x, query, key)
     assert change is not None
     after = layout.after(change)
-    attention = importance(query.transpose(1, 2).flatten(2), key.transpose(1, 2).flatten(2), int(cls), layout.valid)
+    attention = cls_attention(query.transpose(1, 2).flatten(2), key.transpose(1, 2).flatten(2), int(cls), layout.valid)
     tops = outliers(attention, layout.valid).clamp(min=1)
     kept = [
         set(attention[image].masked_fill(~layout.valid[image], -1).argsort(descending=True)[:top].tolist())
@@ -192,7 +192,7 @@ def test_outliers_come_first_by_attention_and_the_rest_last(plus: bool) -> None:
     x, query, key = signals(layout, True)
     change = edit(PruMerge(plus=plus), layout, x, query, key)
     assert change is not None
-    attention = importance(query.transpose(1, 2).flatten(2), key.transpose(1, 2).flatten(2), 1)[0]
+    attention = cls_attention(query.transpose(1, 2).flatten(2), key.transpose(1, 2).flatten(2), 1)[0]
     top = int(outliers(attention[None], layout.valid))
     anchors = change.reduction.anchor[0]
     dropped = torch.ones(36).bool().index_fill(0, anchors[:-1], False)

@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout, Role
-from foveate.core.method import Traits
 from foveate.core.signal import QueryKey, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.methods import ToMe
 from foveate.methods.in_encoder.tome import equal_steps, parse_r
 from tests.methods.bodiless import traits

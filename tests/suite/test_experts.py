@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.layout import VISUAL, Layout
-from foveate.core.method import Experts, Traits
+from foveate.core.method import Experts
 from foveate.core.recipe import Recipe
 from foveate.core.signal import Seen
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.models import anatomy
 from tests.suite.bodies import BODIES, ONE, RAGGED
 from tests.suite.conversation import generate, logits

@@ -12,10 +12,11 @@ from torch import Tensor
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.layout import VISUAL, Edit, Layout, Role
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
 from foveate.core.reduction import Reduction
 from foveate.core.signal import Columns, Features, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.engine.session import Session
 from foveate.methods import ToMe
 from foveate.models import anatomy

@@ -7,8 +7,8 @@ import pytest
 
 from foveate.bench.probes import Hints
 from foveate.core import registry
-from foveate.core.method import Traits
 from foveate.core.recipe import Recipe
+from foveate.core.traits import Traits
 from foveate.tune.hints import first_recipes
 from foveate.tune.space import Space
 from tests.methods.bodiless import traits

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from foveate.core.method import ItemBatch
+from foveate.core.items import ItemBatch
 from foveate.core.signal import Aligned
 from foveate.methods import CDPruner
 from foveate.methods.before_llm.cdpruner import EPSILON, likeness, scaled

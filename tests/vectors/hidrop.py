@@ -14,7 +14,7 @@ from foveate.core.reduction import Reduction
 from foveate.core.signal import Function, Site
 from foveate.core.state import State
 from foveate.methods import HiDrop
-from foveate.methods.in_llm.hidrop import last_row_scores
+from foveate.ops.attention import from_rows
 from foveate.ops.select import top_k
 from tests.methods.llama import QueryKey, query_key
 from tests.vectors import Case
@@ -22,7 +22,7 @@ from tests.vectors import Case
 
 def check_scores(case: Case) -> None:
     before = _layout(case)
-    scores = last_row_scores(*_layer(case)(case["in_hidden"][None], before), before.last, before.valid)
+    scores = from_rows(*_layer(case)(case["in_hidden"][None], before), before.last, before.valid[:, None])
 
     assert_close(scores[before.ordinal >= 0], case["out_score"], atol=1e-6, rtol=0)
 

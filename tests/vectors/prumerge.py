@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from foveate.core.reduction import Reduction
-from foveate.methods.before_llm.prumerge import importance, merging, outliers, published_grid
+from foveate.methods.before_llm.prumerge import cls_attention, merging, outliers, published_grid
 from foveate.ops.select import top_k
 from tests.vectors import Case
 
 
 def check_attention(case: Case) -> None:
-    assert_close(importance(case["q"], case["k"], 1), case["cls_attn"], atol=1e-6, rtol=0)
+    assert_close(cls_attention(case["q"], case["k"], 1), case["cls_attn"], atol=1e-6, rtol=0)
 
 
 def check_adaptive_count(case: Case) -> None:

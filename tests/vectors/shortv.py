@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import foveate
-from foveate.core.method import Traits
 from foveate.core.recipe import Recipe
+from foveate.core.traits import Traits
 from foveate.engine import masks
 from foveate.methods import ShortV
 from foveate.methods.in_llm.shortv import layer_contribution

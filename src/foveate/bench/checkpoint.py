@@ -17,10 +17,10 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from foveate import reference
+from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
-from foveate.core.method import Companion
 from foveate.engine import ClipCompanion
-from foveate.models.anatomy import anatomy
+from foveate.models import anatomy
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_SECONDS = 10

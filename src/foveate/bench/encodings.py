@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 from foveate.core.signal import on
 from foveate.engine import blocks
 from foveate.engine.session import Session
-from foveate.models.anatomy import anatomy
+from foveate.models import anatomy
 
 ROOM = 2**30
 """Bytes of outputs that are kept at most, in the machine's memory, not on a GPU."""

@@ -13,7 +13,8 @@ from foveate.core.artifact import Artifact
 from foveate.core.layout import Item, Layout
 from foveate.methods import IndexPreserving
 from foveate.methods.before_encoder.index_preserving import cell_logits, dilated, train
-from foveate.models.anatomy import ARTIFACTS, anatomy
+from foveate.models import anatomy
+from foveate.models.anatomy import ARTIFACTS
 from foveate.reference.cells import labelled_cells
 from foveate.tasks.spine import GRID
 

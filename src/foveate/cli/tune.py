@@ -23,7 +23,7 @@ from foveate.core import registry
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE
 from foveate.engine.hosting import verdicts
-from foveate.models.anatomy import anatomy
+from foveate.models import anatomy
 
 if TYPE_CHECKING:
     from foveate.tune.goal import Goal

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from foveate.core.errors import FoveateError
+from foveate.core.parameters import Keep
 
 Rounding = Literal["round", "floor"]
 
@@ -21,15 +22,11 @@ class Budget:
 
     keep: int | float
     rounding: Rounding | Literal["ceil"] = "round"
-    name: str = "keep"
 
     def __post_init__(self) -> None:
-        keep = self.keep
-        numeric = isinstance(keep, int | float) and not isinstance(keep, bool)
-        if not numeric or not (keep >= 1 if isinstance(keep, int) else 0 < keep <= 1):
-            raise FoveateError(
-                f"{self.name}={keep!r}: must be a positive count (an integer such as 64) or a ratio in (0, 1]"
-            )
+        number = isinstance(self.keep, int | float) and not isinstance(self.keep, bool)
+        if not (number and Keep().fits(self.keep)):
+            raise FoveateError(f"keep={self.keep!r}: must be {Keep().words('a number')}")
 
     def of(self, count: int) -> int:
         """Tokens kept out of ``count``: never more than there are, and at least one where there is any."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from foveate.core.positions import Positions, TextAfter, renumbered
 from foveate.core.reduction import Reduction
 
 
@@ -52,9 +52,6 @@ class Item:
         return self.rows * self.columns
 
 
-Positions = Literal["auto", "anchor", "contiguous", "rank"]
-
-
 @dataclass(frozen=True)
 class Edit:
     """A `Reduction` and what a linear map cannot say.
@@ -76,7 +73,7 @@ class Edit:
 
     reduction: Reduction
     positions: Positions | Tensor = "anchor"
-    text_after: Literal["keep", "follow"] = "keep"
+    text_after: TextAfter = "keep"
     values: Tensor | None = None
     key_bias: Tensor | None = None
     all_layers: bool = False
@@ -201,13 +198,25 @@ class Layout:
             return reduction.take(ids).masked_fill(pad, padding)
 
         role = follow(self.role, int(Role.PAD))
+        positions = edit.positions
+        if not isinstance(positions, Tensor):
+            positions = renumbered(
+                self.positions,
+                reduction,
+                positions,
+                edit.text_after,
+                item=self.item,
+                items=max(map(len, self.items), default=0),
+                valid=self.valid,
+                alive=role != Role.PAD,
+            )
         edited = replace(
             self,
             origin=follow(self.origin, -1).sort(dim=1).values,
             role=role,
             item=follow(self.item, -1),
             ordinal=follow(self.ordinal, -1),
-            positions=self._positions(edit, role != Role.PAD),
+            positions=positions,
             size=reduction.mass(self.size),
             live=edit.live or (),
             visual=edit.visual or (),
@@ -280,75 +289,6 @@ class Layout:
         live = tuple(n - v + k for n, v, k in zip(self.live, self.visual, visual))
         keep = self.valid & (chosen | ~self.rows(*VISUAL))
         return Edit(Reduction.keeping(keep, live), positions, all_layers=all_layers, live=live, visual=visual)
-
-    def _positions(self, edit: Edit, valid: Tensor) -> Tensor:
-        if isinstance(edit.positions, Tensor):
-            return edit.positions
-        policy = edit.positions
-        if policy == "auto":
-            policy = "contiguous" if self.positions.shape[0] == 1 else "anchor"
-        kept = torch.stack([edit.reduction.take(row) for row in self.positions])
-        if policy == "anchor" and edit.text_after == "keep":
-            return kept
-        if policy == "contiguous":
-            rank = (valid.long().cumsum(1) - 1).clamp(min=0)
-            return (self._first + rank).masked_fill(~valid, 0)
-        return self._regridded(edit, kept, valid, dense=policy == "rank")
-
-    @property
-    def _first(self) -> Tensor:
-        """``[R, B, 1]`` the smallest position of each row."""
-        largest = torch.iinfo(self.positions.dtype).max
-        return self.positions.masked_fill(~self.valid, largest).amin(dim=2, keepdim=True)
-
-    def _regridded(self, edit: Edit, kept: Tensor, valid: Tensor, dense: bool) -> Tensor:
-        """Positions ``[R, B, k]`` where text follows the largest kept position of each item.
-
-        Within an item positions keep their distances, or are ranked for each axis (``dense``).
-        """
-        item = edit.reduction.take(self.item).masked_fill(~valid, -1)
-        items = max(map(len, self.items), default=0)
-        of_item = torch.stack([item == number for number in range(items)])[:, None] if items else item.new_zeros(0).bool()
-        if not items:
-            return kept
-        places = torch.where(of_item, kept, torch.iinfo(kept.dtype).max)  # [J, R, B, k]
-        if dense:
-            ordered, order = places.sort(dim=-1)
-            rises = torch.zeros_like(ordered).scatter(
-                -1, order, (ordered.diff(prepend=ordered[..., :1]) != 0).long().cumsum(-1)
-            )
-        else:
-            start = torch.stack([self._item_start(number) for number in range(items)])  # [J, R, B, 1]
-            rises = places - start
-        # A fourth row in front numbers all tokens; how much room an item takes is said by the others.
-        axes = slice(1, None) if len(kept) == 4 else slice(None)
-        extent = torch.where(of_item, rises + 1, 0)[:, axes].amax(dim=(1, 3))  # [J, B]
-        text = valid & (item < 0)
-        before = (text.long().cumsum(1) - text.long())[None]  # text rows before each row
-        first = torch.where(of_item, self._rank_of_first(item, items, before), 0)
-        offset = extent.cumsum(0) - extent  # [J, B] positions that earlier items take
-        inside = torch.where(of_item, rises + first + offset[:, None, :, None], 0).sum(0)
-        passed = torch.where(self._passed(item, items), extent[:, :, None], 0).sum(0)  # [B, k]
-        outside = (before + passed).expand_as(kept)
-        return (self._first + torch.where(item >= 0, inside, outside)).masked_fill(~valid, 0)
-
-    def _item_start(self, number: int) -> Tensor:
-        """``[R, B, 1]`` smallest position of an item before the edit."""
-        largest = torch.iinfo(self.positions.dtype).max
-        return self.positions.masked_fill(self.item != number, largest).amin(dim=2, keepdim=True)
-
-    def _rank_of_first(self, item: Tensor, items: int, before: Tensor) -> Tensor:
-        """``[J, 1, B, 1]`` text rows before each item."""
-        counts = [
-            torch.where(item == number, before[0], before.new_full((), torch.iinfo(before.dtype).max))
-            for number in range(items)
-        ]
-        return torch.stack(counts).amin(dim=2)[:, None, :, None]
-
-    def _passed(self, item: Tensor, items: int) -> Tensor:
-        """``[J, B, k]`` whether a row comes behind the last row of an item."""
-        there = torch.stack([item == number for number in range(items)])
-        return behind(there) & there.any(2, keepdim=True)
 
 
 def behind(rows: Tensor) -> Tensor:

@@ -2,106 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol, Self
 
-import torch
 from torch import Tensor
 
-from foveate.core.artifact import Artifact, Fingerprint
-from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
-from foveate.core.layout import Positions as Positions
-from foveate.core.ranking import about
+from foveate.core.parameters import rules
 from foveate.core.shape import Shape
-from foveate.core.signal import ByItem, Question, Seen, Signal, Site
+from foveate.core.signal import Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
-
-
-@dataclass(frozen=True)
-class Traits:
-    """What a method may know of a model when it is attached.
-
-    Attributes:
-        family: the model family.
-        decoder_layers: layers of the language model.
-        encoder_layers: blocks of the vision encoder, or None where its signals cannot be read.
-        feature_layer: block of the encoder whose output feeds the projector.
-        has_cls: whether the encoder has a CLS token.
-        rotary_rows: rows of the rotary positions (1; 3 or 4 for M-RoPE).
-        mask_free: whether the attention kernel takes no 4-D mask (FlashAttention).
-        fingerprint: what artifacts are bound to.
-        artifacts: calibrated numbers at hand, by method name.
-        vision_sites: kinds of vision sites where rows may be dropped or merged; ``"middle"`` stands for the place between
-            attention and MLP of encoder blocks.
-        rotary_axes: frequencies of each axis of the rotary embedding: one number, or three under M-RoPE.
-        recurrent: decoder layers with a recurrent state instead of attention.
-        sliding: decoder layers with sliding attention.
-        cell: pixels ``(channels, rows, columns)`` that make one token, where the patches site is open.
-        companion: whether a text tower was given.
-        patches: tokens of an image in the encoder, CLS not counted; None where images differ.
-        experts: how many experts the router chooses for each row; None for a dense model.
-        sparse: decoder layers with experts.
-    """
-
-    family: str
-    decoder_layers: int
-    encoder_layers: int | None
-    feature_layer: int | None
-    has_cls: bool
-    rotary_rows: int
-    mask_free: bool
-    fingerprint: Fingerprint
-    artifacts: Mapping[str, Artifact]
-    vision_sites: frozenset[str] = frozenset()
-    rotary_axes: tuple[int, ...] = ()
-    recurrent: tuple[int, ...] = ()
-    sliding: tuple[int, ...] = ()
-    cell: tuple[int, int, int] | None = None
-    companion: bool = False
-    patches: int | None = None
-    experts: int | None = None
-    sparse: tuple[int, ...] = ()
-
-    def refuse_sites(self, *kinds: str) -> str | None:
-        """Why rows cannot be dropped at vision sites of these kinds; None if they can."""
-        for kind in kinds:
-            if kind not in self.vision_sites:
-                there = ", ".join(sorted(self.vision_sites)) or "none"
-                return f"needs the site {kind!r}, which {self.family} does not offer (its vision sites: {there})"
-        return None
-
-    def same_depth(self, layers: Sequence[int], of: int) -> tuple[int, ...]:
-        """Decoder layers at the same shares of the depth as ``layers`` of ``of``: at least 1, strictly ascending."""
-        found: list[int] = []
-        for layer in layers:
-            found.append(max(round(layer * self.decoder_layers / of), found[-1] + 1 if found else 1))
-        return tuple(found)
-
-    def refuse_layers(self, parameter: str, value: int | tuple[int, ...], attention: Sequence[int] = ()) -> str | None:
-        """Why rows cannot go before the decoder layers in ``value`` of ``parameter``, given the ``attention`` of others."""
-        layers = (value,) if isinstance(value, int) else value
-        if any(not 1 <= layer < self.decoder_layers for layer in layers):
-            return f"{parameter}={value}: must be in 1..{self.decoder_layers - 1}"
-        recurrent = sorted(set(attention) & set(self.recurrent))
-        if recurrent:
-            return f"{parameter}={value}: reads the attention of layers {recurrent}, which are recurrent; choose others"
-        return None
-
-
-class Companion(Protocol):
-    """A text tower beside the model, for methods that compare the question with the picture."""
-
-    def question(self, ids: Sequence[Tensor]) -> list[Tensor]:
-        """Embeddings ``[M, d]`` of each sample's question, given its token ids ``[n]`` in the model's own vocabulary."""
-
-    def align(self, features: Tensor) -> Tensor:
-        """Encoder features ``[I, n, D]`` in the same space: ``[I, n, d]``."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +30,14 @@ class Method(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     identity_at: ClassVar[Mapping[str, Any] | None] = None
     """Parameters at which the model's logits are unchanged; None where the system has no such setting."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that the fields' annotations do not allow; lists become tuples."""
+        for parameter, allowed in rules(type(self)).items():
+            if isinstance(getattr(self, parameter), list):
+                object.__setattr__(self, parameter, tuple(getattr(self, parameter)))
+            for rule in allowed:
+                self.require(rule.fits(getattr(self, parameter)), parameter, f"must be {rule}")
 
     def check(self, traits: Traits) -> str | None:
         """Why this method cannot run on such a model, with the remedy; None if it can."""
@@ -148,27 +71,6 @@ class Method(ABC):
         inside = ", ".join(f"{name}={value!r}" for name, value in self.parameters().items())
         return f"{self.name}({inside})" if inside else self.name
 
-    def require_number(self, parameter: str, least: float, most: float = math.inf, *, whole: bool = False) -> None:
-        """Raise one clear line unless ``parameter`` is a finite number (an integer, if ``whole``) in [least, most]."""
-        value = getattr(self, parameter)
-        kind = int if whole else int | float
-        fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and least <= value <= most
-        bounds = f"{least:g} or more" if most == math.inf else f"in [{least:g}, {most:g}]"
-        self.require(fits, parameter, f"must be {'an integer' if whole else 'a number'}, {bounds}")
-
-    def require_layers(self, parameter: str) -> None:
-        """Raise one clear line unless ``parameter`` is a tuple of layers, ascending, none below 1."""
-        value = getattr(self, parameter)
-        fits = isinstance(value, tuple) and all(isinstance(layer, int) and not isinstance(layer, bool) for layer in value)
-        ascending = fits and all(low < high for low, high in zip((0, *value), value))
-        self.require(ascending, parameter, "must be ascending layer numbers, 1 or more, such as (4, 8)")
-
-    def require_shares(self, parameter: str) -> None:
-        """Raise one clear line unless ``parameter`` is a tuple of numbers in [0, 1]."""
-        value = getattr(self, parameter)
-        numbers = isinstance(value, tuple) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-        self.require(numbers and all(0 <= v <= 1 for v in value), parameter, "must be shares in [0, 1], such as (0.5, 0.25)")
-
     def require(self, condition: bool, parameter: str, remedy: str) -> None:
         """Raise one clear line about ``parameter`` unless ``condition`` holds."""
         if not condition:
@@ -188,119 +90,6 @@ class Tokens(Method):
     @abstractmethod
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """What becomes of the rows ``x`` ``[B, N, D]`` (all roles) at ``site``; None leaves them."""
-
-
-@dataclass(frozen=True)
-class ItemBatch:
-    """Images of one grid, batched: what `ItemTokens.select` sees.
-
-    Attributes:
-        rows, columns: the original grid.
-        ordinal: ``[I, n]`` raster index of each token still alive; all of them, in order, unless something came before.
-        number: place of each image within its sample.
-        seen: the method's encoder signals, ``[I, n, ...]`` by token (attention rows: ``[I, H, Q, n]``).
-        x: ``[I, n, D]`` the tokens as the language model would get them.
-        question: the sample's question rows of each image: ``[I, q, D]`` embeddings, zero where there are fewer.
-        companion: the companion's question embeddings of each image ``[M, d]``, if asked for.
-        seed: the session's seed.
-        device: where the answer is wanted.
-    """
-
-    rows: int
-    columns: int
-    ordinal: Tensor
-    number: tuple[int, ...]
-    seen: Mapping[Signal, Any]
-    x: Tensor
-    question: Tensor
-    companion: tuple[Tensor, ...]
-    seed: int
-    device: torch.device
-
-    @property
-    def count(self) -> int:
-        """Tokens of each image that are still alive."""
-        return self.ordinal.shape[1]
-
-
-class ItemTokens(Tokens):
-    """Chooses among the tokens of each image on its own, before the language model.
-
-    Subclasses are dataclasses with the fields ``keep`` and ``positions`` and implement `select`. Budgets are shares of the
-    original count. Positions are ``"contiguous"`` (as if the prompt had been short), ``"anchor"`` (the original ones),
-    ``"rank"`` (as if the grid had been smaller) or ``"auto"``: contiguous where positions are one row, original under
-    M-RoPE, which is what published code does.
-    """
-
-    keep: int | float
-    positions: Positions
-    identity_at = {"keep": 1.0}  # noqa: RUF012
-    needs_grid: ClassVar[bool] = False
-    """Whether it works only on a whole grid, so that nothing may be dropped or merged before it."""
-
-    def __post_init__(self) -> None:
-        self.budget()
-        known = ("auto", "anchor", "contiguous", "rank")
-        self.require(self.positions in known, "positions", "must be 'auto', 'anchor', 'contiguous' or 'rank'")
-
-    def budget(self) -> Budget:
-        """Tokens to keep of each image."""
-        return Budget(self.keep, name=f"{self.name}: keep")
-
-    def workspace(self, shape: Shape) -> int:
-        """Beside the edit, each image's tokens and question."""
-        return shape.edits + 2 * shape.hidden
-
-    @abstractmethod
-    def select(self, images: ItemBatch, k: int) -> Tensor:
-        """Indices ``[I, k]`` into the tokens alive that are to stay, ascending, without duplicates."""
-
-    def sites(self, traits: Traits) -> tuple[Site, ...]:
-        """Before the language model."""
-        return (Site("sequence"),)
-
-    def check(self, traits: Traits) -> str | None:
-        """Contiguous positions have no meaning under M-RoPE."""
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return None
-
-    def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
-        """Group the images by grid, select in each group, keep all other rows."""
-        alive = layout.alive
-        images = [(sample, number) for sample, items in enumerate(layout.items) for number in range(len(items))]
-        kept_of = {(b, j): min(self.budget().of(layout.items[b][j].count), alive[b][j]) for b, j in images if alive[b][j]}
-        if all(count == alive[b][j] for (b, j), count in kept_of.items()):
-            return None
-
-        groups: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
-        for b, j in kept_of:
-            item = layout.items[b][j]
-            groups.setdefault((item.rows, item.columns, alive[b][j]), []).append((b, j))
-        kept = torch.zeros_like(layout.valid)
-        asking = layout.question_rows[..., None]
-        question = x.gather(1, asking.clamp(min=0).expand(-1, -1, x.shape[2])).masked_fill(asking < 0, 0)
-        for (rows, columns, _), entries in groups.items():
-            sample = torch.tensor([b for b, _ in entries], device=x.device)
-            where = layout.where(entries)
-            batch = ItemBatch(
-                rows=rows,
-                columns=columns,
-                ordinal=layout.ordinal[sample[:, None], where],
-                number=tuple(j for _, j in entries),
-                seen={signal: value.of(entries) for signal, value in seen.items() if isinstance(value, ByItem)},
-                x=x[sample[:, None], where],
-                question=question[sample],
-                companion=tuple(v[b] for s, v in seen.items() if isinstance(s, Question) for b, _ in entries),
-                seed=state.get("session", "seed", 0),
-                device=x.device,
-            )
-            with about(sample, where, layout.shape):
-                chosen = where.gather(1, self.select(batch, kept_of[entries[0]]))
-            kept[sample[:, None], chosen] = True
-
-        visual = tuple(sum(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
-        return layout.keeping(kept, visual, self.positions)
 
 
 @dataclass(frozen=True)

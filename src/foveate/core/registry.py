@@ -1,12 +1,11 @@
-"""Which methods there are: the package's own, and those of third parties (entry-point group ``foveate.methods``)."""
+"""Which methods there are: the package's own and those of others, all by the entry-point group ``foveate.methods``."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import logging
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from foveate.core.errors import FoveateError
@@ -45,8 +44,18 @@ def get(name: str) -> type[Method]:
 
 @cache
 def _load() -> None:
-    importlib.import_module("foveate.methods")
-    for point in entry_points(group=ENTRY_POINTS):
+    points = entry_points(group=ENTRY_POINTS)
+    own = [point for point in points if _is_own(point)]
+    if not own:
+        raise FoveateError(
+            f"entry points {ENTRY_POINTS!r}: the package's own are missing; install it again (pip install -e .)"
+        )
+    # First, so that it is others who find a name taken; and without them there is nothing to go on with.
+    for point in own:
+        point.load()
+    for point in points:
+        if point in own:
+            continue
         try:
             point.load()
         # A package may die of anything; the methods of the others are not to blame.
@@ -56,3 +65,7 @@ def _load() -> None:
                 f"package {package!r}: its methods are missing, {point.value!r} cannot be loaded "
                 f"({type(error).__name__}: {reason}); update or uninstall it"
             )
+
+
+def _is_own(point: EntryPoint) -> bool:
+    return point.module.partition(".")[0] == __name__.partition(".")[0]

@@ -13,12 +13,13 @@ from foveate.core import registry
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Offline, Tokens, Traits
+from foveate.core.method import Offline, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.signal import Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.engine.session import attach
-from foveate.models.anatomy import anatomy
+from foveate.models import anatomy
 
 
 @dataclass(frozen=True)

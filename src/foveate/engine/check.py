@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from foveate.core.errors import FoveateError
-from foveate.core.method import Cache, Experts, ItemTokens, Routing, Tokens, Traits
+from foveate.core.items import ItemTokens
+from foveate.core.method import Cache, Experts, Routing, Tokens
 from foveate.core.recipe import Recipe
+from foveate.core.traits import Traits
 from foveate.engine.program import layer_of
 from foveate.models.anatomy import Anatomy
 

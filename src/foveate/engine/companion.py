@@ -15,7 +15,7 @@ from foveate.core.errors import FoveateError
 
 
 class ClipCompanion:
-    """A `foveate.core.method.Companion` for models with a CLIP encoder, such as LLaVA.
+    """A `foveate.core.companion.Companion` for models with a CLIP encoder, such as LLaVA.
 
     The question is all text behind the last picture, words of the chat template included. However long, it is read whole:
     in segments as long as the text tower's positions (77), of which the last is padded with zeros.

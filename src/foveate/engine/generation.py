@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.method import Cache, ItemTokens
+from foveate.core.items import ItemTokens
+from foveate.core.method import Cache
 from foveate.engine.call import Call
 from foveate.engine.program import Program
 

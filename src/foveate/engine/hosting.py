@@ -12,7 +12,8 @@ from foveate.core import registry
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe, build
 from foveate.engine.check import check
-from foveate.models.anatomy import Anatomy, anatomy
+from foveate.models import anatomy
+from foveate.models.anatomy import Anatomy
 from foveate.models.specimens import SHAPES, specimen
 
 

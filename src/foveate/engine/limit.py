@@ -18,7 +18,8 @@ from transformers.cache_utils import DynamicCache
 
 from foveate.core.report import Report
 from foveate.engine.cache import FoveateLayer
-from foveate.models.anatomy import Anatomy, anatomy
+from foveate.models import anatomy
+from foveate.models.anatomy import Anatomy
 
 
 def prefill(parts: Anatomy, report: Report) -> Callable[[], Tensor]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from foveate.core.companion import Companion
 from foveate.core.layout import Layout
-from foveate.core.method import Cache, Companion, Experts, Routing, Tokens, Traits
+from foveate.core.method import Cache, Experts, Routing, Tokens
 from foveate.core.ranking import looking
 from foveate.core.recipe import Recipe
 from foveate.core.signal import (
@@ -27,6 +28,7 @@ from foveate.core.signal import (
     Site,
     on,
 )
+from foveate.core.traits import Traits
 from foveate.engine.functions import function
 from foveate.models.anatomy import Anatomy
 

@@ -219,7 +219,7 @@ class Run:
         start = 0
         for look in self._looks:
             if sources[0] < start + len(look.views):
-                return look.gather(signal, [source - start for source in sources], ordinal)
+                return look.signals.gather(signal, [source - start for source in sources], ordinal)
             start += len(look.views)
         raise LookupError(f"grid {sources[0]} was encoded elsewhere")
 

@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.core.artifact import Artifact
+from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
-from foveate.core.method import Companion, Method
+from foveate.core.method import Method
 from foveate.core.recipe import Recipe
 from foveate.core.report import Report, Trace
 from foveate.core.signal import Seen
@@ -27,7 +28,7 @@ from foveate.engine.recording import Recording
 from foveate.engine.run import Run
 from foveate.engine.stand_in import stand_in
 from foveate.engine.vision import Kind
-from foveate.models.anatomy import anatomy
+from foveate.models import anatomy
 
 SESSION = "_foveate_session"
 """Attribute of a model that runs under a session."""

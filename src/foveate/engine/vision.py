@@ -202,16 +202,6 @@ class Look:
         back = [part.reshape(piece.shape) for part, piece in zip(flat.split(sizes), pieces)]
         output["pooler_output"] = back[0] if isinstance(made, Tensor) else type(made)(back)
 
-    # What later sites ask for.
-
-    def gather(self, signal: Signal, views: Sequence[int], ordinal: Tensor) -> Any:
-        """A signal of the tokens ``ordinal`` ``[I, n]`` of some views of one grid, by token: ``[I, n, ...]``."""
-        return self.signals.gather(signal, views, ordinal)
-
-    def let_go(self) -> None:
-        """The prompt was read: nobody asks for signals any more."""
-        self.signals = PictureSignals(self.program, self.views, self.clock)
-
     @property
     def encoded(self) -> tuple[int, int]:
         """How many pictures (tiles) the encoder was shown, and its rows for the largest one."""
@@ -323,7 +313,7 @@ class Look:
         rows = slots.gather(1, ordinal)
         items = [(view.rows, view.columns)] * len(members)
         layout = grids.picture_layout(items, torch.ones_like(rows, dtype=torch.bool), 0, ordinal)
-        seen = {s: self.gather(s, members, ordinal) for s in self.program.reads[method] if s in self.signals}
+        seen = {s: self.signals.gather(s, members, ordinal) for s in self.program.reads[method] if s in self.signals}
         seen |= self.program.given
         edit = self._ask(method, Site("projected"), flat[rows], layout, seen, members)
         if edit is None:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
-from foveate.core.method import Companion
 from foveate.core.reduction import Reduction
 from foveate.core.signal import Aligned, Attention, Columns, Features, QueryKey, Signal, follow, on
 from foveate.engine import attention, grids

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
-from foveate.core.method import Traits
+from foveate.core.traits import Traits
 
 ARTIFACTS = "foveate"
 """Folder inside a checkpoint that holds calibrated numbers, one ``<method>.json`` each."""
@@ -102,7 +102,7 @@ class Encoder:
         projector: module whose first input is the features.
         shuffled: whether the projector is fed a row for each token (pixel shuffle in front of it), not one for each cell.
         tile: patches of an image (tile), where all have the same number.
-        sites: kinds of vision sites where rows may go (see `foveate.core.method.Traits.vision_sites`).
+        sites: kinds of vision sites where rows may go (see `foveate.core.traits.Traits.vision_sites`).
         packed: whether all images lie in one sequence ``[P, D]`` instead of a batch ``[T, n, D]``.
         order: for packed encoders, given the bound arguments of the feature call: where the rows that block ``i`` works on
             stand in raster order (``[P]`` raster number of each row), or None where they are in the cells' own order.
@@ -354,49 +354,6 @@ class Anatomy:
             turned.append(sin.reshape(-1).abs())
         table = torch.stack(turned)
         return table[:, : table.shape[1] // 2].argmax(0).cpu()
-
-
-def anatomy(model: nn.Module) -> Anatomy:
-    """The anatomy of ``model``.
-
-    Raises:
-        FoveateError: if no supported family fits; the message names those that are.
-    """
-    from foveate.models import (
-        gemma3,
-        idefics3,
-        internvl,
-        llava,
-        llava_next,
-        llava_onevision,
-        qwen2_5_vl,
-        qwen2_vl,
-        qwen3_5,
-        qwen3_vl,
-    )
-
-    families = {
-        "llava": llava.anatomy,
-        "gemma3": gemma3.anatomy,
-        "qwen3_vl": qwen3_vl.anatomy,
-        "llava_next": llava_next.anatomy,
-        "llava_onevision": llava_onevision.anatomy,
-        "internvl": internvl.anatomy,
-        "idefics3": idefics3.anatomy,
-        "smolvlm": idefics3.anatomy,
-        "qwen2_vl": qwen2_vl.anatomy,
-        "qwen2_5_vl": qwen2_5_vl.anatomy,
-        "qwen3_5": qwen3_5.anatomy,
-        "qwen3_vl_moe": qwen3_vl.anatomy,
-    }
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind not in families:
-        raise FoveateError(f"model {kind!r}: not supported; supported families: {', '.join(families)}")
-    if not hasattr(model, "lm_head"):
-        raise FoveateError(
-            f"model {type(model).__name__}: has no language-modelling head; load it with AutoModelForImageTextToText"
-        )
-    return families[kind](model)
 
 
 def square_pictures(side: int, group: int = 1, tiles: str = "pixel_values") -> Callable[[Mapping[str, Any]], list[Picture]]:

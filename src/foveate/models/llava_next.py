@@ -38,7 +38,7 @@ def anatomy(model: Any) -> Anatomy:
             rows: list[Tensor] = inner.pack_image_features(features, sizes, strategy, image_newline=LINE_END)[0]
             return rows
 
-        return packed(pack, [tiles(config, size) for size in sizes], side(config))
+        return laid_out(pack, [tiles(config, size) for size in sizes], side(config))
 
     return Anatomy(
         family="llava_next",
@@ -66,7 +66,7 @@ def tiles(config: Any, size: Sequence[int]) -> tuple[int, int]:
     return height // tile, width // tile
 
 
-def packed(pack: Callable[[list[Tensor]], list[Tensor]], grids: Sequence[Tiles], side: int) -> list[Picture]:
+def laid_out(pack: Callable[[list[Tensor]], list[Tensor]], grids: Sequence[Tiles], side: int) -> list[Picture]:
     """What stands behind the placeholders of pictures that the model packs with ``pack``.
 
     The model's own packing is run on coordinates instead of features: ``(view, row, column)`` of every cell. What comes out

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from foveate.models.anatomy import Anatomy, Picture, View
 from foveate.models.llava import encoder
-from foveate.models.llava_next import LINE_END, around, grid_of, packed, side, tiles
+from foveate.models.llava_next import LINE_END, around, grid_of, laid_out, side, tiles
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -37,7 +37,7 @@ def anatomy(model: Any) -> Anatomy:
             return rows
 
         detailed = _detailed(bound.get("batch_num_images"), len(sizes))
-        return packed(pack, [tiles(config, size) if cut else None for size, cut in zip(sizes, detailed)], side(config))
+        return laid_out(pack, [tiles(config, size) if cut else None for size, cut in zip(sizes, detailed)], side(config))
 
     return Anatomy(
         family="llava_onevision",

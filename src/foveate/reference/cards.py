@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from .evaluate import TaskResult
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Mean score on ``questions`` held-out questions, with a 95 % Wilson interval, beside what needs no eyes.
+
+    ``majority``: the best constant answer; ``blind``: the same model shown a grey picture (a quarter of the questions).
+    """
+
+    task: str
+    questions: int
+    score: float
+    low: float
+    high: float
+    majority: float
+    blind: float
+    floor: float
+    below_floor: bool
 
 
 def model_card(family: str, results: Sequence[TaskResult], training: Mapping[str, Any], parameters: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from foveate.core.statistics import wilson
 from foveate.tasks import SPINE, TASKS, VIDEOS, Question, majority, questions
 
 from . import processor as read_processor
-from .cards import model_card
+from .cards import TaskResult, model_card
 
 FLOORS = {
     **dict.fromkeys(TASKS, 0.80),
@@ -35,24 +35,6 @@ TAUGHT = {
     "qwen2_5_vl": TASKS,
 }
 """The tasks that a model of each family was taught; the others it need not be asked."""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """Mean score on ``questions`` held-out questions, with a 95 % Wilson interval, beside what needs no eyes.
-
-    ``majority``: the best constant answer; ``blind``: the same model shown a grey picture (a quarter of the questions).
-    """
-
-    task: str
-    questions: int
-    score: float
-    low: float
-    high: float
-    majority: float
-    blind: float
-    floor: float
-    below_floor: bool
 
 
 def answer(model: Any, processor: Any, asked: Sequence[Question], batch_size: int = 25) -> list[list[str]]:

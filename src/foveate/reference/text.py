@@ -11,7 +11,7 @@ from .model import END, SPECIAL, TOKEN_IDS, TextTower
 
 
 class ReferenceCompanion:
-    """A `foveate.core.method.Companion`: `foveate.ClipCompanion` for a text tower that shares the model's vocabulary."""
+    """A `foveate.core.companion.Companion`: `foveate.ClipCompanion` for a text tower that shares the model's vocabulary."""
 
     def __init__(self, tower: TextTower, norm: nn.Module) -> None:
         """``norm`` is the one behind the vision tower."""

@@ -11,8 +11,8 @@ from typing import Any
 from foveate.bench.folder import claim, provenance
 from foveate.bench.probes import Hints
 from foveate.core.files import write_json, write_whole
-from foveate.core.method import Traits
 from foveate.core.recipe import Recipe
+from foveate.core.traits import Traits
 from foveate.tasks import Question
 from foveate.tune.answer import Answer
 from foveate.tune.goal import Goal

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
-from foveate.core.method import Method, Traits
+from foveate.core.method import Method
 from foveate.core.recipe import Recipe, build
+from foveate.core.traits import Traits
 from foveate.core.tunable import Range, Tunable
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from foveate.bench.checkpoint import Checkpoint
 from foveate.core.layout import VISUAL, Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
 from foveate.core.signal import Function, Hidden, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.engine.calibrate import Calibration
 from foveate.ops.select import top_rows
 from foveate.tasks import Question

@@ -23,10 +23,11 @@ from torch import Tensor
 import foveate
 from foveate.bench.checkpoint import Checkpoint
 from foveate.core.layout import VISUAL, Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
 from foveate.core.recipe import NONE
 from foveate.core.signal import Seen, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.tasks import Question
 
 WINDOW = 2

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from foveate.core.layout import VISUAL, Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import In, Odd
 from foveate.core.reduction import Reduction
 from foveate.core.registry import register
 from foveate.core.shape import FLOAT, Shape
 from foveate.core.signal import Numbers, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.core.tunable import Range, Tunable
 from foveate.ops.select import top_k
 
@@ -136,17 +138,11 @@ class IndexPreserving(Tokens):
     needs = ("a trained cell classifier",)
     identity_at = {"threshold": -1e9}  # noqa: RUF012
 
-    threshold: float = 0.0
+    threshold: Annotated[float, In(-1e9, 1e9)] = 0.0
     """On the logit: cells above it are foreground."""
-    kernel: int = 3
+    kernel: Annotated[int, Odd()] = 3
     """Width of the dilation in cells; 1 = none."""
     text_after: Literal["follow", "keep"] = "follow"
-
-    def __post_init__(self) -> None:
-        self.require_number("threshold", -1e9, 1e9)
-        self.require_number("kernel", 1, whole=True)
-        self.require(self.kernel % 2 == 1, "kernel", "must be odd")
-        self.require(self.text_after in ("follow", "keep"), "text_after", "must be 'follow' or 'keep'")
 
     def check(self, traits: Traits) -> str | None:
         """Needs the encoder's input, and a classifier of its cells."""

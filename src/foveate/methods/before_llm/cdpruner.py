@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from foveate.core.method import ItemBatch, ItemTokens, Positions, Traits
+from foveate.core.items import ItemBatch, ItemTokens
+from foveate.core.parameters import In
+from foveate.core.positions import Positions
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Aligned, Question, Signal
+from foveate.core.traits import Traits
 from foveate.ops.dpp import greedy_map
 
 EPSILON = 1e-6
@@ -66,16 +69,9 @@ class CDPruner(ItemTokens):
     """``"auto"`` asks the companion if there is one and the language model's own embeddings otherwise."""
     negate: bool = True
     """Whether the companion's cosine counts against a token, as released for CLIP; other towers may not need it."""
-    weight: float | None = None
+    weight: Annotated[float, In(0, 1)] | None = None
     """Of relevance against diversity, in [0, 1]; None = 1 with a companion, 0.5 without, as in either code."""
     positions: Positions = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.relevance in ("auto", "clip", "embedding"), "relevance", "must be 'auto', 'clip' or 'embedding'")
-        self.require(isinstance(self.negate, bool), "negate", "must be true or false")
-        if self.weight is not None:
-            self.require_number("weight", 0, 1)
 
     def check(self, traits: Traits) -> str | None:
         """The companion must be there if it is asked for."""

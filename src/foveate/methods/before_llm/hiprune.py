@@ -11,16 +11,19 @@ The text-aware HiPrune++ is not implemented.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from foveate.core.method import ItemBatch, ItemTokens, Positions, Traits
+from foveate.core.items import ItemBatch, ItemTokens
+from foveate.core.parameters import AtLeast, In
+from foveate.core.positions import Positions
 from foveate.core.ranking import ranked
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Columns, Signal, Site
+from foveate.core.traits import Traits
 from foveate.ops.attention import CHUNK
 from foveate.ops.select import top_k
 
@@ -78,18 +81,11 @@ class HiPrune(ItemTokens):
     needs_grid = True
 
     keep: int | float = 64
-    alpha: float = 0.1
-    object_layer: int | None = None
+    alpha: Annotated[float, In(0, 1)] = 0.1
+    object_layer: Annotated[int, AtLeast(1)] | None = None
     """Counted from 1, as in the paper; None = 3/8 of the depth (9 of 24)."""
     border: Border = "intersect"
     positions: Positions = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_number("alpha", 0, 1)
-        if self.object_layer is not None:
-            self.require_number("object_layer", 1, whole=True)
-        self.require(self.border in ("intersect", "clamp"), "border", "must be 'intersect' or 'clamp'")
 
     def check(self, traits: Traits) -> str | None:
         """Needs the encoder's attention, and an object layer that exists."""

@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import AtLeast, Keep, Layers
 from foveate.core.ranking import about
 from foveate.core.reduction import Reduction
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.ops.cluster import density_peaks, members
 
 
@@ -89,33 +91,20 @@ class PPE(Tokens):
     needs = ("projected tokens", "rotary positions by part of each axis")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
-    keep: int | float = 0.45
+    keep: Annotated[int | float, Keep()] = 0.45
     """Of the tokens of each image (each frame of a video) that are alive, at every site."""
-    capacity: int | None = None
+    capacity: Annotated[int, AtLeast(1)] | None = None
     """K, positions of a merged token; None = the most that divide every axis, up to 8 for three axes (32 for one)."""
-    neighbours: int = 5
+    neighbours: Annotated[int, AtLeast(1)] = 5
     order: Literal["index", "distance"] = "index"
     arrange: Literal["score", "raster"] = "score"
     """Order in which an image's merged tokens stand: the released one, or that of the cluster centres in the image."""
-    layers: tuple[int, ...] = ()
+    layers: Annotated[tuple[int, ...], Layers(0)] = ()
     """Decoder layers before which to merge, instead of once before the language model (11, 23, 35 of 36 in the paper)."""
-
-    def __post_init__(self) -> None:
-        self.budget()
-        if self.capacity is not None:
-            self.require_number("capacity", 1, whole=True)
-        self.require_number("neighbours", 1, whole=True)
-        self.require(self.order in ("index", "distance"), "order", "must be 'index' or 'distance'")
-        self.require(self.arrange in ("score", "raster"), "arrange", "must be 'score' or 'raster'")
-        if isinstance(self.layers, list):
-            object.__setattr__(self, "layers", tuple(self.layers))
-        numbers = isinstance(self.layers, tuple) and all(type(layer) is int and layer >= 0 for layer in self.layers)
-        ascending = numbers and list(self.layers) == sorted(set(self.layers))
-        self.require(ascending, "layers", "must be layer numbers such as (11, 23, 35), ascending")
 
     def budget(self) -> Budget:
         """Clusters of each image."""
-        return Budget(self.keep, "ceil", name="ppe: keep")
+        return Budget(self.keep, "ceil")
 
     def slots(self, traits: Traits) -> int:
         """K on such a model."""

@@ -15,19 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import AtLeast, Keep
 from foveate.core.reduction import Reduction
 from foveate.core.registry import register
 from foveate.core.shape import FLOAT, Shape
 from foveate.core.signal import QueryKey, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.ops.attention import columns, row_logits
 from foveate.ops.select import top_k
 
@@ -41,7 +43,7 @@ def full_width(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
-def importance(query: Tensor, key: Tensor, prefix: int, valid: Tensor | None = None) -> Tensor:
+def cls_attention(query: Tensor, key: Tensor, prefix: int, valid: Tensor | None = None) -> Tensor:
     """Attention of CLS under one head of the full width, or the mean received where there is no CLS.
 
     Args:
@@ -159,27 +161,18 @@ class PruMerge(Tokens):
     paper = "arXiv 2403.15388"
     needs = ("encoder queries and keys (1 block)", "rows before the projector")
 
-    keep: int | float | None = None
+    keep: Annotated[int | float, Keep()] | None = None
     """Tokens of each image; None = as many as there are outliers."""
     plus: bool = False
-    fence: float = 1.5
-    neighbours: int = 32
-    layer: int | None = None
+    fence: Annotated[float, AtLeast(0)] = 1.5
+    neighbours: Annotated[int, AtLeast(0)] = 32
+    layer: Annotated[int, AtLeast(0)] | None = None
     """Block whose queries and keys are read; None = the one behind the features, which is fed the same tokens."""
     reading: Reading = "code"
 
-    def __post_init__(self) -> None:
-        self.budget()
-        self.require(isinstance(self.plus, bool), "plus", "must be True or False")
-        self.require_number("fence", 0)
-        self.require_number("neighbours", 0, whole=True)
-        if self.layer is not None:
-            self.require_number("layer", 0, whole=True)
-        self.require(self.reading in ("code", "paper"), "reading", "must be 'code' or 'paper'")
-
     def budget(self) -> Budget | None:
         """Tokens to keep of each image, if that is not left to the image."""
-        return None if self.keep is None else Budget(self.keep, name="prumerge: keep")
+        return None if self.keep is None else Budget(self.keep)
 
     def check(self, traits: Traits) -> str | None:
         """Needs queries and keys of a block that exists, and rows before the projector."""
@@ -219,7 +212,7 @@ class PruMerge(Tokens):
         ((query, key),) = seen.values()
         query, key, valid = full_width(query), full_width(key), layout.valid
         prefix = key.shape[1] - x.shape[1]
-        attention = importance(query, key, prefix, None if layout.dense else valid)
+        attention = cls_attention(query, key, prefix, None if layout.dense else valid)
         ranking = top_k(attention.masked_fill(~valid, float("-inf")), x.shape[1])
         place = torch.arange(x.shape[1], device=x.device).expand_as(ranking)
         rank = torch.zeros_like(ranking).scatter(1, ranking, place)

@@ -8,16 +8,19 @@ reports such encoders but does not say what it used.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from foveate.core.method import ItemBatch, ItemTokens, Positions, Traits
+from foveate.core.items import ItemBatch, ItemTokens
+from foveate.core.parameters import AtLeast
+from foveate.core.positions import Positions
 from foveate.core.ranking import ranked
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Columns, Features, Rows, Signal, Site
+from foveate.core.traits import Traits
 from foveate.ops.attention import CHUNK
 
 
@@ -71,16 +74,10 @@ class Scope(ItemTokens):
     needs = ("CLS token (or saliency='received')", "encoder attention", "encoder features")
 
     keep: int | float = 64
-    alpha: float = 1.0
+    alpha: Annotated[float, AtLeast(0)] = 1.0
     combine: Literal["multiply", "add"] = "multiply"
     saliency: Literal["cls", "received"] = "cls"
     positions: Positions = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_number("alpha", 0)
-        self.require(self.combine in ("multiply", "add"), "combine", "must be 'multiply' or 'add'")
-        self.require(self.saliency in ("cls", "received"), "saliency", "must be 'cls' or 'received'")
 
     def check(self, traits: Traits) -> str | None:
         """Needs encoder signals, and CLS unless told otherwise."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.core.method import ItemBatch, ItemTokens, Positions
+from foveate.core.items import ItemBatch, ItemTokens
+from foveate.core.positions import Positions
 from foveate.core.registry import register
 
 

@@ -13,19 +13,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import AtLeast, Keep
 from foveate.core.reduction import Reduction
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import QueryKey, Rows, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
 from foveate.ops.matching import Order, averaging, bipartite, matching_bytes
 
@@ -113,11 +115,11 @@ class Folder(Tokens):
     needs = ("encoder keys and CLS attention (1 block), or nothing (form='features')",)
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
-    keep: int | float = 192
+    keep: Annotated[int | float, Keep()] = 192
     form: Literal["auto", "encoder", "features"] = "auto"
-    alpha: float = 5.0
+    alpha: Annotated[float, AtLeast(0)] = 5.0
     """How much attention of CLS protects a token from moving, in units of ``constant``; encoder form only."""
-    constant: float = 100.0
+    constant: Annotated[float, AtLeast(0)] = 100.0
     """100 in the LLaVA version, 30 in folder.py."""
     merge_attention: MergeAttention = "mean"
     """``"mean"`` in the LLaVA version, ``"sum"`` in folder.py."""
@@ -127,19 +129,12 @@ class Folder(Tokens):
     """Whether tokens are multiplied by 1 + ln size, under folder.py's condition; with ``form="features"``."""
 
     def __post_init__(self) -> None:
-        self.budget()
-        self.require(self.form in ("auto", "encoder", "features"), "form", "must be 'auto', 'encoder' or 'features'")
-        self.require_number("alpha", 0)
-        self.require_number("constant", 0)
-        self.require(self.merge_attention in ("mean", "sum"), "merge_attention", "must be 'mean' or 'sum'")
-        self.require(self.order in ("auto", "grouped", "raster"), "order", "must be 'auto', 'grouped' or 'raster'")
-        self.require(
-            self.scale is False or (self.scale is True and self.form == "features"), "scale", "goes with form='features'"
-        )
+        super().__post_init__()
+        self.require(not self.scale or self.form == "features", "scale", "goes with form='features'")
 
     def budget(self) -> Budget:
         """Tokens to keep of each image."""
-        return Budget(self.keep, name="folder: keep")
+        return Budget(self.keep)
 
     def check(self, traits: Traits) -> str | None:
         """The encoder form needs CLS and the middle of a block, the other one rows behind the projector."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from torch import Tensor
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import AtLeast, In, Keep
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import QueryKey, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.ops.matching import Order, averaging, bipartite, matching_bytes
 
 
@@ -72,10 +75,10 @@ class ToMe(Tokens):
     needs = ("encoder keys (all blocks)", "access between attention and MLP")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
-    keep: int | float = 192
-    r: int | tuple[int, ...] | None = None
+    keep: Annotated[int | float, Keep()] = 192
+    r: Annotated[int, AtLeast(0)] | tuple[Annotated[int, AtLeast(0)], ...] | None = None
     """Tokens to merge in each block, instead of ``keep``: the same number, or one for each block."""
-    inflect: float = 0.0
+    inflect: Annotated[float, In(-1, 1)] = 0.0
     """With a single ``r``: -1 merges most in the first block and nothing in the last, 1 the other way round."""
     proportional: bool = True
     """Whether attention counts a merged token as often as it has originals (log size as a bias of its key)."""
@@ -83,17 +86,12 @@ class ToMe(Tokens):
     """Whether means are weighted by size, so that each original counts once."""
 
     def __post_init__(self) -> None:
-        self.budget()
-        self.require_number("inflect", -1, 1)
-        counts = (self.r,) if isinstance(self.r, int) else self.r
-        whole = isinstance(counts, tuple | None) and all(type(count) is int and count >= 0 for count in counts or ())
-        self.require(whole, "r", "must be a number of tokens, one for each block such as (8, 8, 4), or None for keep")
-        plain = self.inflect == 0 or isinstance(self.r, int)
-        self.require(plain, "inflect", "goes with a single number r")
+        super().__post_init__()
+        self.require(self.inflect == 0 or isinstance(self.r, int), "inflect", "goes with a single number r")
 
     def budget(self) -> Budget:
         """Tokens to keep of each image."""
-        return Budget(self.keep, name="tome: keep")
+        return Budget(self.keep)
 
     def check(self, traits: Traits) -> str | None:
         """Needs the middle of the encoder's blocks, and enough of them for the budget."""

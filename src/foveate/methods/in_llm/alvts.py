@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,11 +21,13 @@ from torch import Tensor
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
 from foveate.core.layout import VISUAL, Layout
-from foveate.core.method import ModelCall, Offline, Plan, Routing, Traits
+from foveate.core.method import ModelCall, Offline, Plan, Routing
+from foveate.core.parameters import AtLeast, Keep, Shares
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Function, Hidden, Numbers, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
 from foveate.ops.attention import CHUNK, Allowed, causal, received
 from foveate.ops.select import top_rows
@@ -94,36 +96,19 @@ class ALVTS(Routing, Offline):
     needs = ("low-rank selectors (calibrated)",)
     identity_at = {"keep": 1.0, "ratios": None}  # noqa: RUF012
 
-    keep: int | float = 1 / 3
-    ratios: tuple[float, ...] | None = None
+    keep: Annotated[int | float, Keep()] = 1 / 3
+    ratios: Annotated[tuple[float, ...], Shares()] | None = None
     """A share for each layer instead of ``keep``; 0 leaves a layer to the text alone."""
     head_mode: HeadMode = "mean"
     causal: bool = True
     rope: bool = False
     """Whether the selector rotates its queries and keys."""
-    rank: int | None = None
+    rank: Annotated[int, AtLeast(1)] | None = None
     """At calibration: rank of the factors; None = 1/16 of the model's width, which the published ranks are."""
-    steps: int = 200
+    steps: Annotated[int, AtLeast(0)] = 200
     """At calibration: steps of alignment."""
-    rate: float = 1e-4
+    rate: Annotated[float, AtLeast(0)] = 1e-4
     """At calibration: learning rate."""
-
-    def __post_init__(self) -> None:
-        self._budget()
-        if self.ratios is not None:
-            listed = isinstance(self.ratios, tuple | list)
-            shares = listed and all(
-                isinstance(r, int | float) and not isinstance(r, bool) and 0 <= r <= 1 for r in self.ratios
-            )
-            self.require(shares, "ratios", "must be a share in [0, 1] for each layer, such as (1.0, 0.5, 0.25, 0.25)")
-            object.__setattr__(self, "ratios", tuple(self.ratios))
-        self.require(self.head_mode in ("mean", "joint"), "head_mode", "must be 'mean' or 'joint'")
-        for switch in ("causal", "rope"):
-            self.require(isinstance(getattr(self, switch), bool), switch, "must be true or false")
-        if self.rank is not None:
-            self.require_number("rank", 1, whole=True)
-        self.require_number("steps", 0, whole=True)
-        self.require_number("rate", 0)
 
     def check(self, traits: Traits) -> str | None:
         """Needs queries in every layer, a share for each, and fitted selectors."""
@@ -222,7 +207,7 @@ class ALVTS(Routing, Offline):
         return context_and_relevance(query, key, visual, layout.valid & ~visual, allowed, self.head_mode)
 
     def _budget(self) -> Budget:
-        return Budget(self.keep, "floor", name="alvts: keep")
+        return Budget(self.keep, "floor")
 
 
 def _batches(call: ModelCall, signals: list[Signal], steps: int) -> Iterator[tuple[Layout, Seen]]:

@@ -8,17 +8,19 @@ the paper's (each token's mean over the rows that can see it). Reconstructed: se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
 from foveate.core.budget import Budget, Rounding
 from foveate.core.layout import VISUAL, Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import AtLeast, Keep
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Attention, Columns, Rows, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.ops.attention import CHUNK
 from foveate.ops.select import top_rows
 
@@ -40,20 +42,14 @@ class FastV(Tokens):
     needs = ("decoder attention row (1 layer)",)
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
-    layer: int = 2
-    keep: int | float = 0.5
+    layer: Annotated[int, AtLeast(1)] = 2
+    keep: Annotated[int | float, Keep()] = 0.5
     score: Literal["last", "all"] = "last"
     rounding: Rounding = "round"
 
-    def __post_init__(self) -> None:
-        self.budget()
-        self.require_number("layer", 1, whole=True)
-        self.require(self.score in ("last", "all"), "score", "must be 'last' or 'all'")
-        self.require(self.rounding in ("round", "floor"), "rounding", "must be 'round' or 'floor'")
-
     def budget(self) -> Budget:
         """Visual tokens to keep of each sample."""
-        return Budget(self.keep, self.rounding, name="fastv: keep")
+        return Budget(self.keep, self.rounding)
 
     def check(self, traits: Traits) -> str | None:
         """The layer must exist."""

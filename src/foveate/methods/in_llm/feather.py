@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 from torch import Tensor
 
 from foveate.core.layout import VISUAL, Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import AtLeast, In, Layers
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Function, Hidden, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.core.tunable import Range, Tunable
 from foveate.ops.attention import from_rows
 from foveate.ops.select import top_rows
@@ -54,22 +56,13 @@ class Feather(Tokens):
     needs = ("decoder queries and keys, not rotated (2 layers)",)
     identity_at = {"kappa": 1.0, "keep2": None}  # noqa: RUF012
 
-    kappa: float = 0.3
+    kappa: Annotated[float, In(0, 1)] = 0.3
     """Share that attention chooses in the first cut; the grid comes on top, so how many stay differs by sample."""
-    stride: int = 3
-    layers: tuple[int, int] | None = None
+    stride: Annotated[int, AtLeast(1)] = 3
+    layers: Annotated[tuple[int, ...], Layers(stages=2)] | None = None
     """The cuts are made before these, by the queries and keys of the layers before them; None = 8 and 16 of 32."""
-    keep2: float | None = None
+    keep2: Annotated[float, In(0, 1)] | None = None
     """Share of the survivors that the second cut keeps; None = ``kappa ** 2``."""
-
-    def __post_init__(self) -> None:
-        self.require_number("kappa", 0, 1)
-        self.require_number("stride", 1, whole=True)
-        if self.keep2 is not None:
-            self.require_number("keep2", 0, 1)
-        if self.layers is not None:
-            self.require_layers("layers")
-            self.require(len(self.layers) == 2, "layers", "must be two layers such as (8, 16)")
 
     def fitted(self, traits: Traits) -> Self:
         """Cuts at the paper's shares of the depth."""

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor
 
 from foveate.core.layout import VISUAL, Edit, Layout
-from foveate.core.method import Plan, Routing, Tokens, Traits
+from foveate.core.method import Plan, Routing, Tokens
+from foveate.core.parameters import AtLeast, CountOrShare, Layers
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Function, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.core.tunable import Range, Tunable
 from foveate.ops.attention import from_rows
 from foveate.ops.select import top_rows
@@ -34,17 +36,6 @@ PRESETS = {
     "tok80": ((10, 13, 16, 19), (453, 10, 5, 1)),
 }
 """Filtering layers and kept tokens, by the mean count over the layers of LLaVA-1.5-7B."""
-
-
-def last_row_scores(query: Tensor, key: Tensor, last: Tensor, valid: Tensor) -> Tensor:
-    """Head mean of one row's attention ``[B, N]``; the softmax is over the whole sequence.
-
-    Args:
-        query, key: ``[B, H or Hkv, N, d]``, rotated.
-        last: ``[B, 1]`` the row that asks: the last one, so that it sees every other.
-        valid: ``[B, N]`` bool, rows that are not padding.
-    """
-    return from_rows(query, key, last, valid[:, None])
 
 
 def count(keep: int | float, tokens: int) -> int:
@@ -67,26 +58,17 @@ class HiDrop(Tokens, Routing):
     identity_at = {"late_entry": 1, "layer_list": (), "keep_list": (), "early_exit": 0}  # noqa: RUF012
 
     preset: Literal["tok48", "tok64", "tok80"] = "tok64"
-    late_entry: int | None = None
+    late_entry: Annotated[int, AtLeast(1)] | None = None
     """First layer that visual tokens run through."""
-    layer_list: tuple[int, ...] | None = None
+    layer_list: Annotated[tuple[int, ...], Layers()] | None = None
     """Layers after which tokens are dropped, by the attention of the next one."""
-    keep_list: tuple[int | float, ...] | None = None
+    keep_list: tuple[Annotated[int | float, CountOrShare("tokens")], ...] | None = None
     """What stays of each prompt after each of them: a count, or a share of the original tokens."""
-    early_exit: int | None = None
+    early_exit: Annotated[int, AtLeast(0)] | None = None
     """First layer without visual tokens; 0 = none."""
 
     def __post_init__(self) -> None:
-        self.require(self.preset in PRESETS, "preset", f"must be one of {', '.join(PRESETS)}")
-        if self.late_entry is not None:
-            self.require_number("late_entry", 1, whole=True)
-        if self.early_exit is not None:
-            self.require_number("early_exit", 0, whole=True)
-        if self.layer_list is not None:
-            self.require_layers("layer_list")
-        if self.keep_list is not None:
-            fits = isinstance(self.keep_list, tuple) and all(map(_is_keep, self.keep_list))
-            self.require(fits, "keep_list", "must be counts (0 or more) or shares in [0, 1], such as (215, 10)")
+        super().__post_init__()
         given, kept = self.layer_list, self.keep_list
         together = (given is None) == (kept is None) and len(given or ()) == len(kept or ())
         self.require(together, "keep_list", f"must be one for each of layer_list={given}")
@@ -158,11 +140,5 @@ class HiDrop(Tokens, Routing):
         if not any(counts):
             return layout.keeping(torch.zeros_like(layout.valid), counts)
         query, key = seen[Function("query_key", site.layer)](x, layout)
-        scores = last_row_scores(query, key, layout.last, layout.valid)
+        scores = from_rows(query, key, layout.last, layout.valid[:, None])
         return layout.keeping(top_rows(scores, layout.rows(*VISUAL), counts), counts)
-
-
-def _is_keep(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return value >= 0 if isinstance(value, int) else 0 <= value <= 1

@@ -16,18 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor
 
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import AtLeast, In
 from foveate.core.ranking import about
 from foveate.core.registry import register
 from foveate.core.shape import FLOAT, Shape
 from foveate.core.signal import Function, KeyValue, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.core.tunable import Range, Tunable
 from foveate.ops.attention import CHUNK, from_rows
 from foveate.ops.select import top_k
@@ -103,28 +105,20 @@ class IVCPrune(Tokens):
     identity_at = {"target": 1.0, "context": 1.0}  # noqa: RUF012
     cuts_caches = True
 
-    layer: int | None = None
+    layer: Annotated[int, AtLeast(1)] | None = None
     """Tokens go at its input; None = 16 of 32, or 16 of 28 under M-RoPE."""
     mode: Literal["auto", "fixed", "union"] = "auto"
     """Auto is fixed under M-RoPE, else union."""
-    target: float = 0.5
+    target: Annotated[float, In(0, 1)] = 0.5
     """Share of each image that stays (fixed), unless anchors and seeds are more."""
-    context: float = 0.2
+    context: Annotated[float, In(0, 1)] = 0.2
     """Share of each image that is most like question and seeds (union); anchors and seeds come on top."""
-    anchor: float | None = None
+    anchor: Annotated[float, In(0, 1)] | None = None
     """Share of each image that each of cosine and sine chooses; None = 0.1 (fixed) or 0.05 (union)."""
-    seed: float = 0.01
+    seed: Annotated[float, In(0, 1)] = 0.01
     """Share of each image that are seeds; at least one."""
-    skip: int = 2
+    skip: Annotated[int, AtLeast(0)] = 2
     """Rows behind the image that are not yet the question."""
-
-    def __post_init__(self) -> None:
-        if self.layer is not None:
-            self.require_number("layer", 1, whole=True)
-        self.require(self.mode in ("auto", "fixed", "union"), "mode", "must be 'auto', 'fixed' or 'union'")
-        for share in ("target", "context", "seed", *(["anchor"] if self.anchor is not None else [])):
-            self.require_number(share, 0, 1)
-        self.require_number("skip", 0, whole=True)
 
     def fitted(self, traits: Traits) -> Self:
         """The layer at the published share of the depth, and the family's mode."""

@@ -8,74 +8,29 @@ distribution. Published layer lists are presets for the models they were made on
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from foveate.core.artifact import Fingerprint
 from foveate.core.layout import VISUAL, Layout
-from foveate.core.method import ModelCall, Offline, Plan, Routing, Traits
+from foveate.core.method import ModelCall, Offline, Plan, Routing
+from foveate.core.parameters import CountOrShare, Layers
 from foveate.core.recipe import Recipe
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
 
 # Least contributing layer first, as published.
-PRESETS = {
-    Fingerprint("llava", 32, 4096, 32064): (
-        31,
-        29,
-        30,
-        28,
-        0,
-        26,
-        27,
-        25,
-        24,
-        22,
-        23,
-        21,
-        2,
-        3,
-        20,
-        18,
-        17,
-        12,
-        19,
-    ),
-    Fingerprint("llava", 40, 5120, 32064): (
-        39,
-        32,
-        28,
-        36,
-        27,
-        37,
-        29,
-        30,
-        1,
-        38,
-        25,
-        31,
-        2,
-        26,
-        23,
-        34,
-        0,
-        33,
-        35,
-        22,
-        24,
-        21,
-        20,
-        17,
-    ),
-}
+LLAVA_7B = (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)
+LLAVA_13B = (39, 32, 28, 36, 27, 37, 29, 30, 1, 38, 25, 31, 2, 26, 23, 34, 0, 33, 35, 22, 24, 21, 20, 17)
+PRESETS = {Fingerprint("llava", 32, 4096, 32064): LLAVA_7B, Fingerprint("llava", 40, 5120, 32064): LLAVA_13B}
 
 
 def layer_contribution(original: Tensor, modified: Tensor) -> Tensor:
@@ -96,22 +51,14 @@ class ShortV(Routing, Offline):
     needs = ("layer order (calibrated, or preset)", "a mask-capable attention kernel")
     identity_at = {"layers": ()}  # noqa: RUF012
 
-    frozen: int | float = 0.6
-    layers: tuple[int, ...] | None = None
+    frozen: Annotated[int | float, CountOrShare("layers")] = 0.6
+    layers: Annotated[tuple[int, ...], Layers(0, any_order=True)] | None = None
     """Exactly these layers, instead of the ``frozen`` first ones of the order."""
 
     def __post_init__(self) -> None:
-        number = isinstance(self.frozen, int | float) and not isinstance(self.frozen, bool)
-        most = math.inf if isinstance(self.frozen, int) else 1
-        self.require(number and 0 <= self.frozen <= most, "frozen", "must be a number of layers or a share in [0, 1]")
         if isinstance(self.layers, int):
             object.__setattr__(self, "layers", (self.layers,))
-        listed = self.layers is None or isinstance(self.layers, tuple | list)
-        self.require(listed, "layers", "must be layer numbers such as (4, 5)")
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-            whole = all(isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0 for layer in self.layers)
-            self.require(whole, "layers", "must be layer numbers such as (4, 5)")
+        super().__post_init__()
 
     def check(self, traits: Traits) -> str | None:
         """Layers must exist and their order be known; the kernel must take a mask with holes."""

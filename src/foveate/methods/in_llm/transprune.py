@@ -11,17 +11,19 @@ shares of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
 
 from foveate.core.layout import VISUAL, Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import Layers, Shares
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Function, Halves, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.ops.attention import CHUNK, from_rows
 from foveate.ops.select import top_rows
 
@@ -77,18 +79,14 @@ class TransPrune(Tokens):
     needs = ("both halves of some decoder layers", "decoder queries and keys (1 layer for each stage)")
     identity_at = {"layers": None, "ratios": (1.0, 1.0, 1.0)}  # noqa: RUF012
 
-    layers: tuple[int, ...] | None = None
+    layers: Annotated[tuple[int, ...], Layers()] | None = None
     """Layers, counted from 1, after which tokens are dropped; None = 7, 9 and 12 of 32."""
-    ratios: tuple[float, ...] = (0.875, 0.625, 0.125)
-    accumulate: tuple[int, ...] | None = None
+    ratios: Annotated[tuple[float, ...], Shares()] = (0.875, 0.625, 0.125)
+    accumulate: Annotated[tuple[int, ...], Layers()] | None = None
     """Layers, counted from 1, whose transitions add up; None = from the first to the last of ``layers``."""
 
     def __post_init__(self) -> None:
-        self.require_shares("ratios")
-        if self.layers is not None:
-            self.require_layers("layers")
-        if self.accumulate is not None:
-            self.require_layers("accumulate")
+        super().__post_init__()
         stages = 3 if self.layers is None else len(self.layers)
         self.require(len(self.ratios) == stages, "ratios", f"must be one for each of the {stages} stages; see layers")
 

@@ -9,16 +9,18 @@ Reconstructed: the same shares of other depths, and each image of a prompt on it
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 from torch import Tensor
 
 from foveate.core.layout import VISUAL, Edit, Layout
-from foveate.core.method import Tokens, Traits
+from foveate.core.method import Tokens
+from foveate.core.parameters import Layers, Shares
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Hidden, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.ops.select import top_of_groups
 
 
@@ -45,15 +47,13 @@ class V2Drop(Tokens):
     needs = ("decoder hidden states (1 layer for each stage)",)
     identity_at = {"layers": None, "ratios": (1.0, 1.0, 1.0)}  # noqa: RUF012
 
-    layers: tuple[int, ...] | None = None
+    layers: Annotated[tuple[int, ...], Layers()] | None = None
     """None = 3, 17 and 22 of 32."""
-    ratios: tuple[float, ...] = (0.5, 0.5, 0.0)
+    ratios: Annotated[tuple[float, ...], Shares()] = (0.5, 0.5, 0.0)
     """Of the current count of each image; at least one token stays."""
 
     def __post_init__(self) -> None:
-        self.require_shares("ratios")
-        if self.layers is not None:
-            self.require_layers("layers")
+        super().__post_init__()
         stages = 3 if self.layers is None else len(self.layers)
         self.require(len(self.ratios) == stages, "ratios", f"must be one for each of the {stages} stages; see layers")
 

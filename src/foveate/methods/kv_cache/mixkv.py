@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
 from foveate.core.layout import Layout
-from foveate.core.method import Cache, Kept, ModelCall, Offline, Traits
+from foveate.core.method import Cache, Kept, ModelCall, Offline
+from foveate.core.parameters import AtLeast, In, Keep, Odd
 from foveate.core.ranking import ranked
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Attention, KeyValue, Numbers, Rows, Seen, Signal, Site
+from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
 from foveate.methods.kv_cache.snapkv import best_entries, window_scores
 from foveate.ops.select import top_k
@@ -64,7 +66,7 @@ def mixed_scores(
     """Importance and diversity, mixed by redundancy.
 
     Args:
-        attention: ``[B, Hkv, n]`` the host's importance.
+        attention: ``[B, Hkv, n]`` the host's scores.
         keys, values: ``[B, Hkv, n, d]``.
         valid: ``[B, n]`` bool: entries that are not padding.
         among: ``[B, n]`` bool: the candidates.
@@ -92,7 +94,7 @@ def head_capacities(attention: Tensor, among: Tensor, capacity: Sequence[int], f
     """AdaKV: the budget of all heads goes to the best entries of all heads, all but a share that every head has.
 
     Args:
-        attention: ``[B, Hkv, n]`` the host's importance.
+        attention: ``[B, Hkv, n]`` the host's scores.
         among: ``[B, n]`` bool: the candidates.
         capacity: mean budget of a head, for each sample.
         floor: the share.
@@ -137,31 +139,19 @@ class MixKV(Cache, Offline):
     needs = ("decoder attention rows (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
-    keep: int | float = 0.5
+    keep: Annotated[int | float, Keep()] = 0.5
     """Share of the prompt, or entries of a head, the window included; the mean over layers and heads."""
     host: Literal["snapkv", "pyramidkv", "adakv"] = "snapkv"
-    window: int = 32
-    kernel: int = 5
+    window: Annotated[int, AtLeast(1)] = 32
+    kernel: Annotated[int, Odd()] = 5
     pooling: Literal["average", "max"] = "average"
     redundancy: Literal["online", "table"] = "online"
-    beta: int = 20
+    beta: Annotated[int, AtLeast(1)] = 20
     """PyramidKV: how steeply budgets fall."""
-    floor: float = 0.2
+    floor: Annotated[float, In(0, 1)] = 0.2
     """AdaKV: share of the budget that every head has."""
     normalise: bool = True
     """AdaKV: weigh heads by how concentrated they are."""
-
-    def __post_init__(self) -> None:
-        self._budget()
-        self.require(self.host in ("snapkv", "pyramidkv", "adakv"), "host", "must be 'snapkv', 'pyramidkv' or 'adakv'")
-        self.require_number("window", 1, whole=True)
-        self.require_number("kernel", 1, whole=True)
-        self.require(self.kernel % 2 == 1, "kernel", "must be odd")
-        self.require(self.pooling in ("average", "max"), "pooling", "must be 'average' or 'max'")
-        self.require(self.redundancy in ("online", "table"), "redundancy", "must be 'online' or 'table'")
-        self.require_number("beta", 1, whole=True)
-        self.require_number("floor", 0, 1)
-        self.require(isinstance(self.normalise, bool), "normalise", "must be true or false")
 
     def check(self, traits: Traits) -> str | None:
         """A table must be there to be read."""
@@ -247,7 +237,7 @@ class MixKV(Cache, Offline):
         return [live if live <= self.window else self._budget().of(live) for live in layout.live]
 
     def _budget(self) -> Budget:
-        return Budget(self.keep, "floor", name="mixkv: keep")
+        return Budget(self.keep, "floor")
 
 
 def _attention_layers(traits: Traits) -> tuple[int, ...]:

@@ -13,19 +13,21 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
 from foveate.core.layout import Layout
-from foveate.core.method import Cache, Kept, ModelCall, Offline, Traits
+from foveate.core.method import Cache, Kept, ModelCall, Offline
+from foveate.core.parameters import AtLeast, Keep
 from foveate.core.ranking import ranked
 from foveate.core.reduction import Reduction
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Columns, Numbers, Seen, Signal, Site
+from foveate.core.traits import Traits
 from foveate.ops.attention import CHUNK
 from foveate.ops.select import top_rows
 
@@ -131,19 +133,12 @@ class PrefixKV(Cache, Offline):
     needs = ("decoder attention columns (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
-    keep: int | float = 0.8
+    keep: Annotated[int | float, Keep()] = 0.8
     """Share of the prompt, or entries, that stays in a layer on average."""
     search: Literal["exact", "bisect", "offline"] = "exact"
-    start_size: int = 1
+    start_size: Annotated[int, AtLeast(0)] = 1
     distance: int = -25
     """Where decoding evicts, from the end of what is left of the prompt; a positive number is the place itself."""
-
-    def __post_init__(self) -> None:
-        self._budget()
-        self.require(self.search in ("exact", "bisect", "offline"), "search", "must be 'exact', 'bisect' or 'offline'")
-        self.require_number("start_size", 0, whole=True)
-        whole = isinstance(self.distance, int) and not isinstance(self.distance, bool)
-        self.require(whole, "distance", "must be an integer: negative from the end of the prompt, positive the place itself")
 
     def check(self, traits: Traits) -> str | None:
         """A profile must be there to be read."""
@@ -237,7 +232,7 @@ class PrefixKV(Cache, Offline):
         ]
 
     def _budget(self) -> Budget:
-        return Budget(self.keep, "floor", name="prefixkv: keep")
+        return Budget(self.keep, "floor")
 
 
 def _layers(traits: Traits) -> tuple[int, ...]:

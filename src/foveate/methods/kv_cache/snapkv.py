@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
 from foveate.core.layout import Layout
-from foveate.core.method import Cache, Kept, Traits
+from foveate.core.method import Cache, Kept
+from foveate.core.parameters import AtLeast, Keep, Odd
 from foveate.core.ranking import ranked
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Attention, Rows, Seen, Signal, Site
+from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
 from foveate.ops.select import top_k
 
@@ -69,15 +71,9 @@ class SnapKV(Cache):
     needs = ("decoder attention rows (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
-    keep: int | float = 0.5
-    window: int = 64
-    kernel: int = 5
-
-    def __post_init__(self) -> None:
-        self._budget()
-        self.require_number("window", 1, whole=True)
-        odd = isinstance(self.kernel, int) and self.kernel > 0 and self.kernel % 2 == 1
-        self.require(odd and not isinstance(self.kernel, bool), "kernel", "must be an odd integer")
+    keep: Annotated[int | float, Keep()] = 0.5
+    window: Annotated[int, AtLeast(1)] = 64
+    kernel: Annotated[int, Odd()] = 5
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer."""
@@ -112,4 +108,4 @@ class SnapKV(Cache):
         return kept
 
     def _budget(self) -> Budget:
-        return Budget(self.keep, "floor", name="snapkv: keep")
+        return Budget(self.keep, "floor")

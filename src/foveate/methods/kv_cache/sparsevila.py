@@ -12,17 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
+from foveate.core.items import ItemBatch, ItemTokens
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Cache, Entries, ItemBatch, ItemTokens, Positions, Traits
+from foveate.core.method import Cache, Entries
+from foveate.core.parameters import AtLeast, Keep
+from foveate.core.positions import Positions
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Attention, Columns, Rows, Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.traits import Traits
 from foveate.core.tunable import Range, Tunable
 from foveate.ops.attention import CHUNK
 from foveate.ops.select import top_k, top_rows
@@ -64,18 +69,12 @@ class SparseVILA(ItemTokens, Cache):
 
     keep: int | float = 0.4
     """Of each image's tokens, at prefill."""
-    decode_keep: int | float = 0.25
+    decode_keep: Annotated[int | float, Keep()] = 0.25
     """Of a sample's cached visual entries, at decoding."""
-    encoder_layer: int | None = None
+    encoder_layer: Annotated[int, AtLeast(0)] | None = None
     """Counted from 0; None = the one that feeds the projector."""
     positions: Positions = "auto"
     """``"auto"`` is contiguous where positions are one row and ``"rank"`` under M-RoPE, as in the paper."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._decode_budget()
-        if self.encoder_layer is not None:
-            self.require_number("encoder_layer", 0, whole=True)
 
     def check(self, traits: Traits) -> str | None:
         """Pruning needs encoder attention."""
@@ -138,7 +137,7 @@ class SparseVILA(ItemTokens, Cache):
         return not _is_whole(self.keep)
 
     def _decode_budget(self) -> Budget:
-        return Budget(self.decode_keep, name="sparsevila: decode_keep")
+        return Budget(self.decode_keep)
 
 
 def _is_whole(keep: int | float) -> bool:

@@ -1,23 +1,11 @@
-"""What methods share: shares of the depth, and refusals in one line."""
+"""What models share with methods: shares of the depth, and refusals in one line."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.errors import FoveateError
-from foveate.core.method import Method
 from tests.methods.bodiless import traits
-
-
-@dataclass(frozen=True)
-class Some(Method):
-    name = "some"
-    value: Any = ()
 
 
 @given(st.lists(st.integers(1, 31), min_size=1, max_size=5, unique=True).map(sorted))
@@ -49,20 +37,3 @@ def test_attention_of_a_recurrent_layer_is_refused() -> None:
     assert hybrid.refuse_layers("layers", (4,), attention=(3,)) is None
     refusal = hybrid.refuse_layers("layers", (2, 3), attention=(1, 2))
     assert refusal == "layers=(2, 3): reads the attention of layers [1, 2], which are recurrent; choose others"
-
-
-@pytest.mark.parametrize("value", [(), (1,), (2, 5, 9)])
-def test_ascending_layers_are_accepted(value: Any) -> None:
-    Some(value).require_layers("value")
-
-
-@pytest.mark.parametrize("value", [3, [1], (0,), (2, 2), (3, 1), (1.0,), (True,), ("1",)])
-def test_other_layers_are_refused(value: Any) -> None:
-    with pytest.raises(FoveateError, match=r"^some: value=.*: must be ascending layer numbers"):
-        Some(value).require_layers("value")
-
-
-@pytest.mark.parametrize("value", [0.5, (1.5,), (-0.1,), (True,), ("a",), (float("nan"),)])
-def test_what_is_no_share_is_refused(value: Any) -> None:
-    with pytest.raises(FoveateError, match=r"^some: value=.*: must be shares in \[0, 1\]"):
-        Some(value).require_shares("value")

@@ -1,0 +1,130 @@
+"""Methods that choose among the tokens of each image on its own."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.budget import Budget
+from foveate.core.layout import Edit, Layout
+from foveate.core.method import Tokens
+from foveate.core.parameters import Keep
+from foveate.core.positions import Positions
+from foveate.core.ranking import about
+from foveate.core.shape import Shape
+from foveate.core.signal import ByItem, Question, Seen, Signal, Site
+from foveate.core.state import State
+from foveate.core.traits import Traits
+
+
+@dataclass(frozen=True)
+class ItemBatch:
+    """Images of one grid, batched: what `ItemTokens.select` sees.
+
+    Attributes:
+        rows, columns: the original grid.
+        ordinal: ``[I, n]`` raster index of each token still alive; all of them, in order, unless something came before.
+        number: place of each image within its sample.
+        seen: the method's encoder signals, ``[I, n, ...]`` by token (attention rows: ``[I, H, Q, n]``).
+        x: ``[I, n, D]`` the tokens as the language model would get them.
+        question: the sample's question rows of each image: ``[I, q, D]`` embeddings, zero where there are fewer.
+        companion: the companion's question embeddings of each image ``[M, d]``, if asked for.
+        seed: the session's seed.
+        device: where the answer is wanted.
+    """
+
+    rows: int
+    columns: int
+    ordinal: Tensor
+    number: tuple[int, ...]
+    seen: Mapping[Signal, Any]
+    x: Tensor
+    question: Tensor
+    companion: tuple[Tensor, ...]
+    seed: int
+    device: torch.device
+
+    @property
+    def count(self) -> int:
+        """Tokens of each image that are still alive."""
+        return self.ordinal.shape[1]
+
+
+class ItemTokens(Tokens):
+    """Chooses among the tokens of each image on its own, before the language model.
+
+    Subclasses are dataclasses with the fields ``keep`` and ``positions`` and implement `select`. Budgets are shares of the
+    original count. Positions are ``"contiguous"`` (as if the prompt had been short), ``"anchor"`` (the original ones),
+    ``"rank"`` (as if the grid had been smaller) or ``"auto"``: contiguous where positions are one row, original under
+    M-RoPE, which is what published code does.
+    """
+
+    keep: Annotated[int | float, Keep()]
+    positions: Positions
+    identity_at = {"keep": 1.0}  # noqa: RUF012
+    needs_grid: ClassVar[bool] = False
+    """Whether it works only on a whole grid, so that nothing may be dropped or merged before it."""
+
+    def budget(self) -> Budget:
+        """Tokens to keep of each image."""
+        return Budget(self.keep)
+
+    def workspace(self, shape: Shape) -> int:
+        """Beside the edit, each image's tokens and question."""
+        return shape.edits + 2 * shape.hidden
+
+    @abstractmethod
+    def select(self, images: ItemBatch, k: int) -> Tensor:
+        """Indices ``[I, k]`` into the tokens alive that are to stay, ascending, without duplicates."""
+
+    def sites(self, traits: Traits) -> tuple[Site, ...]:
+        """Before the language model."""
+        return (Site("sequence"),)
+
+    def check(self, traits: Traits) -> str | None:
+        """Contiguous positions have no meaning under M-RoPE."""
+        if self.positions == "contiguous" and traits.rotary_rows > 1:
+            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
+        return None
+
+    def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
+        """Group the images by grid, select in each group, keep all other rows."""
+        alive = layout.alive
+        images = [(sample, number) for sample, items in enumerate(layout.items) for number in range(len(items))]
+        kept_of = {(b, j): min(self.budget().of(layout.items[b][j].count), alive[b][j]) for b, j in images if alive[b][j]}
+        if all(count == alive[b][j] for (b, j), count in kept_of.items()):
+            return None
+
+        groups: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+        for b, j in kept_of:
+            item = layout.items[b][j]
+            groups.setdefault((item.rows, item.columns, alive[b][j]), []).append((b, j))
+        kept = torch.zeros_like(layout.valid)
+        asking = layout.question_rows[..., None]
+        question = x.gather(1, asking.clamp(min=0).expand(-1, -1, x.shape[2])).masked_fill(asking < 0, 0)
+        for (rows, columns, _), entries in groups.items():
+            sample = torch.tensor([b for b, _ in entries], device=x.device)
+            where = layout.where(entries)
+            batch = ItemBatch(
+                rows=rows,
+                columns=columns,
+                ordinal=layout.ordinal[sample[:, None], where],
+                number=tuple(j for _, j in entries),
+                seen={signal: value.of(entries) for signal, value in seen.items() if isinstance(value, ByItem)},
+                x=x[sample[:, None], where],
+                question=question[sample],
+                companion=tuple(v[b] for s, v in seen.items() if isinstance(s, Question) for b, _ in entries),
+                seed=state.get("session", "seed", 0),
+                device=x.device,
+            )
+            with about(sample, where, layout.shape):
+                chosen = where.gather(1, self.select(batch, kept_of[entries[0]]))
+            kept[sample[:, None], chosen] = True
+
+        visual = tuple(sum(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
+        return layout.keeping(kept, visual, self.positions)

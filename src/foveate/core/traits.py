@@ -1,0 +1,79 @@
+"""What a method may know of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from foveate.core.artifact import Artifact, Fingerprint
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method may know of a model when it is attached.
+
+    Attributes:
+        family: the model family.
+        decoder_layers: layers of the language model.
+        encoder_layers: blocks of the vision encoder, or None where its signals cannot be read.
+        feature_layer: block of the encoder whose output feeds the projector.
+        has_cls: whether the encoder has a CLS token.
+        rotary_rows: rows of the rotary positions (1; 3 or 4 for M-RoPE).
+        mask_free: whether the attention kernel takes no 4-D mask (FlashAttention).
+        fingerprint: what artifacts are bound to.
+        artifacts: calibrated numbers at hand, by method name.
+        vision_sites: kinds of vision sites where rows may be dropped or merged; ``"middle"`` stands for the place between
+            attention and MLP of encoder blocks.
+        rotary_axes: frequencies of each axis of the rotary embedding: one number, or three under M-RoPE.
+        recurrent: decoder layers with a recurrent state instead of attention.
+        sliding: decoder layers with sliding attention.
+        cell: pixels ``(channels, rows, columns)`` that make one token, where the patches site is open.
+        companion: whether a text tower was given.
+        patches: tokens of an image in the encoder, CLS not counted; None where images differ.
+        experts: how many experts the router chooses for each row; None for a dense model.
+        sparse: decoder layers with experts.
+    """
+
+    family: str
+    decoder_layers: int
+    encoder_layers: int | None
+    feature_layer: int | None
+    has_cls: bool
+    rotary_rows: int
+    mask_free: bool
+    fingerprint: Fingerprint
+    artifacts: Mapping[str, Artifact]
+    vision_sites: frozenset[str] = frozenset()
+    rotary_axes: tuple[int, ...] = ()
+    recurrent: tuple[int, ...] = ()
+    sliding: tuple[int, ...] = ()
+    cell: tuple[int, int, int] | None = None
+    companion: bool = False
+    patches: int | None = None
+    experts: int | None = None
+    sparse: tuple[int, ...] = ()
+
+    def refuse_sites(self, *kinds: str) -> str | None:
+        """Why rows cannot be dropped at vision sites of these kinds; None if they can."""
+        for kind in kinds:
+            if kind not in self.vision_sites:
+                there = ", ".join(sorted(self.vision_sites)) or "none"
+                return f"needs the site {kind!r}, which {self.family} does not offer (its vision sites: {there})"
+        return None
+
+    def same_depth(self, layers: Sequence[int], of: int) -> tuple[int, ...]:
+        """Decoder layers at the same shares of the depth as ``layers`` of ``of``: at least 1, strictly ascending."""
+        found: list[int] = []
+        for layer in layers:
+            found.append(max(round(layer * self.decoder_layers / of), found[-1] + 1 if found else 1))
+        return tuple(found)
+
+    def refuse_layers(self, parameter: str, value: int | tuple[int, ...], attention: Sequence[int] = ()) -> str | None:
+        """Why rows cannot go before the decoder layers in ``value`` of ``parameter``, given the ``attention`` of others."""
+        layers = (value,) if isinstance(value, int) else value
+        if any(not 1 <= layer < self.decoder_layers for layer in layers):
+            return f"{parameter}={value}: must be in 1..{self.decoder_layers - 1}"
+        recurrent = sorted(set(attention) & set(self.recurrent))
+        if recurrent:
+            return f"{parameter}={value}: reads the attention of layers {recurrent}, which are recurrent; choose others"
+        return None
