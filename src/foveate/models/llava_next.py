@@ -126,9 +126,10 @@ def _picture(rows: Tensor, grid: Tiles, side: int, first: int) -> Picture:
 
     views = [View(side, side, cells=around(rows[number == 0, 1:], overview))]
     ordinal = (number == 0).cumsum(0) - 1
-    if grid:
+    shown = int((number == 1).sum())
+    if shown:  # of a very thin picture, less than a row or a column of cells: all details are border, and cut off
         lines = int((number < 0).sum())
-        columns = int((number == 1).sum()) // lines
+        columns = shown // lines
         views.append(View(lines, columns, cells=around(rows[number == 1, 1:], details)))
         ordinal = torch.where(number == 1, (number == 1).cumsum(0) - 1, ordinal)
     tokens = torch.stack([number, ordinal], dim=1).masked_fill((number < 0)[:, None], -1)
