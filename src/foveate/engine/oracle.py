@@ -37,7 +37,7 @@ def prefill(parts: Anatomy, report: Report) -> Callable[[], Tensor]:
             # Rows that skipped earlier layers come back as they were.
             x = (x if rows[layer] <= x.shape[1] else states)[:, : rows[layer]]
             x = _layer(parts, layer, module, x, active[layer], tables.of(layer, x), cache)
-        return parts.language_model.norm(x)  # type: ignore[no-any-return, operator]
+        return parts.norm(None)(x)
 
     return run
 
@@ -61,7 +61,7 @@ def decode(parts: Anatomy, samples: int, entries: Sequence[float], steps: int) -
             x, tables = states[:, :1], _Tables(parts, first=max(counts) + step)
             for layer, module in enumerate(parts.layers):
                 x = module(x, position_embeddings=tables.of(layer, x), past_key_values=cache, use_cache=True)
-            x = parts.language_model.norm(x)  # type: ignore[operator]
+            x = parts.norm(None)(x)
         return x
 
     return run

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from foveate.models.anatomy import Anatomy, Picture, View
+from foveate.models.decoder import layers_of
 from foveate.models.llava import encoder
 
 Tiles = tuple[int, int] | None
@@ -46,7 +47,7 @@ def anatomy(model: Any) -> Anatomy:
         multimodal=inner,
         vision=inner.vision_tower,
         language_model=inner.language_model,
-        layers=inner.language_model.layers,
+        layers=layers_of(inner.language_model),
         image_tokens=(config.image_token_id,),
         pictures=pictures,
         encoder=encoder(config, inner, frozenset()),
