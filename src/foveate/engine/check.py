@@ -57,7 +57,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
 
 
 def _check_layers(parts: Anatomy) -> None:
-    """Every layer remembers in a way that rows can be taken out of, and calls its attention in a way that can be followed."""
+    """Every layer has a memory that rows can be taken out of, and attention that can be followed."""
     for layer, kind in enumerate(parts.kinds):
         if kind not in KINDS:
             raise FoveateError(

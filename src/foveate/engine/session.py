@@ -63,8 +63,8 @@ def attach(
     """
     parts = anatomy(model)
     recipe = Recipe.of(recipe)
-    if model in _SESSIONS:
-        raise FoveateError(f"model: already runs under {_SESSIONS[model].recipe}; detach that session first")
+    if parts.model in _SESSIONS:
+        raise FoveateError(f"model: already runs under {_SESSIONS[parts.model].recipe}; detach that session first")
     traits = parts.traits(companion is not None, artifacts)
     check(recipe, parts, traits)
     return Session(parts, recipe, traits, seed, companion)

@@ -231,8 +231,8 @@ class Anatomy:
         found = getattr(self.attention(layer), f"{name[0]}_proj", None)
         if not self.build(layer).projected or type(found) is not nn.Linear:
             raise FoveateError(
-                f"decoder layer {layer}: its {name} is not made by a plain linear projection, whose weight could be read; use a "
-                "model with such projections, adapters merged and weights not quantized"
+                f"decoder layer {layer}: its {name} is not made by a plain linear projection, whose weight could be read; use "
+                "a model with such projections, adapters merged and weights not quantized"
             )
         return found
 
@@ -287,8 +287,8 @@ class Anatomy:
         names = self.build(layer).halves
         if names is None:
             raise FoveateError(
-                f"decoder layer {layer}: is not attention and then MLP, each added to the rows and with a norm in front; use a "
-                "method that does not compare what enters and leaves them, such as fastv"
+                f"decoder layer {layer}: is not attention and then MLP, each added to the rows and with a norm in front; use "
+                "a method that does not compare what enters and leaves them, such as fastv"
             )
         first, second, third, fourth = map(self.layers[layer].get_submodule, names)
         return first, second, third, fourth
@@ -332,16 +332,22 @@ class Anatomy:
     def _rotary(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         ids = positions[0] if self.rotary_rows == 1 else positions
         kind = (self.config.layer_types[layer],) if self.typed_rotary else ()
-        cos, sin = self.language_model.rotary_emb(x, ids, *kind)  # type: ignore[operator]
+        tables = self.language_model.rotary_emb(x, ids, *kind)  # type: ignore[operator]
+        if not (isinstance(tables, tuple) and len(tables) == 2):
+            raise FoveateError(
+                f"text model {type(self.language_model).__name__}: its rotary positions are no cosines and sines, as those "
+                "of llama or qwen2 are; load a model with such a decoder"
+            )
+        cos, sin = tables
         return cos.to(x.device), sin.to(x.device)  # it may have a device of its own
 
     def _parts(self, parts: int) -> Tensor:
-        """``[d]`` which of ``parts`` equal parts of its axis each frequency belongs to."""
+        """``[c]`` which of ``parts`` equal parts of its axis each column of the tables belongs to."""
         axes = self.axis_of_frequency
         part_of = torch.empty_like(axes)
         for axis, count in enumerate(self.rotary_axes):
             part_of[axes == axis] = torch.arange(count) * parts // count
-        return part_of.repeat(2)
+        return part_of[self._frequencies[1]]
 
     def query_key(self, layer: int, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Queries ``[B, H, n, d]``, keys ``[B, Hkv, n, d]`` that the layer makes of its input rows ``x`` ``[B, n, D]``."""
@@ -356,8 +362,7 @@ class Anatomy:
         """Keys (rotated) and values ``[B, Hkv, n, d]`` that the layer makes of its input rows ``x`` ``[B, n, D]``."""
         attention, normed = self.attention(layer), self.norm(layer)(x)
         if not self.build(layer).projected:
-            made = decoder.ask(attention, normed, rope)
-            return made.key, made.value
+            return decoder.ask(attention, normed, rope).cached
         key, value = (decoder.project(attention, name, normed) for name in ("k", "v"))
         # It rotates queries and keys at once; one head stands in for queries.
         return self.rotate(layer, key[:, :1], key, rope)[1], value
@@ -390,7 +395,8 @@ class Anatomy:
         """What methods may know of the model; ``artifacts`` go before those in its folder."""
         fingerprint = Fingerprint(self.family, len(self.layers), self.config.hidden_size, self.config.vocab_size)
         encoder = self.encoder
-        sparse = tuple(layer for layer in range(len(self.layers)) if self.experts(layer) is not None)
+        experts = getattr(self.config, "num_experts_per_tok", None)
+        sparse = tuple(layer for layer in range(len(self.layers)) if experts and self.experts(layer) is not None)
         return Traits(
             family=self.family,
             decoder_layers=len(self.layers),
@@ -408,7 +414,7 @@ class Anatomy:
             cell=encoder.patches.cell if encoder and encoder.patches else None,
             companion=companion,
             patches=encoder.tile if encoder else None,
-            experts=self.config.num_experts_per_tok if sparse else None,
+            experts=experts if sparse else None,
             sparse=sparse,
         )
 
@@ -418,23 +424,35 @@ class Anatomy:
         axes = self.axis_of_frequency
         return tuple(int((axes == axis).sum()) for axis in range(int(axes.max()) + 1))
 
-    @cached_property
+    @property
     def axis_of_frequency(self) -> Tensor:
-        """``[d / 2]`` which axis of the positions turns each frequency, found by turning one axis at a time."""
+        """``[f]`` which axis of the positions turns each frequency."""
+        return self._frequencies[0]
+
+    @cached_property
+    def _frequencies(self) -> tuple[Tensor, Tensor]:
+        """The axis of each frequency ``[f]``, the frequency of each column of the tables; by turning one axis at a time."""
         device = self.home
         x = torch.zeros(1, 1, self.config.hidden_size, device=device)
         native = 3 if self.rotary_rows > 1 else 1
+        layer = next(layer for layer in range(len(self.layers)) if layer not in self.recurrent)
         turned = []
         for axis in range(native):
             positions = torch.zeros(native, 1, 1, dtype=torch.long, device=device)
             positions[axis] = 1
-            sin = self._rotary(0, x, positions)[1]
+            sin = self._rotary(layer, x, positions)[1]
             if sin.ndim == 4:  # older transformers pick the axes' sections later, when they rotate
                 sections = torch.tensor(self.config.rope_parameters["mrope_section"])
-                return torch.arange(len(sections)).repeat_interleave(sections)
-            turned.append(sin.reshape(-1).abs())
-        table = torch.stack(turned)
-        return table[:, : table.shape[1] // 2].argmax(0).cpu()
+                axes = torch.arange(len(sections)).repeat_interleave(sections)
+                return axes, torch.arange(len(axes)).repeat(2)
+            turned.append(sin.reshape(-1).abs().cpu())
+        angle, axes = torch.stack(turned).max(0)
+        half = len(angle) // 2
+        if torch.equal(angle[:half], angle[half:]):
+            return axes[:half], torch.arange(half).repeat(2)
+        if torch.equal(angle[::2], angle[1::2]):  # Cohere: the two columns of a frequency lie side by side
+            return axes[::2], torch.arange(half).repeat_interleave(2)
+        return axes, torch.arange(len(axes))  # GPT-OSS: one column for both
 
 
 def anatomy(model: nn.Module) -> Anatomy:

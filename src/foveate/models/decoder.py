@@ -11,11 +11,12 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.core.errors import FoveateError
@@ -35,21 +36,21 @@ Tables = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Entered:
-    """What one call of an attention module handed to its attention function.
+    """What one call of an attention module handed to its attention function, and to its cache.
 
     Attributes:
         query: ``[B, H, n, d]``.
-        key: ``[B, Hkv, n, d]``.
-        value: ``[B, Hkv, n, d]``.
+        key: ``[B, H or Hkv, n, d]``.
         mask: as the function got it.
         scale: of the logits.
+        cached: keys and values ``[B, Hkv, n, d]`` as they are remembered, which some families blow up before attention.
     """
 
     query: Tensor
     key: Tensor
-    value: Tensor
     mask: Any
     scale: float
+    cached: tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def layers_of(language_model: nn.Module) -> nn.ModuleList:
     called = inspect.signature(layers[0].forward).parameters if isinstance(layers, nn.ModuleList) else {}
     if not hasattr(language_model, "rotary_emb") or "position_embeddings" not in called:
         raise FoveateError(
-            f"text model {type(language_model).__name__}: its layers are not given rotary positions from outside, as those of "
-            "llama or qwen2 are; load a model with such a decoder"
+            f"text model {type(language_model).__name__}: its layers are not given rotary positions from outside, as those "
+            "of llama or qwen2 are; load a model with such a decoder"
         )
     if not any(attention_of(layer) for layer in layers):
         raise FoveateError(f"text model {type(language_model).__name__}: no layer has attention that can be read")
@@ -108,16 +109,13 @@ def kinds_of(config: Any, layers: int) -> tuple[str, ...]:
 
 def alike(layer: nn.Module, kind: str) -> tuple[Any, ...]:
     """What layers of the same build have in common: their parts, and the numbers and switches of each."""
+    return kind, tuple((name, type(part), _switches(part)) for name, part in layer.named_modules())
+
+
+def _switches(part: nn.Module) -> tuple[tuple[str, Any], ...]:
     plain = (bool, int, float, str, type(None))
-    parts = tuple(
-        (name, type(part), tuple((key, value) for key, value in vars(part).items() if _tells(key) and isinstance(value, plain)))
-        for name, part in layer.named_modules()
-    )
-    return kind, parts
-
-
-def _tells(attribute: str) -> bool:
-    return attribute not in ("layer_idx", "training") and not attribute.startswith("_")
+    found = ((key, value) for key, value in vars(part).items() if isinstance(value, plain) and not key.startswith("_"))
+    return tuple((key, value) for key, value in found if key not in ("layer_idx", "training"))
 
 
 def watch(layer: nn.Module, attention: nn.Module, x: Tensor, tables: Callable[[], Tables]) -> Build | str:
@@ -145,24 +143,24 @@ def _watch(layer: nn.Module, attention: nn.Module, x: Tensor, tables: Tables) ->
     handles = [part.register_forward_hook(noting(name), with_kwargs=True) for name, part in parts.items()]
     try:
         with listening(attention) as heard:
-            out = layer(x, position_embeddings=tables, attention_mask=None)
+            out = layer(x, position_embeddings=tables, attention_mask=None, **_remembering(layer, heard.cache))
     finally:
         for handle in handles:
             handle.remove()
     own = next(name for name, part in parts.items() if part is attention)
     read = next((given for name, given, _ in calls if name == own), None)
-    if not isinstance(out, Tensor) or len(heard) != 1 or heard[0].mask is not None or read is None:
+    if not isinstance(out, Tensor) or read is None or len(heard.calls) != 1 or heard.calls[0].mask is not None:
         raise FoveateError("it does not call transformers' attention functions once and with the mask that it is given")
     before = [name for name, given, made in calls if _same(made, read) and _same(given, x)]
     if not before and not _same(read, x):
         raise FoveateError("what its attention reads is made by none of its parts")
     norm = before[0] if before else None
-    entered, plain = heard[0], ask(attention, read, (torch.ones_like(tables[0]), torch.zeros_like(tables[1])))
+    entered, plain = heard.calls[0], ask(attention, read, (torch.ones_like(tables[0]), torch.zeros_like(tables[1])))
     turned = _turned(attention, plain, entered, tables)
     return Build(
         norm=norm,
         halves=_halves(calls, own, norm, x, out),
-        projected=turned is not None and _projected(attention, read, plain),
+        projected=turned is not None and _projected(attention, read, entered, tables, turned),
         turned=turned,
         scale=entered.scale,
     )
@@ -171,8 +169,8 @@ def _watch(layer: nn.Module, attention: nn.Module, x: Tensor, tables: Tables) ->
 def ask(attention: nn.Module, x: Tensor, tables: Tables) -> Entered:
     """What an attention module makes of its input rows ``x`` ``[B, n, D]``; the attention itself is left out."""
     with listening(attention) as heard:
-        attention(hidden_states=x, position_embeddings=tables, attention_mask=None)
-    return heard[0]
+        attention(hidden_states=x, position_embeddings=tables, attention_mask=None, **_remembering(attention, heard.cache))
+    return heard.calls[0]
 
 
 def project(attention: Any, name: str, x: Tensor) -> Tensor:
@@ -201,17 +199,29 @@ def turn(attention: nn.Module, query: Tensor, key: Tensor, tables: Tables, width
     return tuple(torch.cat([t, rest[..., width:]], dim=-1) for t, rest in zip(turned, (query, key)))  # type: ignore[return-value]
 
 
+@dataclass
+class Heard:
+    """What one attention module called its attention function with, over a cache that was empty."""
+
+    cache: DynamicCache = field(default_factory=DynamicCache)
+    calls: list[Entered] = field(default_factory=list)
+
+
 @contextmanager
-def listening(attention: nn.Module) -> Iterator[list[Entered]]:
+def listening(attention: nn.Module) -> Iterator[Heard]:
     """What enters the attention function when ``attention`` calls it; meanwhile each value passes for the output."""
-    heard: list[Entered] = []
+    heard = Heard()
     kernel = str(attention.config._attn_implementation)  # type: ignore[union-attr]
     local = ALL_ATTENTION_FUNCTIONS._local_mapping
     before = local.get(kernel)
 
-    def hear(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    def hear(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         scale = kwargs.get("scaling")
-        heard.append(Entered(query, key, value, mask, query.shape[-1] ** -0.5 if scale is None else float(scale)))
+        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        stored: Any = next(layer for layer in heard.cache.layers if layer.is_initialized)
+        heard.calls.append(Entered(query, key, attention_mask, scale, (stored.keys, stored.values)))
         return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
 
     local[kernel] = hear
@@ -222,6 +232,12 @@ def listening(attention: nn.Module) -> Iterator[list[Entered]]:
             del local[kernel]
         else:
             local[kernel] = before
+
+
+def _remembering(module: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """The argument that has a layer, or its attention, write into ``cache``."""
+    known = inspect.signature(module.forward).parameters
+    return {"past_key_values" if "past_key_values" in known else "layer_past": cache}
 
 
 @contextmanager
@@ -249,13 +265,13 @@ def _turned(attention: nn.Module, plain: Entered, entered: Entered, tables: Tabl
     return None
 
 
-def _projected(attention: nn.Module, read: Tensor, plain: Entered) -> bool:
+def _projected(attention: nn.Module, read: Tensor, entered: Entered, tables: Tables, width: int) -> bool:
     """See `Build.projected`."""
     try:
-        made = [project(attention, name, read) for name in ("q", "k", "v")]
+        query, key, value = (project(attention, name, read) for name in ("q", "k", "v"))
     except (AttributeError, RuntimeError):  # other parts, or the same names for parts of another shape
         return False
-    return all(map(_same, made, (plain.query, plain.key, plain.value)))
+    return all(map(_same, (*turn(attention, query, key, tables, width), value), (entered.query, *entered.cached)))
 
 
 def _halves(

@@ -18,7 +18,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     if any(part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in model.modules()):
         # A compiled forward does not look for hooks that came later.
-        raise FoveateError("model: is compiled, and would run as if nothing were attached; attach to the model that was compiled")
+        raise FoveateError(
+            "model: is compiled, and would run as if nothing were attached; attach to the model itself, and call that"
+        )
     if isinstance(model, DataParallel):
         raise FoveateError("model: DataParallel runs copies of it; attach to its .module, and call that")
     if isinstance(model, DistributedDataParallel):
@@ -29,6 +31,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     base: nn.Module = inner()
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise FoveateError(
-            "model: a PeftModel with prompt learning puts rows of its own in front of prompts; attach to its get_base_model()"
+            "model: a PeftModel with prompt learning puts rows of its own before prompts; attach to its get_base_model()"
         )
     return unwrapped(base)

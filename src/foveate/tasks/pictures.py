@@ -39,8 +39,8 @@ def read_picture(source: Source) -> Image.Image:
     """A picture as RGB, the right way up, in front of white where it is transparent.
 
     Raises:
-        FoveateError: if there is none that can be read, or if nobody knows what its numbers mean: of 16 bits or less black is
-            0 and white the largest number; floats must lie in [0, 1].
+        FoveateError: if there is none that can be read, or if nobody knows what its numbers mean: of 16 bits or less, black
+            is 0 and white the largest number; floats must lie in [0, 1].
     """
     named = f"image={str(source)!r}" if isinstance(source, Path) else f"image of {len(source)} bytes"
     try:
@@ -73,8 +73,8 @@ def _eight_bits(picture: Image.Image, file_format: str | None) -> Image.Image:
     white = 65535 if sixteen else 1
     if not (sixteen or (picture.mode == "F" and bool(((values >= 0) & (values <= 1)).all()))):
         raise FoveateError(
-            f"has {values.dtype} numbers from {values.min():g} to {values.max():g}, and nothing says which is white; save it "
-            "with 8 or 16 bits, or as floats in [0, 1]"
+            f"has {values.dtype} numbers from {values.min():g} to {values.max():g}, and nothing says which is white; save "
+            "it with 8 or 16 bits, or as floats in [0, 1]"
         )
     grey = Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
     hidden = picture.info.get("transparency")
