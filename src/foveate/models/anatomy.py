@@ -231,8 +231,8 @@ class Anatomy:
         found = getattr(self.attention(layer), f"{name[0]}_proj", None)
         if not self.build(layer).projected or type(found) is not nn.Linear:
             raise FoveateError(
-                f"decoder layer {layer}: its {name} is not made by a plain linear projection, whose weight could be read; use "
-                "a model with such projections, adapters merged and weights not quantized"
+                f"decoder layer {layer}: its {name} is not made by a plain linear projection, whose weight could be read; "
+                "use a model with such projections, adapters merged and weights not quantized"
             )
         return found
 
@@ -287,8 +287,8 @@ class Anatomy:
         names = self.build(layer).halves
         if names is None:
             raise FoveateError(
-                f"decoder layer {layer}: is not attention and then MLP, each added to the rows and with a norm in front; use "
-                "a method that does not compare what enters and leaves them, such as fastv"
+                f"decoder layer {layer}: is not attention and then MLP, each added to the rows and with a norm in front; "
+                "use a method that does not compare what enters and leaves them, such as fastv"
             )
         first, second, third, fourth = map(self.layers[layer].get_submodule, names)
         return first, second, third, fourth

@@ -36,7 +36,7 @@ class Lazy(Sequence[T], Generic[T]):
 
 
 def read_picture(source: Source) -> Image.Image:
-    """A picture as RGB, the right way up, in front of white where it is transparent.
+    """A picture as RGB, the right way up, in front of white where it is transparent; ``info["source"]`` names it.
 
     Raises:
         FoveateError: if there is none that can be read, or if nobody knows what its numbers mean: of 16 bits or less, black
@@ -45,7 +45,7 @@ def read_picture(source: Source) -> Image.Image:
     named = f"image={str(source)!r}" if isinstance(source, Path) else f"image of {len(source)} bytes"
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            return _as_rgb(ImageOps.exif_transpose(picture), picture.format)
+            shown = _as_rgb(ImageOps.exif_transpose(picture), picture.format)
     except FoveateError as error:
         raise FoveateError(f"{named}: {error}") from error
     except FileNotFoundError as error:
@@ -53,6 +53,8 @@ def read_picture(source: Source) -> Image.Image:
     # Pillow meets broken files with many kinds of errors, all of them OSError, SyntaxError or ValueError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FoveateError(f"{named}: is not a picture that can be read") from error
+    shown.info["source"] = named
+    return shown
 
 
 def _as_rgb(picture: Image.Image, file_format: str | None) -> Image.Image:
