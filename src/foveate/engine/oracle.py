@@ -108,8 +108,8 @@ class _Tables:
 
 
 def _states(parts: Anatomy, samples: int, rows: int) -> Tensor:
-    parameter = next(parts.layers[0].parameters())
-    return torch.randn(samples, rows, parts.config.hidden_size, device=parameter.device, dtype=parameter.dtype)
+    device = next(parts.layers[0].parameters()).device
+    return torch.randn(samples, rows, parts.config.hidden_size, device=device, dtype=parts.dtype)
 
 
 def _layer(

@@ -204,6 +204,11 @@ class Anatomy:
         device = _execution_device(self.model)
         return next(self.model.parameters()).device if device is None else device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states: that of the embedding, which quantization leaves alone."""
+        return self.model.get_input_embeddings().weight.dtype  # type: ignore[no-any-return, operator]
+
     def device(self, layer: int) -> torch.device | None:
         """Where accelerate runs a decoder layer; None where it does not meddle."""
         return _execution_device(self.layers[layer])
@@ -246,10 +251,9 @@ class Anatomy:
         alike = decoder.alike(module, self.kinds[layer])
         if alike not in self._builds:
             device = self.device(layer) or next(module.parameters()).device
-            dtype = next(part.dtype for part in module.parameters() if part.is_floating_point())
             # Small, so that what the layer adds to its input cannot be lost in rounding.
             x = 0.02 * torch.randn(1, decoder.ROWS, self.config.hidden_size, generator=torch.Generator().manual_seed(0))
-            x = x.to(device, dtype)
+            x = x.to(device, self.dtype)
             positions = torch.arange(1, 1 + decoder.ROWS, device=device).expand(3 if self.rotary_rows > 1 else 1, 1, -1)
             self._builds[alike] = decoder.watch(module, attention, x, lambda: self.rotary(layer, x, positions))
         found = self._builds[alike]

@@ -143,7 +143,7 @@ def _watch(layer: nn.Module, attention: nn.Module, x: Tensor, tables: Tables) ->
     handles = [part.register_forward_hook(noting(name), with_kwargs=True) for name, part in parts.items()]
     try:
         with listening(attention) as heard:
-            out = layer(x, position_embeddings=tables, attention_mask=None, **_remembering(layer, heard.cache))
+            out = layer(x, position_embeddings=tables, attention_mask=None, **remembering(layer, heard.cache))
     finally:
         for handle in handles:
             handle.remove()
@@ -169,7 +169,7 @@ def _watch(layer: nn.Module, attention: nn.Module, x: Tensor, tables: Tables) ->
 def ask(attention: nn.Module, x: Tensor, tables: Tables) -> Entered:
     """What an attention module makes of its input rows ``x`` ``[B, n, D]``; the attention itself is left out."""
     with listening(attention) as heard:
-        attention(hidden_states=x, position_embeddings=tables, attention_mask=None, **_remembering(attention, heard.cache))
+        attention(hidden_states=x, position_embeddings=tables, attention_mask=None, **remembering(attention, heard.cache))
     return heard.calls[0]
 
 
@@ -220,7 +220,9 @@ def listening(attention: nn.Module) -> Iterator[Heard]:
     ) -> Any:
         scale = kwargs.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        stored: Any = next(layer for layer in heard.cache.layers if layer.is_initialized)
+        stored: Any = next((layer for layer in heard.cache.layers if layer.is_initialized), None)
+        if stored is None:
+            raise FoveateError("it does not write into the cache that it is given")
         heard.calls.append(Entered(query, key, attention_mask, scale, (stored.keys, stored.values)))
         return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
 
@@ -234,7 +236,7 @@ def listening(attention: nn.Module) -> Iterator[Heard]:
             local[kernel] = before
 
 
-def _remembering(module: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
+def remembering(module: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:
     """The argument that has a layer, or its attention, write into ``cache``."""
     known = inspect.signature(module.forward).parameters
     return {"past_key_values" if "past_key_values" in known else "layer_past": cache}
