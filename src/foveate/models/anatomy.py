@@ -247,23 +247,28 @@ class Anatomy:
         Raises:
             FoveateError: if it has no attention, or none that methods can work with.
         """
-        module, attention = self.layers[layer], self.attention(layer)
-        alike = decoder.alike(module, self.kinds[layer])
-        if alike not in self._builds:
-            device = self.device(layer) or next(module.parameters()).device
-            # Small, so that what the layer adds to its input cannot be lost in rounding.
-            x = 0.02 * torch.randn(1, decoder.ROWS, self.config.hidden_size, generator=torch.Generator().manual_seed(0))
-            x = x.to(device, self.dtype)
-            positions = torch.arange(1, 1 + decoder.ROWS, device=device).expand(3 if self.rotary_rows > 1 else 1, 1, -1)
-            self._builds[alike] = decoder.watch(module, attention, x, lambda: self.rotary(layer, x, positions))
-        found = self._builds[alike]
+        if layer not in self._builds:
+            alike = decoder.alike(self.layers[layer], self.kinds[layer])
+            if alike not in self._builds:
+                self._builds[alike] = self._watch(layer)
+            self._builds[layer] = self._builds[alike]
+        found = self._builds[layer]
         if isinstance(found, str):
             raise FoveateError(f"decoder layer {layer}: {found}; use a text model of another family, such as llama or qwen2")
         return found
 
+    def _watch(self, layer: int) -> decoder.Build | str:
+        module = self.layers[layer]
+        device = self.device(layer) or next(module.parameters()).device
+        # Small, so that what the layer adds to its input cannot be lost in rounding.
+        x = 0.02 * torch.randn(1, decoder.ROWS, self.config.hidden_size, generator=torch.Generator().manual_seed(0))
+        x = x.to(device, self.dtype)
+        positions = torch.arange(1, 1 + decoder.ROWS, device=device).expand(3 if self.rotary_rows > 1 else 1, 1, -1)
+        return decoder.watch(module, self.attention(layer), x, lambda: self.rotary(layer, x, positions))
+
     @cached_property
     def _builds(self) -> dict[Any, decoder.Build | str]:
-        """Of layers that are built alike, or why there is none."""
+        """How layers are put together, or why that cannot be said: by number, and by what they have in common."""
         return {}
 
     def experts(self, layer: int) -> nn.Module | None:
