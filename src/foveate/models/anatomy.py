@@ -277,7 +277,7 @@ class Anatomy:
         None where the layer is dense.
         """
         found = getattr(getattr(self.layers[layer], "mlp", None), "experts", None)
-        called = inspect.signature(found.forward).parameters if isinstance(found, nn.Module) else ()
+        called = inspect.signature(type(found).forward).parameters if isinstance(found, nn.Module) else ()
         return found if {"hidden_states", "top_k_index", "top_k_weights"} <= set(called) else None
 
     def norm(self, layer: int | None) -> Callable[[Tensor], Tensor]:
