@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests.cli.test_cli_errors import assert_one_line
 
+from foveate.cli.own_data import OwnData
 from foveate.tasks import questions
 
 
@@ -43,6 +45,44 @@ def test_a_bench_on_own_data(bench: Any, data: Path, tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert (settings["data"], settings["metric"], settings["max_new_tokens"]) == (str(data), "anls", 3)
     assert len(settings["digest"]) == 64
+
+
+@pytest.fixture
+def with_thin(data: Path) -> Path:
+    """The second of five pictures is one that reference-qwen's processor refuses."""
+    Image.new("RGB", (2000, 8), "red").save(data.parent / "1.png")
+    data.write_text(data.read_text().replace(', "evidence": [[10, 10, 40, 40]]', ""))
+    return data
+
+
+def test_questions_about_a_picture_that_the_processor_refuses_are_left_out_and_named(
+    call: Any, with_thin: Path, tmp_path: Path
+) -> None:
+    fixed = ["--model", "reference-qwen", "--methods", "none", "--keep", 0.25, "--max-new-tokens", 2, "--n", 3]
+    result = call("bench", *fixed, "--data", with_thin, "--out", tmp_path / "out", "--timed", 1)
+
+    assert result.exit_code == 0, result.output
+    assert f"left out: data={str(with_thin)!r}: line 2: image={str(tmp_path / '1.png')!r}: 2000 x 8 pixels" in result.stderr
+    (record,) = [each for each in json.loads((tmp_path / "out" / "results.json").read_text()) if each["method"] == "none"]
+    (cell,) = (tmp_path / "out" / "cells").glob("mine.none.*")
+    assert record["n"] == len(json.loads(cell.read_text())["answers"]) == 3
+
+
+def test_they_are_left_out_of_parts_too(with_thin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = OwnData(with_thin).divide(0.5, 0, "reference-qwen")
+
+    assert len(first) + len(second) == 4
+    assert "line 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "inspect"])
+def test_a_single_picture_that_the_processor_refuses_is_one_line(
+    call: Any, with_thin: Path, tmp_path: Path, command: str
+) -> None:
+    asked = ["--image", tmp_path / "1.png", "--prompt", "what colour?", "--recipe", "uniform(keep=0.5)"]
+    result = call(command, *asked, "--model", "reference-qwen")
+
+    assert_one_line(result, "1.png", "2000 x 8 pixels, which the model's processor refuses")
 
 
 def test_evidence_is_empty_where_it_is_unknown(bench: Any, data: Path, tmp_path: Path) -> None:

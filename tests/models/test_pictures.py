@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from foveate.models import anatomy
 from foveate.models.anatomy import Anatomy, Picture, View
+from foveate.models.llava_next import tiles
 from tests import tiny
 from tests.suite.bodies import BODIES, ONEVISION, RAGGED
 
@@ -73,6 +77,8 @@ CASES = [
         shown("llava_next", (20, 64), (40, 64), (64, 20), (64, 64)),
         [[BASE, (2, 8)], [BASE, (6, 8)], [BASE, (8, 2)], [BASE, (8, 8)]],
     ),
+    Case("llava_next-thin", tiny.llava_next, shown("llava_next", (1, 64), (64, 1)), [[BASE], [BASE]]),
+    Case("llava_onevision-thin", tiny.llava_onevision, shown("llava_onevision", (1, 64), (64, 1)), [[BASE], [BASE]]),
     Case("llava_next-mistral", lambda: tiny.llava_next(text="mistral"), shown("llava_next", (40, 64)), [[BASE, (6, 8)]]),
     Case(
         "llava_onevision",
@@ -113,6 +119,8 @@ CASES = [
     Case("smolvlm", tiny.smolvlm, with_empty_tiles(), [[BASE]] * 4, [[16]] * 4),
     Case("smolvlm-empty", tiny.smolvlm, {"pixel_values": torch.zeros(1, 2, 3, 64, 64).double()}, [[BASE]], [[16]]),
 ]
+
+SHAPED = {"llava_next": cache(tiny.llava_next), "llava_onevision": cache(tiny.llava_onevision)}
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -233,6 +241,24 @@ def test_the_borders_of_a_tall_picture_are_left_and_right() -> None:
     _, (picture,) = Case("", tiny.llava_next, shown("llava_next", (64, 20)), []).open()
     assert picture.views[1].cells[:4, 0].tolist() == [17, 18, 21, 22]
     assert [place for place, row in enumerate(picture.tokens.tolist()) if row == [-1, -1]] == list(range(18, 40, 3))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    name=st.sampled_from(["llava_next", "llava_onevision"]),
+    sizes=st.lists(st.tuples(st.integers(1, 700), st.integers(1, 700)), min_size=1, max_size=3),
+)
+def test_pictures_of_every_shape_have_the_rows_that_the_model_makes(name: str, sizes: list[tuple[int, int]]) -> None:
+    parts = anatomy(SHAPED[name]())
+    counts = [1 + rows * columns for rows, columns in (tiles(parts.model.config, size) for size in sizes)]
+    shape = {"image_sizes": torch.tensor(sizes), "pixel_values": torch.randn(len(sizes), max(counts), 3, 32, 32)}
+
+    made = parts.multimodal.get_image_features(**shape, return_dict=True).pooler_output
+
+    pictures = parts.pictures(shape)
+    assert [picture.count for picture in pictures] == [len(rows) for rows in made]
+    for picture in pictures:
+        assert [len(slots) for slots in picture.slots] == [view.rows * view.columns for view in picture.views]
 
 
 def test_pooled_frames_are_two_by_two_cells_and_lie_one_below_the_other() -> None:

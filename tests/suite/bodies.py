@@ -125,9 +125,9 @@ def _patches(sizes: Sequence[Size], generator: torch.Generator) -> dict[str, Ten
     }
 
 
-TILES = {(20, 64): (1, 2), (64, 20): (2, 1), (40, 64): (2, 2), (64, 64): (2, 2)}
+TILES = {(20, 64): (1, 2), (64, 20): (2, 1), (40, 64): (2, 2), (64, 64): (2, 2), (1, 64): (1, 2), (64, 1): (2, 1)}
 """Tiles of 32 pixels that show the details of an image of some sizes (what the pinpoints of the tiny models lead to)."""
-NEXT = {(20, 64): (2, 8), (64, 20): (8, 2), (40, 64): (6, 8), (64, 64): (8, 8)}
+NEXT = {(20, 64): (2, 8), (64, 20): (8, 2), (40, 64): (6, 8), (64, 64): (8, 8), (1, 64): (0, 8), (64, 1): (8, 0)}
 """Cells of the details once the borders are cut off; each line has an end."""
 ONEVISION = {**NEXT, (40, 64): (4, 6), (64, 64): (5, 5)}
 """The same, where more cells than two tiles have are resized to about as many."""

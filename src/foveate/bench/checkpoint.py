@@ -24,6 +24,9 @@ from foveate.models import anatomy
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_SECONDS = 10
+_UNLOADABLE = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+_REFUSALS = (ValueError, RuntimeError, ArithmeticError)
+"""What processors raise over pictures that they cannot take."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -43,18 +46,18 @@ class Checkpoint:
 
     def inputs(self, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Model inputs for one conversation each, its pictures and then a prompt, padded on the left."""
-        return self.chat([_opening(images, prompt) for images, prompt in zip(pictures, prompts, strict=True)])
+        try:
+            return self.chat([_opening(images, prompt) for images, prompt in zip(pictures, prompts, strict=True)])
+        except _REFUSALS:
+            for images in pictures:
+                reason = refusal(self.processor, images)
+                if reason is not None:
+                    raise FoveateError(reason) from None
+            raise
 
     def chat(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> dict[str, torch.Tensor]:
         """Model inputs for conversations as transformers' chat templates take them, padded on the left."""
-        inputs = self.processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        )
+        inputs = _processed(self.processor, conversations)
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
     def refuse_placeholders(self, prompts: Iterable[str]) -> None:
@@ -101,6 +104,29 @@ class Checkpoint:
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
 
+def refusal(processor: Any, pictures: Sequence[Image.Image]) -> str | None:
+    """Why a processor refuses one of the pictures, in a line; None if it takes them all."""
+    for picture in pictures:
+        try:
+            _processed(processor, [_opening([picture], "?")])
+        except _REFUSALS as error:
+            named = picture.info.get("source", "image")
+            width, height = picture.size
+            return f"{named}: {width} x {height} pixels, which the model's processor refuses ({_first_line(error)})"
+    return None
+
+
+def _processed(processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
+    return processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
+    )
+
+
 def resolve_device(device: str) -> str:
     """``auto`` becomes the accelerator that is there; anything else must be a device that works."""
     if device == "auto":
@@ -135,22 +161,13 @@ def load(name: str, device: str, dtype: str, companion: str | None = None) -> Ch
 
     ``companion`` names a CLIP checkpoint; without one, the text tower that lies in the model's folder is taken, if any.
     """
-    # What transformers has to say about loading and generating would drown the one line that matters.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    found = local_folder(name)
-    if found is None and not _HUB_ID.fullmatch(name):
-        known = ", ".join(reference.MODELS)
-        raise FoveateError(f"model={name!r}: must be {known}, a checkpoint folder, or a Hub id such as owner/name")
+    found, cached_only = _place(name)
     source = found or name
-    cached_only = found is None and not _on_hub("model", name)
     try:
         processor = reference.processor(source, local_files_only=cached_only)
         model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=_DTYPES[dtype], local_files_only=cached_only)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise FoveateError(
-            f"model={name!r}: cannot be loaded as an image-text-to-text model ({_first_line(error)})"
-        ) from error
+    except _UNLOADABLE as error:
+        raise _unloadable(name, error) from error
     if not getattr(processor, "chat_template", None):
         raise FoveateError(f"model={name!r}: its processor has no chat template; add chat_template.jinja to the checkpoint")
     # A family that is not supported is one mistake, not one in every cell.
@@ -163,6 +180,31 @@ def load(name: str, device: str, dtype: str, companion: str | None = None) -> Ch
     else:
         beside = reference.companion(model, found) if found else None
     return Checkpoint(name, model, processor, beside)
+
+
+def load_processor(name: str) -> Any:
+    """The processor of a model, by the model's name."""
+    found, cached_only = _place(name)
+    try:
+        return reference.processor(found or name, local_files_only=cached_only)
+    except _UNLOADABLE as error:
+        raise _unloadable(name, error) from error
+
+
+def _place(name: str) -> tuple[Path | None, bool]:
+    """The folder of a model, if it has one; else whether it can only be had from the cache."""
+    # What transformers has to say about loading and generating would drown the one line that matters.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    found = local_folder(name)
+    if found is None and not _HUB_ID.fullmatch(name):
+        known = ", ".join(reference.MODELS)
+        raise FoveateError(f"model={name!r}: must be {known}, a checkpoint folder, or a Hub id such as owner/name")
+    return found, found is None and not _on_hub("model", name)
+
+
+def _unloadable(name: str, error: Exception) -> FoveateError:
+    return FoveateError(f"model={name!r}: cannot be loaded as an image-text-to-text model ({_first_line(error)})")
 
 
 def _clip(name: str, tokenizer: Any, device: str, dtype: str) -> ClipCompanion:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
 
 from foveate import tasks
+from foveate.bench.checkpoint import load_processor, refusal
 from foveate.bench.folder import Settings
 from foveate.tasks import Question, files
 
@@ -22,12 +23,18 @@ def about_data(
     own = replace(
         settings, data=str(path), metric=metric or files.METRIC, max_new_tokens=max_new_tokens or files.MAX_NEW_TOKENS
     )
-    return replace(own, n=len(_own(own)), digest=files.digest(path, settings.n))
+    asked, left_out = _own(own)
+    return replace(own, n=len(asked), digest=files.digest(path, len(asked) + len(left_out)))
+
+
+def left_out(settings: Settings) -> list[str]:
+    """A line about each question of the data file that the model's processor refuses the pictures of."""
+    return _own(settings)[1]
 
 
 def ask(settings: Settings, task: str) -> list[Question]:
     """The questions of a task; where the settings name a data file, that is the one task."""
-    return tasks.questions(task, settings.n, settings.seed) if settings.data is None else _own(settings)
+    return tasks.questions(task, settings.n, settings.seed) if settings.data is None else _own(settings)[0]
 
 
 def best_constant(settings: Settings, task: str) -> tuple[str, float]:
@@ -38,8 +45,10 @@ def best_constant(settings: Settings, task: str) -> tuple[str, float]:
 
 
 @lru_cache(maxsize=1)
-def _own(settings: Settings) -> list[Question]:
-    """Kept, because every picture is opened to see that it can be."""
+def _own(settings: Settings) -> tuple[list[Question], list[str]]:
+    """Kept, because every picture is opened and processed to see that it can be."""
     assert settings.data is not None
     assert settings.metric is not None
-    return files.read(settings.data, settings.metric, settings.n, settings.max_new_tokens or files.MAX_NEW_TOKENS)
+    refuses = partial(refusal, load_processor(settings.model))
+    longest = settings.max_new_tokens or files.MAX_NEW_TOKENS
+    return files.sift(settings.data, refuses, settings.metric, settings.n, longest)

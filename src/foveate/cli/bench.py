@@ -14,7 +14,7 @@ from foveate.bench import checkpoint
 from foveate.bench.cells import Cell, parse_keeps, parse_methods, plan
 from foveate.bench.folder import TIMED, ResultFolder, Settings
 from foveate.bench.measure import measure_with
-from foveate.bench.questions import about_data, ask, best_constant
+from foveate.bench.questions import about_data, ask, best_constant, left_out
 from foveate.bench.run import run
 from foveate.bench.summary import drops, means, no_better_than_random
 from foveate.cli.console import diagnostics, output
@@ -66,6 +66,7 @@ def bench(request: BenchRequest) -> None:
     settings = Settings(*common, request.timed)
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, **request.data.asked())
+        request.data.warn(left_out(settings))
     folder = ResultFolder(request.out, settings, resume=request.resume)
     if not all(map(folder.finished, cells)):
         _measure(cells, folder, request)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from foveate import reference, tasks
+from foveate.bench.checkpoint import load_processor, refusal
+from foveate.cli.console import diagnostics
 from foveate.core.errors import FoveateError
 from foveate.tasks import Question, files
 
@@ -21,14 +24,12 @@ class OwnData:
     metric: str | None = None
     max_new_tokens: int | None = None
 
-    def read(self) -> list[Question]:
-        """All of them."""
+    def divide(self, share: float, seed: int, model: str) -> tuple[list[Question], list[Question]]:
+        """All that ``model`` can be asked, in two parts that share no picture, neither of them empty."""
         assert self.path is not None
-        return files.read(self.path, **self.asked())
-
-    def divide(self, share: float, seed: int) -> tuple[list[Question], list[Question]]:
-        """All of them in two parts that share no picture, neither of them empty."""
-        parts = files.divide(self.read(), share, seed)
+        asked, left_out = files.sift(self.path, partial(refusal, load_processor(model)), **self.asked())
+        self.warn(left_out)
+        parts = files.divide(asked, share, seed)
         if not all(parts):
             first, second = map(len, parts)
             raise FoveateError(
@@ -36,6 +37,12 @@ class OwnData:
                 f"{first} and {second} questions, and neither part may be empty"
             )
         return parts
+
+    @staticmethod
+    def warn(left_out: Sequence[str]) -> None:
+        """Name the questions that are not asked."""
+        for line in left_out:
+            diagnostics().print(f"left out: {line}", markup=False, soft_wrap=True)
 
     def asked(self) -> dict[str, Any]:
         """How they are scored and how long answers may be, defaults filled in."""

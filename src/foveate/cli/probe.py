@@ -73,7 +73,7 @@ def _asked(request: ProbeRequest, *splits: str) -> list[Asked]:
     names = task_names(request.tasks, request.data, request.model)
     if request.data.path is None:
         return [{task: tasks.questions(task, request.n, request.seed, split) for task in names} for split in splits]
-    halves = dict(zip(("validation", "test"), request.data.divide(0.5, request.seed), strict=True))
+    halves = dict(zip(("validation", "test"), request.data.divide(0.5, request.seed, request.model), strict=True))
     return [{name: halves[split][: request.n] for name in names} for split in splits]
 
 

@@ -162,7 +162,7 @@ def questions(request: TuneRequest) -> tuple[Ask, Ask]:
     """Those of the search, and those held out: generated ones without end, or a third and the rest of the user's own."""
     if request.data.path is None:
         return partial(_draw, request.seed, "validation"), partial(_draw, request.seed, "test")
-    searched, held = request.data.divide(_SEARCHED, request.seed)
+    searched, held = request.data.divide(_SEARCHED, request.seed, request.model)
     return partial(_take, searched), partial(_take, held)
 
 

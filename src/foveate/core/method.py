@@ -34,7 +34,7 @@ class Method(ABC):
     def __post_init__(self) -> None:
         """Refuse values that the fields' annotations do not allow; lists become tuples."""
         for parameter, allowed in rules(type(self)).items():
-            if isinstance(getattr(self, parameter), list):
+            if allowed and isinstance(getattr(self, parameter), list):
                 object.__setattr__(self, parameter, tuple(getattr(self, parameter)))
             for rule in allowed:
                 self.require(rule.fits(getattr(self, parameter)), parameter, f"must be {rule}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,7 @@ class Calibration:
 
     def weight(self, layer: int, name: Literal["query", "key"]) -> Tensor:
         """Weight ``[out, D]`` of a layer's query or key projection."""
-        projection: Any = getattr(anatomy(self._model).attention(layer), {"query": "q_proj", "key": "k_proj"}[name])
-        weight: Tensor = projection.weight.detach()
+        weight: Tensor = anatomy(self._model).projection(layer, name).weight.detach()
         if weight.is_meta:
             raise FoveateError(
                 f"decoder layer {layer}: its weights are offloaded; calibrate on a model loaded without offloading"

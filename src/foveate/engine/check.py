@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from foveate.core.errors import FoveateError
 from foveate.core.items import ItemTokens
-from foveate.core.method import Cache, Experts, Routing, Tokens
+from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
+from foveate.core.signal import Function, Halves
 from foveate.core.traits import Traits
 from foveate.engine.program import layer_of
 from foveate.models.anatomy import Anatomy
+from foveate.models.decoder import RECURRENT, WINDOWS
 
 KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+KINDS = {"full_attention", *WINDOWS, *RECURRENT}
+"""Kinds of layers, by what they remember."""
 
 
 def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
     """Refuse, by name and with the remedy, what ``recipe`` and the model cannot do together."""
     if recipe.methods and parts.kernel not in KERNELS:
         raise FoveateError(f"attention {parts.kernel!r}: not supported; load the model with attn_implementation='sdpa'")
+    if recipe.methods:
+        _check_layers(parts)
     for method in recipe.methods:
         reason = method.check(traits)
         if reason:
@@ -47,6 +54,31 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
                     "choose full-attention layers"
                 )
             routed[layer] = method.name
+    for method in recipe.methods:
+        _check_parts(method, parts, traits)
+
+
+def _check_layers(parts: Anatomy) -> None:
+    """Every layer has a memory that rows can be taken out of, and attention that can be followed."""
+    for layer, kind in enumerate(parts.kinds):
+        if kind not in KINDS:
+            raise FoveateError(
+                f"decoder layer {layer}: {kind!r} is not supported; load a model whose layers are {', '.join(sorted(KINDS))}"
+            )
+        if layer not in parts.recurrent:
+            parts.build(layer)
+
+
+def _check_parts(method: Method, parts: Anatomy, traits: Traits) -> None:
+    """The parts of layers that a method asks for are there."""
+    try:
+        for signal in method.reads(traits):
+            if isinstance(signal, Halves):
+                parts.halves(signal.site.layer)
+            elif isinstance(signal, Function) and signal.name in ("rotate", "unrotate"):
+                parts.turned(signal.layer or 0)
+    except FoveateError as error:
+        raise FoveateError(f"{method.name}: {error}") from error
 
 
 def _check_grids(recipe: Recipe, traits: Traits) -> None:

@@ -21,7 +21,9 @@ def layer_flops(config: Any, rows: int, active: int | None = None, experts: int 
     if experts is None:
         mlp = 6 * width * config.intermediate_size * queries
     else:
-        mlp = 6 * width * config.moe_intermediate_size * experts + 2 * width * config.num_experts * queries
+        inside = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        choices = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", 0)
+        mlp = 6 * width * inside * experts + 2 * width * choices * queries
     return float(projections + attention + mlp)
 
 

@@ -20,7 +20,7 @@ def function(anatomy: Anatomy, signal: Function) -> Callable[..., Any]:
         assert layer is not None
         query, key = anatomy.query_key(layer, x, anatomy.rotary(layer, x, layout.positions) if rope else None)
         # As if every family divided its logits by the root of the head's width.
-        factor = anatomy.attention(layer).scaling * query.shape[-1] ** 0.5  # type: ignore[operator]
+        factor = anatomy.build(layer).scale * query.shape[-1] ** 0.5
         return (query if abs(factor - 1) < 1e-6 else query * factor), key
 
     def rotate(x: Tensor, positions: Tensor) -> Tensor:
@@ -33,12 +33,11 @@ def function(anatomy: Anatomy, signal: Function) -> Callable[..., Any]:
         return anatomy.rotate(layer or 0, x[:, :1], x, (cos / length, -sin / length))[1]
 
     model: Any = anatomy.model
-    language_model: Any = anatomy.language_model
     made: dict[str, Callable[..., Any]] = {
         "query_key": query_key,
         "rotate": rotate,
         "unrotate": unrotate,
-        "norm": lambda x: (language_model.norm if layer is None else anatomy.layers[layer].input_layernorm)(x),  # type: ignore[operator]
+        "norm": lambda x: anatomy.norm(layer)(x),
         "head": model.get_output_embeddings(),
         "embedding": model.get_input_embeddings(),
         "projector": anatomy.encoder.projector if anatomy.encoder else None,

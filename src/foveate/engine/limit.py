@@ -38,7 +38,7 @@ def prefill(parts: Anatomy, report: Report) -> Callable[[], Tensor]:
             # Rows that skipped earlier layers come back as they were.
             x = (x if rows[layer] <= x.shape[1] else states)[:, : rows[layer]]
             x = _layer(parts, layer, module, x, active[layer], tables.of(layer, x), cache)
-        return parts.language_model.norm(x)  # type: ignore[no-any-return, operator]
+        return parts.norm(None)(x)
 
     return run
 
@@ -62,7 +62,7 @@ def decode(parts: Anatomy, samples: int, entries: Sequence[float], steps: int) -
             x, tables = states[:, :1], _Tables(parts, first=max(counts) + step)
             for layer, module in enumerate(parts.layers):
                 x = module(x, position_embeddings=tables.of(layer, x), past_key_values=cache, use_cache=True)
-            x = parts.language_model.norm(x)  # type: ignore[operator]
+            x = parts.norm(None)(x)
         return x
 
     return run
@@ -109,8 +109,8 @@ class _Tables:
 
 
 def _states(parts: Anatomy, samples: int, rows: int) -> Tensor:
-    parameter = next(parts.layers[0].parameters())
-    return torch.randn(samples, rows, parts.config.hidden_size, device=parameter.device, dtype=parameter.dtype)
+    device = next(parts.layers[0].parameters()).device
+    return torch.randn(samples, rows, parts.config.hidden_size, device=device, dtype=parts.dtype)
 
 
 def _layer(

@@ -149,7 +149,7 @@ class Recording:
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            itemsize=next(anatomy.layers[0].parameters()).element_size(),
+            itemsize=anatomy.dtype.itemsize,
             images=images,
             image_rows=image_rows,
             image_width=encoder.width if encoder else 0,

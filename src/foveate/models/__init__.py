@@ -18,6 +18,7 @@ from foveate.models import (
     qwen3_vl,
 )
 from foveate.models.anatomy import Anatomy
+from foveate.models.wrapped import unwrapped
 
 __all__ = ["Anatomy", "anatomy"]
 
@@ -43,6 +44,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     Raises:
         FoveateError: if no supported family fits; the message names those that are.
     """
+    model = unwrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in _FAMILIES:
         raise FoveateError(f"model {kind!r}: not supported; supported families: {', '.join(_FAMILIES)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
 from foveate.core.traits import Traits
+from foveate.models import decoder
 
 ARTIFACTS = "foveate"
 """Folder inside a checkpoint that holds calibrated numbers, one ``<method>.json`` each."""
@@ -175,7 +176,6 @@ class Anatomy:
             ``get_video_features``.
         encoder: its parts, or None where nothing in it can be read.
         rotary_rows: rows of the rotary positions.
-        typed_rotary: whether the rotary module keeps a table for each layer type.
         video_tokens: placeholder ids of videos.
     """
 
@@ -189,7 +189,6 @@ class Anatomy:
     pictures: Callable[[Mapping[str, Any]], list[Picture]]
     encoder: Encoder | None = None
     rotary_rows: int = 1
-    typed_rotary: bool = False
     video_tokens: tuple[int, ...] = ()
     config: Any = field(repr=False, default=None)
 
@@ -204,6 +203,11 @@ class Anatomy:
         device = _execution_device(self.model)
         return next(self.model.parameters()).device if device is None else device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states: that of the embedding, which quantization leaves alone."""
+        return self.model.get_input_embeddings().weight.dtype  # type: ignore[no-any-return, operator]
+
     def device(self, layer: int) -> torch.device | None:
         """Where accelerate runs a decoder layer; None where it does not meddle."""
         return _execution_device(self.layers[layer])
@@ -214,27 +218,88 @@ class Anatomy:
         Raises:
             FoveateError: if it has none.
         """
-        if not hasattr(self.layers[layer], "self_attn"):
-            there = ", ".join(str(i) for i, other in enumerate(self.layers) if hasattr(other, "self_attn"))
+        found = decoder.attention_of(self.layers[layer]) if layer not in self.recurrent else None
+        if found is None:
+            there = ", ".join(str(i) for i in range(len(self.layers)) if i not in self.recurrent)
             raise FoveateError(
                 f"decoder layer {layer}: has a recurrent state and no attention; layers with attention: {there}"
             )
-        return self.layers[layer].self_attn  # type: ignore[return-value]
+        return found
+
+    def projection(self, layer: int, name: str) -> nn.Linear:
+        """The projection of a decoder layer that makes the ``query`` or ``key``, and nothing else.
+
+        Raises:
+            FoveateError: if there is none with a weight of its own.
+        """
+        found = getattr(self.attention(layer), f"{name[0]}_proj", None)
+        if not self.build(layer).projected or type(found) is not nn.Linear:
+            raise FoveateError(
+                f"decoder layer {layer}: its {name} is not made by a plain linear projection, whose weight could be read; "
+                "use a model with such projections, adapters merged and weights not quantized"
+            )
+        return found
+
+    def build(self, layer: int) -> decoder.Build:
+        """How a decoder layer is put together.
+
+        Raises:
+            FoveateError: if it has no attention, or none that methods can work with.
+        """
+        if layer not in self._builds:
+            alike = decoder.alike(self.layers[layer], self.kinds[layer])
+            if alike not in self._builds:
+                self._builds[alike] = self._watch(layer)
+            self._builds[layer] = self._builds[alike]
+        found = self._builds[layer]
+        if isinstance(found, str):
+            raise FoveateError(f"decoder layer {layer}: {found}; use a text model of another family, such as llama or qwen2")
+        return found
+
+    def _watch(self, layer: int) -> decoder.Build | str:
+        module = self.layers[layer]
+        device = self.device(layer) or next(module.parameters()).device
+        # Small, so that what the layer adds to its input cannot be lost in rounding.
+        x = 0.02 * torch.randn(1, decoder.ROWS, self.config.hidden_size, generator=torch.Generator().manual_seed(0))
+        x = x.to(device, self.dtype)
+        positions = torch.arange(1, 1 + decoder.ROWS, device=device).expand(3 if self.rotary_rows > 1 else 1, 1, -1)
+        return decoder.watch(module, self.attention(layer), x, lambda: self.rotary(layer, x, positions))
+
+    @cached_property
+    def _builds(self) -> dict[Any, decoder.Build | str]:
+        """How layers are put together, or why that cannot be said: by number, and by what they have in common."""
+        return {}
 
     def experts(self, layer: int) -> nn.Module | None:
         """The experts of a decoder layer, called with rows ``[T, D]``, chosen experts ``[T, K]`` and weights ``[T, K]``.
 
         None where the layer is dense.
         """
-        return getattr(getattr(self.layers[layer], "mlp", None), "experts", None)
+        found = getattr(getattr(self.layers[layer], "mlp", None), "experts", None)
+        called = inspect.signature(type(found).forward).parameters if isinstance(found, nn.Module) else ()
+        return found if {"hidden_states", "top_k_index", "top_k_weights"} <= set(called) else None
+
+    def norm(self, layer: int | None) -> Callable[[Tensor], Tensor]:
+        """The norm in front of a decoder layer's attention (nothing, where there is none), or behind the last layer."""
+        if layer is None:
+            return next(part for part in reversed(list(self.language_model.children())) if "Norm" in type(part).__name__)
+        name = self.build(layer).norm
+        return (lambda x: x) if name is None else self.layers[layer].get_submodule(name)
 
     def halves(self, layer: int) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-        """Modules whose outputs are input and output of a layer's attention, and of its MLP (norms included)."""
-        module: Any = self.layers[layer]
-        if hasattr(module, "pre_feedforward_layernorm"):
-            behind = module.post_attention_layernorm, module.pre_feedforward_layernorm, module.post_feedforward_layernorm
-            return (module.input_layernorm, *behind)
-        return module.input_layernorm, module.self_attn, module.post_attention_layernorm, module.mlp
+        """Modules whose outputs are input and output of a layer's attention, and of its MLP (norms included).
+
+        Raises:
+            FoveateError: if it is not made of two such halves, one behind the other.
+        """
+        names = self.build(layer).halves
+        if names is None:
+            raise FoveateError(
+                f"decoder layer {layer}: is not attention and then MLP, each added to the rows and with a norm in front; "
+                "use a method that does not compare what enters and leaves them, such as fastv"
+            )
+        first, second, third, fourth = map(self.layers[layer].get_submodule, names)
+        return first, second, third, fourth
 
     def rotary(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rotary tables of ``layer`` at ``positions`` ``[R, B, n]``.
@@ -253,63 +318,93 @@ class Anatomy:
             cos, sin = torch.where(part_of == part, c, cos), torch.where(part_of == part, s, sin)
         return cos, sin
 
+    @cached_property
+    def typed_rotary(self) -> bool:
+        """Whether the rotary module keeps a table for each kind of layer."""
+        return "layer_type" in inspect.signature(self.language_model.rotary_emb.forward).parameters  # type: ignore[union-attr]
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What kind of memory each decoder layer has, in transformers' words."""
+        return decoder.kinds_of(self.config, len(self.layers))
+
+    @cached_property
+    def recurrent(self) -> tuple[int, ...]:
+        """Decoder layers with a recurrent state instead of attention."""
+        return tuple(
+            layer
+            for layer, kind in enumerate(self.kinds)
+            if kind in decoder.RECURRENT or decoder.attention_of(self.layers[layer]) is None
+        )
+
     def _rotary(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         ids = positions[0] if self.rotary_rows == 1 else positions
         kind = (self.config.layer_types[layer],) if self.typed_rotary else ()
-        cos, sin = self.language_model.rotary_emb(x, ids, *kind)  # type: ignore[operator]
+        tables = self.language_model.rotary_emb(x, ids, *kind)  # type: ignore[operator]
+        if not (isinstance(tables, tuple) and len(tables) == 2):
+            raise FoveateError(
+                f"text model {type(self.language_model).__name__}: its rotary positions are no cosines and sines, as those "
+                "of llama or qwen2 are; load a model with such a decoder"
+            )
+        cos, sin = tables
         return cos.to(x.device), sin.to(x.device)  # it may have a device of its own
 
     def _parts(self, parts: int) -> Tensor:
-        """``[d]`` which of ``parts`` equal parts of its axis each frequency belongs to."""
+        """``[c]`` which of ``parts`` equal parts of its axis each column of the tables belongs to."""
         axes = self.axis_of_frequency
         part_of = torch.empty_like(axes)
         for axis, count in enumerate(self.rotary_axes):
             part_of[axes == axis] = torch.arange(count) * parts // count
-        return part_of.repeat(2)
+        return part_of[self._frequencies[1]]
 
     def query_key(self, layer: int, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Queries ``[B, H, n, d]``, keys ``[B, Hkv, n, d]`` that the layer makes of its input rows ``x`` ``[B, n, D]``."""
-        attention: Any = self.attention(layer)
-        normed = self.layers[layer].input_layernorm(x)  # type: ignore[operator]
-        query, key = (self._heads(attention, name, normed) for name in ("q", "k"))
+        attention, normed = self.attention(layer), self.norm(layer)(x)
+        if not self.build(layer).projected:
+            made = decoder.ask(attention, normed, self._still(layer, x) if rope is None else rope)
+            return made.query, made.key
+        query, key = (decoder.project(attention, name, normed) for name in ("q", "k"))
         return (query, key) if rope is None else self.rotate(layer, query, key, rope)
 
     def keys_values(self, layer: int, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Keys (rotated) and values ``[B, Hkv, n, d]`` that the layer makes of its input rows ``x`` ``[B, n, D]``."""
-        attention: Any = self.attention(layer)
-        normed = self.layers[layer].input_layernorm(x)  # type: ignore[operator]
-        key, value = (self._heads(attention, name, normed) for name in ("k", "v"))
+        attention, normed = self.attention(layer), self.norm(layer)(x)
+        if not self.build(layer).projected:
+            return decoder.ask(attention, normed, rope).cached
+        key, value = (decoder.project(attention, name, normed) for name in ("k", "v"))
         # It rotates queries and keys at once; one head stands in for queries.
         return self.rotate(layer, key[:, :1], key, rope)[1], value
 
     def rotate(self, layer: int, query: Tensor, key: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Both, turned by the rotary tables as the family does it."""
-        family = vars(sys.modules[type(self.attention(layer)).__module__])
-        rope = rope[0].to(key.device), rope[1].to(key.device)
-        if rope[0].ndim == 4:  # tables of all axes: older transformers pick the axes' sections as they rotate
-            sections = self.config.rope_parameters["mrope_section"]
-            query, key = family["apply_multimodal_rotary_pos_emb"](query, key, *rope, sections)
-        else:
-            query, key = family["apply_rotary_pos_emb"](query, key, *rope)
-        return query, key
+        return decoder.turn(self.attention(layer), query, key, rope, self.turned(layer))
 
-    def _heads(self, attention: Any, name: str, normed: Tensor) -> Tensor:
-        made = getattr(attention, f"{name}_proj")(normed)
-        heads = self.config.num_attention_heads if name == "q" else made.shape[-1] // attention.head_dim
-        # A family may make a gate behind each head's query, with the same projection.
-        made = made.unflatten(-1, (heads, -1))[..., : attention.head_dim]
-        if hasattr(attention, f"{name}_norm"):
-            made = getattr(attention, f"{name}_norm")(made)
-        return made.transpose(1, 2)  # type: ignore[no-any-return]
+    def turned(self, layer: int) -> int:
+        """Numbers at the front of each head that the family's rotation is given, 0 where the layer turns nothing.
+
+        Raises:
+            FoveateError: if it does something else with queries and keys.
+        """
+        width = self.build(layer).turned
+        if width is None:
+            raise FoveateError(
+                f"decoder layer {layer}: does more to its queries and keys than turning them; use a method that turns none "
+                "itself, such as fastv"
+            )
+        return width
+
+    def _still(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary tables that turn nothing."""
+        native = 3 if self.rotary_rows > 1 else 1
+        cos, sin = self.rotary(layer, x, torch.zeros(native, *x.shape[:2], dtype=torch.long, device=x.device))
+        return torch.ones_like(cos), torch.zeros_like(sin)
 
     def traits(self, companion: bool = False, artifacts: Iterable[Artifact] = ()) -> Traits:
         """What methods may know of the model; ``artifacts`` go before those in its folder."""
         fingerprint = Fingerprint(self.family, len(self.layers), self.config.hidden_size, self.config.vocab_size)
         encoder = self.encoder
-        # Without types all layers are of one kind (Mistral).
-        kind = "sliding" if getattr(self.config, "sliding_window", None) else "full"
-        kinds = getattr(self.config, "layer_types", None) or [kind] * len(self.layers)
-        sparse = tuple(layer for layer in range(len(self.layers)) if self.experts(layer) is not None)
+        experts = getattr(self.config, "num_experts_per_tok", None)
+        sparse = tuple(layer for layer in range(len(self.layers)) if experts and self.experts(layer) is not None)
         return Traits(
             family=self.family,
             decoder_layers=len(self.layers),
@@ -322,12 +417,12 @@ class Anatomy:
             artifacts=_artifacts(str(getattr(self.model, "name_or_path", ""))) | {a.method: a for a in artifacts},
             vision_sites=frozenset({"projected"}) | (encoder.sites if encoder else frozenset()),
             rotary_axes=self.rotary_axes,
-            recurrent=tuple(i for i, kind in enumerate(kinds) if "linear" in kind),
-            sliding=tuple(i for i, kind in enumerate(kinds) if "sliding" in kind),
+            recurrent=self.recurrent,
+            sliding=tuple(i for i, kind in enumerate(self.kinds) if kind in decoder.WINDOWS),
             cell=encoder.patches.cell if encoder and encoder.patches else None,
             companion=companion,
             patches=encoder.tile if encoder else None,
-            experts=self.config.num_experts_per_tok if sparse else None,
+            experts=experts if sparse else None,
             sparse=sparse,
         )
 
@@ -337,23 +432,35 @@ class Anatomy:
         axes = self.axis_of_frequency
         return tuple(int((axes == axis).sum()) for axis in range(int(axes.max()) + 1))
 
-    @cached_property
+    @property
     def axis_of_frequency(self) -> Tensor:
-        """``[d / 2]`` which axis of the positions turns each frequency, found by turning one axis at a time."""
+        """``[f]`` which axis of the positions turns each frequency."""
+        return self._frequencies[0]
+
+    @cached_property
+    def _frequencies(self) -> tuple[Tensor, Tensor]:
+        """The axis of each frequency ``[f]``, the frequency of each column of the tables; by turning one axis at a time."""
         device = self.home
         x = torch.zeros(1, 1, self.config.hidden_size, device=device)
         native = 3 if self.rotary_rows > 1 else 1
+        layer = next(layer for layer in range(len(self.layers)) if layer not in self.recurrent)
         turned = []
         for axis in range(native):
             positions = torch.zeros(native, 1, 1, dtype=torch.long, device=device)
             positions[axis] = 1
-            sin = self._rotary(0, x, positions)[1]
+            sin = self._rotary(layer, x, positions)[1]
             if sin.ndim == 4:  # older transformers pick the axes' sections later, when they rotate
                 sections = torch.tensor(self.config.rope_parameters["mrope_section"])
-                return torch.arange(len(sections)).repeat_interleave(sections)
-            turned.append(sin.reshape(-1).abs())
-        table = torch.stack(turned)
-        return table[:, : table.shape[1] // 2].argmax(0).cpu()
+                axes = torch.arange(len(sections)).repeat_interleave(sections)
+                return axes, torch.arange(len(axes)).repeat(2)
+            turned.append(sin.reshape(-1).abs().cpu())
+        angle, axes = torch.stack(turned).max(0)
+        half = len(angle) // 2
+        if torch.equal(angle[:half], angle[half:]):
+            return axes[:half], torch.arange(half).repeat(2)
+        if torch.equal(angle[::2], angle[1::2]):  # Cohere: the two columns of a frequency lie side by side
+            return axes[::2], torch.arange(half).repeat_interleave(2)
+        return axes, torch.arange(len(axes))  # GPT-OSS: one column for both
 
 
 def square_pictures(side: int, group: int = 1, tiles: str = "pixel_values") -> Callable[[Mapping[str, Any]], list[Picture]]:

@@ -35,6 +35,5 @@ def anatomy(model: Any) -> Anatomy:
             prefix=0,
             projector=inner.multi_modal_projector,
         ),
-        typed_rotary=True,
         config=config.text_config,
     )

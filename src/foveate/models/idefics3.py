@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from foveate.models.anatomy import Anatomy, Encoder, Picture, squares
+from foveate.models.decoder import layers_of
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -37,7 +38,7 @@ def anatomy(model: Any) -> Anatomy:
         multimodal=inner,
         vision=inner.vision_model,
         language_model=inner.text_model,
-        layers=inner.text_model.layers,
+        layers=layers_of(inner.text_model),
         image_tokens=(config.image_token_id,),
         pictures=pictures,
         encoder=Encoder(

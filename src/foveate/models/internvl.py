@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foveate.models.anatomy import Anatomy, Encoder, Halves, Picture, squares
+from foveate.models.decoder import layers_of
 from foveate.models.llava import feature_block
 
 
@@ -32,7 +33,7 @@ def anatomy(model: Any) -> Anatomy:
         multimodal=inner,
         vision=inner.vision_tower,
         language_model=inner.language_model,
-        layers=inner.language_model.layers,
+        layers=layers_of(inner.language_model),
         image_tokens=(config.image_token_id,),
         pictures=pictures,
         encoder=Encoder(

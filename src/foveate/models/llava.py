@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
 from foveate.models.anatomy import Anatomy, Encoder, Halves, Patches, square_pictures
+from foveate.models.decoder import layers_of
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -20,7 +21,7 @@ def anatomy(model: Any) -> Anatomy:
         multimodal=inner,
         vision=inner.vision_tower,
         language_model=inner.language_model,
-        layers=inner.language_model.layers,
+        layers=layers_of(inner.language_model),
         image_tokens=(config.image_token_id,),
         pictures=square_pictures(config.vision_config.image_size // config.vision_config.patch_size),
         encoder=encoder(config, inner, frozenset({"patches", "encoder", "middle", "pre_projector"})),

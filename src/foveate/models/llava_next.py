@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from foveate.models.anatomy import Anatomy, Picture, View
+from foveate.models.decoder import layers_of
 from foveate.models.llava import encoder
 
 Tiles = tuple[int, int] | None
@@ -46,7 +47,7 @@ def anatomy(model: Any) -> Anatomy:
         multimodal=inner,
         vision=inner.vision_tower,
         language_model=inner.language_model,
-        layers=inner.language_model.layers,
+        layers=layers_of(inner.language_model),
         image_tokens=(config.image_token_id,),
         pictures=pictures,
         encoder=encoder(config, inner, frozenset()),
@@ -126,9 +127,10 @@ def _picture(rows: Tensor, grid: Tiles, side: int, first: int) -> Picture:
 
     views = [View(side, side, cells=around(rows[number == 0, 1:], overview))]
     ordinal = (number == 0).cumsum(0) - 1
-    if grid:
+    shown = int((number == 1).sum())
+    if shown:  # of a very thin picture, less than a row or a column of cells: all details are border, and cut off
         lines = int((number < 0).sum())
-        columns = int((number == 1).sum()) // lines
+        columns = shown // lines
         views.append(View(lines, columns, cells=around(rows[number == 1, 1:], details)))
         ordinal = torch.where(number == 1, (number == 1).cumsum(0) - 1, ordinal)
     tokens = torch.stack([number, ordinal], dim=1).masked_fill((number < 0)[:, None], -1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from foveate.models.anatomy import Anatomy, Picture, View
+from foveate.models.decoder import layers_of
 from foveate.models.llava import encoder
 from foveate.models.llava_next import LINE_END, around, grid_of, laid_out, side, tiles
 
@@ -45,7 +46,7 @@ def anatomy(model: Any) -> Anatomy:
         multimodal=inner,
         vision=inner.vision_tower,
         language_model=inner.language_model,
-        layers=inner.language_model.layers,
+        layers=layers_of(inner.language_model),
         image_tokens=(config.image_token_id,),
         video_tokens=(config.video_token_id,),
         pictures=pictures,

@@ -14,7 +14,7 @@ evidence, optional: a list of boxes ``[x0, y0, x1, y1]`` in pixels of the first 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from math import ceil, floor, isfinite
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from foveate.core.errors import FoveateError
 
@@ -44,17 +45,41 @@ def read(
 
     Every picture is opened once to see that it can be, and then again each time that it is looked at.
     """
+    return sift(path, lambda pictures: None, metric, n, max_new_tokens)[0]
+
+
+def sift(
+    path: str | Path,
+    refusal: Callable[[Sequence[Image.Image]], str | None],
+    metric: str = METRIC,
+    n: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> tuple[list[Question], list[str]]:
+    """As `read`, without the questions about pictures that ``refusal`` has a reason against; and a line about each of them.
+
+    Left out ones are no part of the first ``n``.
+    """
     metric_of(metric)
     path = Path(path)
-    asked = []
-    for place, row in islice(_rows(path), n):
+    asked: list[Question] = []
+    left_out: list[str] = []
+    for place, row in _rows(path):
+        if len(asked) == n:
+            break
         try:
-            asked.append(_question(row, path, metric, max_new_tokens))
+            question = _question(row, path, metric, max_new_tokens)
         except FoveateError as error:
             raise FoveateError(f"data={str(path)!r}: {place}: {error}") from error
+        reason = refusal(question.images)
+        if reason is None:
+            asked.append(question)
+        else:
+            left_out.append(f"data={str(path)!r}: {place}: {reason}")
+    if not asked and left_out:
+        raise FoveateError(left_out[0])
     if not asked:
         raise FoveateError(f"data={str(path)!r}: holds no questions; must have a row for each")
-    return asked
+    return asked, left_out
 
 
 def digest(path: str | Path, n: int | None = None) -> str:
