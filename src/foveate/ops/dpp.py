@@ -7,8 +7,8 @@ from torch import Tensor
 
 from foveate.core.ranking import ranked
 
-STORED = 1024
-"""The most tokens whose kernel is held whole; of more, rows are made when they are needed."""
+WORTH = 10
+"""A row of the kernel made by itself takes as long as so many in one product."""
 NEGLIGIBLE = 1e-6
 """Share of a token's own variance that float32 may leave of it when it lies in the span of others: it counts as nothing."""
 
@@ -18,7 +18,8 @@ def greedy_map(features: Tensor, quality: Tensor, k: int) -> tuple[Tensor, Tenso
     """Greedy maximum of ``det(K)`` over subsets, ``K_ij = quality_i cos(i, j) quality_j``.
 
     The incremental Cholesky factorisation of Chen et al. (arXiv 1709.05135), in float32: steps follow each other, images run
-    side by side. Once the chosen ones span all features, the rest is filled up by index.
+    side by side. Once the chosen ones span all features, the rest is filled up by index. Of the kernel all rows are made
+    at once, or each when it is needed, whichever is faster.
 
     Args:
         features: ``[I, N, D]``, of any length.
@@ -32,9 +33,8 @@ def greedy_map(features: Tensor, quality: Tensor, k: int) -> tuple[Tensor, Tenso
     quality = ranked(quality.float())
     images, count, _ = unit.shape
     image = torch.arange(images, device=unit.device)
-    cosines = unit @ unit.mT if count <= STORED else None
-    norm = unit.square().sum(2) if cosines is None else cosines.diagonal(dim1=1, dim2=2)
-    own = quality * norm * quality
+    own = quality * torch.linalg.vector_norm(unit, dim=2).square() * quality
+    kernel = unit @ unit.mT if count <= WORTH * k else None
     left = own.clone()
     basis = unit.new_zeros(images, k, count)
     taken = torch.zeros_like(left, dtype=torch.bool)
@@ -45,7 +45,7 @@ def greedy_map(features: Tensor, quality: Tensor, k: int) -> tuple[Tensor, Tenso
         order.append(best)
         gains.append(gain)
         taken[image, best] = True
-        cosine = (unit @ unit[image, best][..., None])[..., 0] if cosines is None else cosines[image, best]
+        cosine = (unit @ unit[image, best][..., None])[..., 0] if kernel is None else kernel[image, best]
         known = basis[:, :step]
         explained = (known.mT @ known[image, :, best][..., None])[..., 0]
         row = quality[image, best][:, None] * cosine * quality - explained
