@@ -49,8 +49,7 @@ def lazily(similarity: Tensor, weight: Tensor, k: int, combine: Combine) -> Tens
     that it has to be read at every step, which costs nothing on a CPU and a wait elsewhere.
     """
     covered = torch.zeros_like(weight)
-    blocks = zip(similarity.split(CPU_BLOCK), weight.split(CPU_BLOCK))
-    scores = torch.cat([_scores(rows, own, covered, combine) for rows, own in blocks])
+    scores = _all_scores(similarity, weight, covered, combine, CPU_BLOCK)
     order: list[int] = []
     for _ in range(k):
         new = torch.zeros_like(scores, dtype=torch.bool)
@@ -67,20 +66,24 @@ def lazily(similarity: Tensor, weight: Tensor, k: int, combine: Combine) -> Tens
 
 def all_at_once(similarity: Tensor, weight: Tensor, k: int, combine: Combine) -> Tensor:
     """Indices ``[I, k]`` for ``similarity`` ``[I, N, N]`` and ``weight`` ``[I, N]``, every score made at every step."""
-    images, count = weight.shape
-    image = torch.arange(images, device=weight.device)
+    image = torch.arange(len(weight), device=weight.device)
     covered = torch.zeros_like(weight)
     taken = torch.zeros_like(weight, dtype=torch.bool)
-    blocks = -(-count // BLOCK)
     order = []
     for _ in range(k):
-        parts = zip(similarity.chunk(blocks, dim=1), weight.chunk(blocks, dim=1))
-        scores = torch.cat([_scores(rows, own, covered, combine) for rows, own in parts], dim=1)
+        scores = _all_scores(similarity, weight, covered, combine, BLOCK)
         best = scores.masked_fill_(taken, float("-inf")).argmax(1)
         order.append(best)
         taken[image, best] = True
         covered = covered.maximum(similarity[image, best])
     return torch.stack(order, dim=1)
+
+
+def _all_scores(similarity: Tensor, weight: Tensor, covered: Tensor, combine: Combine, block: int) -> Tensor:
+    """``[..., N]`` scores of all tokens, made for about ``block`` of them at a time."""
+    blocks = -(-weight.shape[-1] // block)
+    parts = zip(similarity.chunk(blocks, dim=-2), weight.chunk(blocks, dim=-1))
+    return torch.cat([_scores(rows, own, covered, combine) for rows, own in parts], dim=-1)
 
 
 def _scores(rows: Tensor, weight: Tensor, covered: Tensor, combine: Combine) -> Tensor:

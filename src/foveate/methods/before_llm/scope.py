@@ -57,9 +57,9 @@ class Scope(ItemTokens):
         return Features(), Rows(site, "cls") if self.saliency == "cls" else Columns(site)
 
     def workspace(self, shape: Shape) -> int:
-        """Similarities of all tokens, twice, and attention of the encoder."""
+        """Similarities of all tokens, what they would add, and attention of the encoder."""
         read = shape.image_attention(1 if self.saliency == "cls" else CHUNK)
-        return super().workspace(shape) + 3 * shape.pairs + 3 * shape.floats(shape.features) + read
+        return super().workspace(shape) + 2 * shape.pairs + 3 * shape.floats(shape.features) + read
 
     def select(self, images: ItemBatch, k: int) -> Tensor:
         """Cover, then restore raster order."""
