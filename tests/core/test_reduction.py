@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveate.core.reduction import Reduction
 from tests.core.strategies import gathers, masks, merges, reductions, subsets, values
+from tests.suite.test_memory import Live
 
 Data = st.DataObject
 
@@ -139,6 +140,59 @@ def test_merging_by_hand() -> None:
     assert merge.apply(torch.tensor([[2.0, 9.0, 4.0, 5.0]])).tolist() == [[3.0, 10.0]]
     assert merge.mass(torch.ones(1, 4)).tolist() == [[2.0, 1.0]]
     assert merge.take(torch.arange(4)[None]).tolist() == [[2, 3]]
+
+
+@st.composite
+def sums(draw: st.DrawFn) -> tuple[Reduction, Tensor]:
+    """Any number of entries in any order, repeated and dropped ones among them, with real weights; and rows for them."""
+    batch, rows, inputs, entries = (draw(st.integers(least, most)) for least, most in ((1, 3), (0, 4), (1, 5), (0, 40)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    sample = torch.randint(batch, (entries,), generator=generator)
+    row = torch.randint(rows + 1, (entries,), generator=generator)
+    target = torch.where(row < rows, sample * rows + row, batch * rows)
+    source = sample * inputs + torch.randint(inputs, (entries,), generator=generator)
+    weight = torch.randn(entries, generator=generator, dtype=torch.float64)
+    anchor = torch.randint(-1, inputs, (batch, rows), generator=generator)
+    tail = draw(st.sampled_from([(), (1,), (3,), (0,), (2, 3)]))
+    x = torch.randn(batch, inputs, *tail, generator=generator, dtype=torch.float64)
+    return Reduction(inputs, anchor, (target, source, weight)), x
+
+
+@given(sums(), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_sums_of_any_entries_are_those_of_the_matrix(drawn: tuple[Reduction, Tensor], kind: torch.dtype) -> None:
+    reduction, x = drawn
+    x = x.to(kind)
+    flat = x.double().reshape(*x.shape[:2], x.shape[2:].numel())
+    out = reduction.apply(x)
+
+    assert out.dtype == kind
+    expected = (reduction.matrix() @ flat).reshape(out.shape)
+    torch.testing.assert_close(out, expected.to(kind))
+
+
+def test_many_joins_need_no_copy_of_a_row_for_each() -> None:
+    join = Reduction.dense(torch.rand(1, 50, 100), torch.arange(50)[None])
+    x = torch.randn(1, 100, 256)
+    with Live() as live:
+        join.apply(x)
+
+    assert live.peak < 2 * x.untyped_storage().nbytes()
+
+
+def test_a_row_without_a_number_spoils_only_what_it_joins() -> None:
+    join = Reduction.dense(torch.tensor([[[1.0, 0.0, 2.0], [0.0, 1.0, 3.0]]]), torch.tensor([[0, 1]]))
+
+    assert join.apply(torch.tensor([[[torch.nan], [1.0], [1.0]]]))[0, 1].item() == 4.0
+
+
+def test_gradients_reach_rows_and_weights() -> None:
+    weight, x = torch.rand(1, 3, dtype=torch.float64, requires_grad=True), torch.randn(1, 3, 2, dtype=torch.float64)
+    assignment, anchor = torch.tensor([[0, 1, 0]]), torch.tensor([[0, 1]])
+
+    def sums(weight: Tensor, x: Tensor) -> Tensor:
+        return Reduction.merging(assignment, weight, anchor).apply(x)
+
+    assert torch.autograd.gradcheck(sums, (weight, x.requires_grad_()))
 
 
 def test_sums_in_half_precision_are_rounded_once() -> None:

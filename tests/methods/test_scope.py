@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from foveate.core.signal import Attention, Columns, Features, Rows, Site
 from foveate.methods import Scope
-from foveate.methods.before_llm.scope import greedy_cover
+from foveate.ops.cover import greedy_cover
 from tests.methods.bodiless import images, traits
 
 EXAMPLE = torch.tensor([[[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]]])

@@ -66,7 +66,7 @@ def test_an_image_is_chosen_from_as_if_it_were_alone(problem: tuple[Tensor, Tens
 def test_rows_made_on_demand_choose_as_the_stored_kernel_does(problem: tuple[Tensor, Tensor, int]) -> None:
     stored = greedy_map(*problem)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dpp, "STORED", 0)
+        patch.setattr(dpp, "WORTH", 0)
         made = greedy_map(*problem)
 
     assert torch.equal(made[0], stored[0])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from foveate.ops import select
 from foveate.ops.select import top_k, top_of_groups, top_rows
 
 # Few distinct scores make many ties.
@@ -24,6 +27,48 @@ def test_every_row_is_ranked_by_itself(drawn: list[list[int]]) -> None:
     table = torch.tensor(drawn, dtype=torch.float32)
 
     assert torch.equal(top_k(table, 2), torch.stack([top_k(row, 2) for row in table]))
+
+
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int16, torch.int32, torch.int64)
+SPECIAL = (float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3.4e38, -3.4e38)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Tensor:
+    """``[2, 3, n]`` scores of any type, with ties, infinities, nans of any bits, and zeros of either sign."""
+    kind = draw(st.sampled_from(TYPES))
+    count = draw(st.integers(1, 12))
+    if not kind.is_floating_point:
+        bounds = torch.iinfo(kind)
+        number = st.one_of(st.sampled_from((bounds.min, bounds.max)), st.integers(0, 3))
+    else:
+        number = st.one_of(st.sampled_from(SPECIAL), st.integers(-3, 3).map(float))
+    table = torch.tensor(draw(st.lists(number, min_size=6 * count, max_size=6 * count)), dtype=kind).reshape(2, 3, count)
+    return -table if kind.is_floating_point and draw(st.booleans()) else table
+
+
+@given(tables(), st.integers(0, 13))
+def test_a_partial_sort_chooses_as_a_stable_one_of_all_does(table: Tensor, k: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "SHORT", 0)
+        best = top_k(table, k)
+
+    assert torch.equal(best, table.sort(dim=-1, descending=True, stable=True).indices[..., :k])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("share", [0.05, 0.6, 1.0])
+def test_long_rows_are_ranked_as_short_ones_are(kind: torch.dtype, share: float) -> None:
+    table = (torch.randn(4, 5000, generator=torch.Generator().manual_seed(0)) * 20).to(kind)
+    k = int(share * 5000)
+
+    assert torch.equal(top_k(table, k), table.sort(dim=-1, descending=True, stable=True).indices[..., :k])
+
+
+def test_scores_may_be_part_of_a_graph() -> None:
+    table = torch.randn(2, 5000, requires_grad=True)
+
+    assert torch.equal(top_k(table, 9), top_k(table.detach(), 9))
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(-2, 2), st.booleans()), min_size=6, max_size=6), min_size=1), st.data())

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from foveate.core.reduction import Reduction
 from foveate.core.signal import Attention, Features, Rows, Site
 from foveate.methods import Scope
-from foveate.methods.before_llm.scope import greedy_cover
+from foveate.ops.cover import greedy_cover
 from tests.methods.bodiless import images as images_of
 from tests.vectors import Case
 

@@ -91,19 +91,22 @@ class Reduction:
         return self.anchor >= 0
 
     def apply(self, x: Tensor) -> Tensor:
-        """Map ``x`` ``[B, N, ...]`` to ``[B, k, ...]``; padding rows are zero."""
+        """Map ``x`` ``[B, N, ...]`` (floats, where rows are summed) to ``[B, k, ...]``; padding rows are zero."""
         batch, rows, inputs = self.shape
         tail = x.shape[2:]
         ones = [1] * len(tail)
         if self.entries is None:
             return self.take(x).masked_fill(~self.valid.reshape(batch, rows, *ones), 0)
-        target, source, weight = self.entries
-        flat = x.reshape(batch * inputs, *tail)
-        # Added one by one in half precision, many small terms would vanish.
-        wide = torch.float32 if flat.dtype in (torch.float16, torch.bfloat16) else flat.dtype
-        out = flat.new_zeros(batch * rows + 1, *tail, dtype=wide)
-        out.index_add_(0, target, flat[source].to(wide) * weight.reshape(-1, *ones).to(wide))
-        return out[:-1].reshape(batch, rows, *tail).to(flat.dtype)
+        flat = x.reshape(batch * inputs, tail.numel())
+        # Added up in half precision, many small terms would vanish.
+        wide = flat.to(torch.float32) if flat.dtype in (torch.float16, torch.bfloat16) else flat
+        # One weighted sum for each output row: in the order of the targets, no copy of a row is made for those it joins.
+        target, order = self.entries[0].sort(stable=True)
+        source, weight = (part[order] for part in self.entries[1:])
+        starts = torch.searchsorted(target, torch.arange(batch * rows + 1, device=target.device))
+        # The last sum is of what is dropped.
+        out = torch.nn.functional.embedding_bag(source, wide, starts, mode="sum", per_sample_weights=weight.to(wide.dtype))
+        return out[:-1].to(flat.dtype).reshape(batch, rows, *tail)
 
     def take(self, x: Tensor) -> Tensor:
         """The anchors' own rows of ``x`` ``[B, N, ...]`` (ids, tables), unsummed; padding rows repeat row 0."""

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from foveate.core.ranking import ranked
 
-STORED = 1024
-"""The most tokens whose kernel is held whole; of more, rows are made when they are needed."""
+WORTH = 10
+"""A row of the kernel made by itself takes as long as so many in one product."""
 NEGLIGIBLE = 1e-6
 """Share of a token's own variance that float32 may leave of it when it lies in the span of others: it counts as nothing."""
 
@@ -18,7 +18,8 @@ def greedy_map(features: Tensor, quality: Tensor, k: int) -> tuple[Tensor, Tenso
     """Greedy maximum of ``det(K)`` over subsets, ``K_ij = quality_i cos(i, j) quality_j``.
 
     The incremental Cholesky factorisation of Chen et al. (arXiv 1709.05135), in float32: steps follow each other, images run
-    side by side. Once the chosen ones span all features, the rest is filled up by index.
+    side by side. Once the chosen ones span all features, the rest is filled up by index. Of the kernel all rows are made
+    at once, or each when it is needed, whichever is faster.
 
     Args:
         features: ``[I, N, D]``, of any length.
@@ -31,26 +32,29 @@ def greedy_map(features: Tensor, quality: Tensor, k: int) -> tuple[Tensor, Tenso
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
     quality = ranked(quality.float())
     images, count, _ = unit.shape
-    image = torch.arange(images, device=unit.device)
-    cosines = unit @ unit.mT if count <= STORED else None
-    norm = unit.square().sum(2) if cosines is None else cosines.diagonal(dim1=1, dim2=2)
-    own = quality * norm * quality
-    left = own.clone()
+    own = quality * torch.linalg.vector_norm(unit, dim=2).square() * quality
+    kernel = unit @ unit.mT if count <= WORTH * k else None
+    left, least = own.clone(), NEGLIGIBLE * own
     basis = unit.new_zeros(images, k, count)
-    taken = torch.zeros_like(left, dtype=torch.bool)
     order, gains = [], []
     for step in range(k):
-        best = left.masked_fill(taken, float("-inf")).argmax(1)
-        gain = left[image, best]
+        best = left.argmax(1, keepdim=True)
+        gain = left.gather(1, best)
         order.append(best)
         gains.append(gain)
-        taken[image, best] = True
-        cosine = (unit @ unit[image, best][..., None])[..., 0] if cosines is None else cosines[image, best]
+        cosine = (unit @ _one(unit, best).mT)[..., 0] if kernel is None else _one(kernel, best)[:, 0]
         known = basis[:, :step]
-        explained = (known.mT @ known[image, :, best][..., None])[..., 0]
-        row = quality[image, best][:, None] * cosine * quality - explained
+        explained = (known.mT @ _one(known.mT, best).mT)[..., 0]
+        row = quality.gather(1, best) * cosine * quality - explained
         # A token without anything of its own tells nothing about the others, and must not be divided by.
-        basis[:, step] = torch.where(gain > 0, gain, torch.inf).rsqrt()[:, None] * row
-        left = left - basis[:, step].square()
-        left = left.masked_fill(left < NEGLIGIBLE * own, 0)
-    return torch.stack(order, dim=1), torch.stack(gains, dim=1)
+        basis[:, step] = torch.where(gain > 0, gain, torch.inf).rsqrt() * row
+        left -= basis[:, step].square()
+        left.masked_fill_(left < least, 0)
+        for level in (left, least):  # it is never the best again, nor negligible
+            level.scatter_(1, best, float("-inf"))
+    return torch.cat(order, dim=1), torch.cat(gains, dim=1)
+
+
+def _one(rows: Tensor, index: Tensor) -> Tensor:
+    """Of ``[I, N, D]`` the row ``index`` ``[I, 1]`` of each: ``[I, 1, D]``."""
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))

@@ -9,20 +9,45 @@ from torch import Tensor
 
 from foveate.core.ranking import ranked
 
+SHORT = 4096
+"""So many scores are sorted whole sooner than their keys are made."""
+
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Indices ``[..., k]`` of the largest ``scores`` ``[..., n]``, best first; among equals the lowest index first."""
-    return ranked(scores).sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    """Indices ``[..., k]`` of the largest ``scores`` ``[..., n]``, best first; among equals the lowest index first.
+
+    All n where k is more. nan goes before everything, -0.0 is 0.0.
+    """
+    return _best(ranked(scores), k)
 
 
 def top_rows(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> Tensor:
     """Mask ``[B, N]`` of the ``counts[b]`` best-scored ``candidates`` ``[B, N]`` (bool) of each sample."""
     # A candidate scored -inf still goes before what is no candidate.
     finite = ranked(scores).clamp(min=torch.finfo(scores.dtype).min)
-    order = finite.masked_fill(~candidates, float("-inf")).sort(dim=1, descending=True, stable=True).indices
-    rank = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
-    best = rank < torch.tensor(counts, device=scores.device)[:, None]
-    return torch.zeros_like(candidates).scatter(1, order, best) & candidates
+    best = _best(finite.masked_fill(~candidates, float("-inf")), max(counts, default=0))
+    rank = torch.arange(best.shape[1], device=scores.device).expand_as(best)
+    chosen = rank < torch.tensor(counts, device=scores.device)[:, None]
+    return torch.zeros_like(candidates).scatter(1, best, chosen) & candidates
+
+
+def _best(scores: Tensor, k: int) -> Tensor:
+    """`top_k` without showing what is ranked."""
+    count = scores.shape[-1]
+    if scores.numel() <= SHORT or k >= count or scores.dtype.itemsize > 4:
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    # A partial sort knows no order of equals, so none are equal: below the score the key counts places backwards.
+    behind = torch.arange(count - 1, -1, -1, device=scores.device)
+    return _ordinal(scores.detach()).long().bitwise_left_shift_(32).add_(behind).topk(k).indices
+
+
+def _ordinal(scores: Tensor) -> Tensor:
+    """Integers of 32 bits at most in the order of ``scores``, equal where these are; a nan is the largest."""
+    if not scores.is_floating_point():
+        return scores
+    bits = (scores.float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    # A float's bits count up with its magnitude: below zero they are turned round.
+    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).masked_fill_(scores.isnan(), 0x7FFFFFFF)
 
 
 def top_of_groups(scores: Tensor, group: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:

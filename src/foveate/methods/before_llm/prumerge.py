@@ -26,7 +26,7 @@ from foveate.core.method import Tokens
 from foveate.core.parameters import AtLeast, Keep
 from foveate.core.reduction import Reduction
 from foveate.core.registry import register
-from foveate.core.shape import FLOAT, Shape
+from foveate.core.shape import INDEX, Shape
 from foveate.core.signal import QueryKey, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
@@ -198,14 +198,13 @@ class PruMerge(Tokens):
         return (QueryKey(Site("encoder", layer)),)
 
     def workspace(self, shape: Shape) -> int:
-        """Queries and keys of a block, similarities of a chunk of tokens, a copy of each token for every one it joins."""
+        """Queries and keys of a block, similarities of a chunk of tokens, numbers of the tokens that each one joins."""
         tokens, budget = shape.image_rows, self.budget()
         most = tokens if self.plus else tokens // 4  # no more than a quarter lies above the third quartile
         kept = min(most if budget is None else budget.of(tokens), tokens) + 1
         near = 32 * min(kept, CHUNK) * tokens
-        merged = kept * (self.neighbours + 1) + tokens
-        by_image = near + merged * (64 + 2 * FLOAT * shape.image_width)
-        return shape.edits + 4 * shape.features + 3 * shape.floats(shape.features) + shape.images * by_image
+        merged = 12 * INDEX * (kept * (self.neighbours + 1) + tokens)
+        return shape.edits + 4 * shape.features + 4 * shape.floats(shape.features) + shape.images * (near + merged)
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Choose in each image, merge with what is near."""
