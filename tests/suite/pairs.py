@@ -76,8 +76,13 @@ def parts(name: str) -> Anatomy:
 @cache
 def artifacts(name: str) -> tuple[Artifact, ...]:
     """What the methods that are trained or calibrated need on a body (where they can run at all)."""
-    body, made = BODIES[name], []
-    traits = parts(name).traits()
+    return artifacts_for(BODIES[name])
+
+
+def artifacts_for(body: Body) -> tuple[Artifact, ...]:
+    """The same for any body."""
+    made = []
+    traits = anatomy(body.model()).traits()
     if not traits.recurrent:
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(Artifact("alvts", traits.fingerprint, numbers))
