@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.budget import Budget
+from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.layout import Positions as Positions
@@ -281,7 +282,7 @@ class ItemTokens(Tokens):
         asking = layout.question_rows[..., None]
         question = x.gather(1, asking.clamp(min=0).expand(-1, -1, x.shape[2])).masked_fill(asking < 0, 0)
         for (rows, columns, _), entries in groups.items():
-            sample = torch.tensor([b for b, _ in entries], device=x.device)
+            sample = upload([b for b, _ in entries], x.device)
             where = layout.where(entries)
             batch = ItemBatch(
                 rows=rows,
@@ -299,8 +300,8 @@ class ItemTokens(Tokens):
                 chosen = where.gather(1, self.select(batch, kept_of[entries[0]]))
             kept[sample[:, None], chosen] = True
 
-        visual = tuple(sum(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
-        return layout.keeping(kept, visual, self.positions)
+        by_item = tuple(tuple(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
+        return layout.keeping(kept, tuple(map(sum, by_item)), self.positions, by_item=by_item)
 
 
 @dataclass(frozen=True)
@@ -311,11 +312,13 @@ class Plan:
         active: ``[B, N]`` bool: rows that run through the layer.
         frozen: whether the other rows still have keys and values in this layer (True), or none at all (False).
         counts: active rows of each sample, where known (saves a host sync).
+        visual: the same for visual rows.
     """
 
     active: Tensor
     frozen: bool = False
     counts: tuple[int, ...] | None = None
+    visual: tuple[int, ...] | None = None
 
 
 class Routing(Method):
@@ -362,13 +365,14 @@ class Kept:
 
     Attributes:
         entries: ``[B, Hkv or 1, k]`` ascending; where there are fewer, padded with -1.
-        ragged: whether heads keep different numbers: they are then stored by head, without the padding.
         counts: entries of each sample, where they are not those of its rows; the same for all heads.
+        by_head: entries of each head of each sample, where heads keep different numbers: they are then stored by head,
+            without the padding.
     """
 
     entries: Tensor
-    ragged: bool = False
     counts: tuple[int, ...] | None = None
+    by_head: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

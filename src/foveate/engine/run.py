@@ -564,7 +564,9 @@ class Run:
         """Score a layer for the owner of the cache, or let it choose what decoding reads."""
         method = self.program.cache
         skipping = route is not None and not route.plan.frozen
-        layout = self.layout.after(Edit(route.active, live=route.counts)) if skipping and route else self.layout
+        layout = self.layout
+        if skipping and route:
+            layout = layout.after(Edit(route.active, live=route.counts, visual=route.plan.visual))
         self.cached.append(layout)
         self.scores.append(None)
         if method is None or cache.sliding_window is not None:  # which holds the last tokens only, whatever they score
@@ -606,8 +608,8 @@ class Run:
             return
         method = self.program.cache
         live = layout.live
-        if kept is not None and kept.ragged:
-            cache.keep_ragged(kept.entries.to(cache.keys.device))
+        if kept is not None and kept.by_head is not None:
+            cache.keep_ragged(kept.entries.to(cache.keys.device), kept.by_head)
         elif kept is not None:
             counts = kept.counts or live
             cache.keep(kept.entries.to(cache.keys.device), holes=len(set(counts)) > 1)
