@@ -21,7 +21,7 @@ import transformers
 from rich.progress import track
 from tests.suite.bodies import ONE, RAGGED
 from tests.suite.pairs import variants
-from tests.waits import STEPS, Work, work
+from tests.waits import STEPS, calls, kernels, waits
 
 import foveate
 from foveate.core import registry
@@ -70,28 +70,23 @@ def _recipes() -> Iterator[str]:
 def _measure(layers: int, recipe: str | None, sources: bool) -> Iterator[dict[str, Any]]:
     for batch, samples in BATCHES.items():
         try:
-            yield _record(layers, batch, recipe, work(layers, samples, recipe), sources)
+            prefill, decode = waits(layers, samples, recipe)
         except FoveateError as error:
             print(f"skipped: {error}")
             return
-
-
-def _record(layers: int, batch: str, recipe: str | None, done: Work, sources: bool) -> dict[str, Any]:
-    record = {
-        "layers": layers,
-        "batch": batch,
-        "recipe": recipe,
-        "prefill_waits": len(done.prefill),
-        "decode_waits": len(done.decode),
-        "decode_kernels": done.kernels,
-        "decode_calls": done.calls,
-    }
-    if sources:
-        record["sources"] = {
-            phase: dict(Counter(map(str, waits)).most_common())
-            for phase, waits in (("prefill", done.prefill), ("decode", done.decode))
+        record = {
+            "layers": layers,
+            "batch": batch,
+            "recipe": recipe,
+            "prefill_waits": len(prefill),
+            "decode_waits": len(decode),
+            "decode_kernels": kernels(layers, samples, recipe),
+            "decode_calls": calls(layers, samples, recipe),
         }
-    return record
+        if sources:
+            found = {"prefill": prefill, "decode": decode}
+            record["sources"] = {phase: dict(Counter(map(str, of)).most_common()) for phase, of in found.items()}
+        yield record
 
 
 Records = dict[tuple[int, str, str | None], dict[str, Any]]

@@ -9,7 +9,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -18,32 +18,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate
-from foveate.core.artifact import Artifact
 from foveate.core.method import Method
 from foveate.core.recipe import Recipe
 from tests import pretend, tiny
 from tests.suite.bodies import BODIES, Body, Sample
-from tests.suite.pairs import artifacts_for
+from tests.suite.pairs import artifacts
 
 STEPS = 3
 """Decode steps that are counted, behind one that is not."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one request costs the host.
-
-    Attributes:
-        prefill: waits while the prompt is read.
-        decode: waits of the decode step with the most.
-        kernels: of the decode step with the most.
-        calls: of Python functions, in the decode step with the most.
-    """
-
-    prefill: tuple[pretend.Wait, ...]
-    decode: tuple[pretend.Wait, ...]
-    kernels: int
-    calls: int
+Waits = list[pretend.Wait]
+Recipes = Recipe | Method | str | None
+"""What may run; None is the unmodified model."""
 
 
 @cache
@@ -53,30 +38,45 @@ def body(layers: int) -> Body:
     return replace(BODIES["llava-clip"], name=f"llava-{layers}", build=build)
 
 
-def work(layers: int, samples: Sequence[Sample], recipe: Recipe | Method | str | None = None) -> Work:
-    """Of a request of some samples, under a recipe or of the unmodified model.
+def waits(layers: int, samples: Sequence[Sample], recipe: Recipes = None) -> tuple[Waits, Waits]:
+    """While the prompt is read, and in the decode step with the most.
 
     Raises:
         FoveateError: if a model of so many layers cannot host the recipe.
     """
+    with pretend.Pretended() as there:
+        inputs = {name: value.to(pretend.device(0)) for name, value in _inputs(layers, samples).items()}
+        prompt, *steps = _request(layers, recipe, _elsewhere(layers), inputs, lambda: _collected(there.waits))
+    return prompt, max(steps[-STEPS:], key=len)
+
+
+def kernels(layers: int, samples: Sequence[Sample], recipe: Recipes = None) -> int:
+    """Operators that start a kernel, in the decode step with the most."""
+    return _most(layers, samples, recipe, _Kernels)
+
+
+def calls(layers: int, samples: Sequence[Sample], recipe: Recipes = None) -> int:
+    """Python functions called in the decode step with the most."""
+    return _most(layers, samples, recipe, _Calls)
+
+
+def _most(layers: int, samples: Sequence[Sample], recipe: Recipes, counting: Callable[[], _Kernels | _Calls]) -> int:
+    _, *steps = _request(layers, recipe, _model(layers), _inputs(layers, samples), counting)
+    return max(step.count for step in steps[-STEPS:])
+
+
+def _inputs(layers: int, samples: Sequence[Sample]) -> dict[str, Tensor]:
     inputs = body(layers).inputs(samples)
     if len(samples) == 1:
-        del inputs["attention_mask"]
-    request = partial(_request, layers, recipe)
-    with pretend.Pretended() as there:
-        elsewhere = {name: value.to(pretend.device(0)) for name, value in inputs.items()}
-        waits = [tuple(step) for step in request(_elsewhere(layers), elsewhere, lambda: _collected(there.waits))]
-    model = _model(layers)
-    kernels = [step.count for step in request(model, inputs, _Kernels)][-STEPS:]
-    calls = [step.count for step in request(model, inputs, _Calls)][-STEPS:]
-    return Work(waits[0], max(waits[-STEPS:], key=len), max(kernels), max(calls))
+        del inputs["attention_mask"]  # which says nothing
+    return inputs
 
 
 def _request(
-    layers: int, recipe: Recipe | Method | str | None, model: Any, inputs: dict[str, Tensor], counting: Callable[[], Any]
+    layers: int, recipe: Recipes, model: Any, inputs: dict[str, Tensor], counting: Callable[[], Any]
 ) -> Iterator[Any]:
     """What is counted while the prompt is read, and in each decode step."""
-    attached = nullcontext() if recipe is None else foveate.attach(model, recipe, artifacts=_artifacts(layers))
+    attached = nullcontext() if recipe is None else foveate.attach(model, recipe, artifacts=artifacts(body(layers)))
     token, mask = inputs["input_ids"][:, -1:], inputs.get("attention_mask")
     with torch.no_grad(), attached:
         with counting() as counted:
@@ -92,11 +92,11 @@ def _request(
 
 
 @contextmanager
-def _collected(waits: list[pretend.Wait]) -> Iterator[list[pretend.Wait]]:
-    found: list[pretend.Wait] = []
-    before = len(waits)
+def _collected(so_far: Waits) -> Iterator[Waits]:
+    found: Waits = []
+    before = len(so_far)
     yield found
-    found += waits[before:]
+    found += so_far[before:]
 
 
 class _Kernels(TorchDispatchMode):
@@ -145,8 +145,3 @@ def _elsewhere(layers: int) -> Any:
             if buffer is not None:
                 module._buffers[name] = buffer.to(pretend.device(0))
     return model
-
-
-@cache
-def _artifacts(layers: int) -> tuple[Artifact, ...]:
-    return artifacts_for(body(layers))

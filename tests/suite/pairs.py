@@ -68,21 +68,16 @@ def variants(name: str) -> list[Method]:
 
 
 @cache
-def parts(name: str) -> Anatomy:
+def parts(body: Body) -> Anatomy:
     """The anatomy of a body."""
-    return anatomy(BODIES[name].model())
+    return anatomy(body.model())
 
 
 @cache
-def artifacts(name: str) -> tuple[Artifact, ...]:
+def artifacts(body: Body) -> tuple[Artifact, ...]:
     """What the methods that are trained or calibrated need on a body (where they can run at all)."""
-    return artifacts_for(BODIES[name])
-
-
-def artifacts_for(body: Body) -> tuple[Artifact, ...]:
-    """The same for any body."""
     made = []
-    traits = anatomy(body.model()).traits()
+    traits = parts(body).traits()
     if not traits.recurrent:
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(Artifact("alvts", traits.fingerprint, numbers))
@@ -96,7 +91,7 @@ def artifacts_for(body: Body) -> tuple[Artifact, ...]:
 def refusal(method: Method, body: Body) -> str | None:
     """Why the anatomy cannot host the method, or None."""
     try:
-        check(Recipe((method,)), parts(body.name), parts(body.name).traits(artifacts=artifacts(body.name)))
+        check(Recipe((method,)), parts(body), parts(body).traits(artifacts=artifacts(body)))
     except FoveateError as error:
         return str(error)
     return None
