@@ -38,16 +38,16 @@ def body(layers: int) -> Body:
     return replace(BODIES["llava-clip"], name=f"llava-{layers}", build=build)
 
 
-def waits(layers: int, samples: Sequence[Sample], recipe: Recipes = None) -> tuple[Waits, Waits]:
-    """While the prompt is read, and in the decode step with the most.
+def waits(layers: int, samples: Sequence[Sample], recipe: Recipes = None, steps: int = 1 + STEPS) -> tuple[Waits, Waits]:
+    """While the prompt is read, and in the one with the most of so many decode steps, but for the first.
 
     Raises:
         FoveateError: if a model of so many layers cannot host the recipe.
     """
     with pretend.Pretended() as there:
         inputs = {name: value.to(pretend.device(0)) for name, value in _inputs(layers, samples).items()}
-        prompt, *steps = _request(layers, recipe, _elsewhere(layers), inputs, lambda: _collected(there.waits))
-    return prompt, max(steps[-STEPS:], key=len)
+        prompt, *rest = _request(layers, recipe, _elsewhere(layers), inputs, lambda: _collected(there.waits), steps)
+    return prompt, max(rest[1:], key=len, default=[])
 
 
 def kernels(layers: int, samples: Sequence[Sample], recipe: Recipes = None) -> int:
@@ -61,8 +61,8 @@ def calls(layers: int, samples: Sequence[Sample], recipe: Recipes = None) -> int
 
 
 def _most(layers: int, samples: Sequence[Sample], recipe: Recipes, counting: Callable[[], _Kernels | _Calls]) -> int:
-    _, *steps = _request(layers, recipe, _model(layers), _inputs(layers, samples), counting)
-    return max(step.count for step in steps[-STEPS:])
+    _, *steps = _request(layers, recipe, _model(layers), _inputs(layers, samples), counting, 1 + STEPS)
+    return max(step.count for step in steps[1:])
 
 
 def _inputs(layers: int, samples: Sequence[Sample]) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ def _inputs(layers: int, samples: Sequence[Sample]) -> dict[str, Tensor]:
 
 
 def _request(
-    layers: int, recipe: Recipes, model: Any, inputs: dict[str, Tensor], counting: Callable[[], Any]
+    layers: int, recipe: Recipes, model: Any, inputs: dict[str, Tensor], counting: Callable[[], Any], steps: int
 ) -> Iterator[Any]:
     """What is counted while the prompt is read, and in each decode step."""
     attached = nullcontext() if recipe is None else foveate.attach(model, recipe, artifacts=artifacts(body(layers)))
@@ -82,7 +82,7 @@ def _request(
         with counting() as counted:
             cache = model(**inputs, logits_to_keep=1).past_key_values
         yield counted
-        for _ in range(STEPS + 1):
+        for _ in range(steps):
             grown = {}
             if mask is not None:
                 grown["attention_mask"] = mask = torch.cat([mask, torch.ones_like(token)], dim=1)
