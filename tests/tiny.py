@@ -46,14 +46,21 @@ VOCABULARY = 64
 
 
 def llava(
-    *, vision: str = "clip", grid: int = 4, layers: int = 4, kv_heads: int = 2, attention: str = "sdpa", seed: int = 0
+    *,
+    vision: str = "clip",
+    grid: int = 4,
+    blocks: int = 4,
+    layers: int = 4,
+    kv_heads: int = 2,
+    attention: str = "sdpa",
+    seed: int = 0,
 ) -> LlavaForConditionalGeneration:
-    """A LLaVA of four encoder and four decoder layers; ``grid * grid`` visual tokens an image."""
+    """A LLaVA of so many encoder blocks and decoder layers; ``grid * grid`` visual tokens an image."""
     torch.manual_seed(seed)
     size = dict(
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=4,
+        num_hidden_layers=blocks,
         num_attention_heads=4,
         image_size=8 * grid,
         patch_size=8,

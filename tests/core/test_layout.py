@@ -194,6 +194,17 @@ def test_tokens_alive_are_counted_by_item(layout: Layout, data: Data, count: int
 
 
 @given(prompts(), st.data())
+def test_an_edit_that_says_what_it_leaves_of_each_item_is_believed(layout: Layout, data: Data) -> None:
+    chosen = data.draw(subsets(layout.valid)) & layout.rows(*VISUAL)
+    ordinals = layout.after(layout.keeping(chosen, tuple(chosen.sum(1).tolist()))).ordinals()
+    by_item = tuple(tuple(map(len, sample)) for sample in ordinals)
+    after = layout.after(layout.keeping(chosen, tuple(map(sum, by_item)), by_item=by_item))
+
+    assert after.by_item == by_item
+    assert after.alive == [list(counts) for counts in by_item]
+
+
+@given(prompts(), st.data())
 def test_keeping_some_visual_rows_keeps_all_others(layout: Layout, data: Data) -> None:
     chosen = data.draw(subsets(layout.valid)) & layout.rows(*VISUAL)
     counts = tuple(chosen.sum(1).tolist())

@@ -30,7 +30,7 @@ def test_it_equals_masked_attention(
     query = torch.randn(batch, kv_heads * group, rows, 8, generator=generator)
     allowed = torch.rand(batch, 1, rows, later, generator=generator) < 0.5
 
-    blocks = Blocks.of(keys, values, entries(kept))
+    blocks = Blocks.of(keys, values, entries(kept), kept.sum(-1).tolist())
     out = attend(query, blocks, more, others, allowed, 0.3)
 
     visible = torch.cat([kept[:, :, None].expand(-1, -1, rows, -1), allowed.expand(-1, kv_heads, -1, -1)], dim=-1)
@@ -52,7 +52,7 @@ def test_a_head_wastes_less_than_a_block() -> None:
     kept = torch.zeros(1, 3, 200, dtype=torch.bool)
     kept[0, 0, :150], kept[0, 1, :1], kept[0, 2, :32] = True, True, True
     x = torch.randn(1, 3, 200, 4)
-    blocks = Blocks.of(x, x, entries(kept))
+    blocks = Blocks.of(x, x, entries(kept), kept.sum(-1).tolist())
 
     assert blocks.owner.tolist() == [0] * 5 + [1, 2]
     assert blocks.there.sum().item() == 183
@@ -63,7 +63,7 @@ def test_beams_take_their_blocks_along() -> None:
     generator = torch.Generator().manual_seed(0)
     kept = torch.rand(2, 2, 90, generator=generator) < 0.5
     x = torch.randn(2, 2, 90, 4, generator=generator)
-    blocks = Blocks.of(x, x, entries(kept))
+    blocks = Blocks.of(x, x, entries(kept), kept.sum(-1).tolist())
     order = torch.tensor([1, 1, 0])
     query, nothing = torch.randn(2, 2, 1, 4, generator=generator), torch.zeros(2, 2, 0, 4)
 

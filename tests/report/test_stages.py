@@ -36,7 +36,7 @@ ONE_OF_EACH_KIND = (
 def watched(method: Method | str, body: Body, samples: list[tuple[int, int, int]], steps: int = 1) -> Session:
     """A session that has watched a prompt being read; detached."""
     model = body.model()
-    with foveate.attach(model, method, artifacts=artifacts(body.name)) as session:
+    with foveate.attach(model, method, artifacts=artifacts(body)) as session:
         session.watch()
         generate(model, body.inputs(samples), steps)
     return session

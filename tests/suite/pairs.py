@@ -68,16 +68,16 @@ def variants(name: str) -> list[Method]:
 
 
 @cache
-def parts(name: str) -> Anatomy:
+def parts(body: Body) -> Anatomy:
     """The anatomy of a body."""
-    return anatomy(BODIES[name].model())
+    return anatomy(body.model())
 
 
 @cache
-def artifacts(name: str) -> tuple[Artifact, ...]:
+def artifacts(body: Body) -> tuple[Artifact, ...]:
     """What the methods that are trained or calibrated need on a body (where they can run at all)."""
-    body, made = BODIES[name], []
-    traits = parts(name).traits()
+    made = []
+    traits = parts(body).traits()
     if not traits.recurrent:
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(Artifact("alvts", traits.fingerprint, numbers))
@@ -91,7 +91,7 @@ def artifacts(name: str) -> tuple[Artifact, ...]:
 def refusal(method: Method, body: Body) -> str | None:
     """Why the anatomy cannot host the method, or None."""
     try:
-        check(Recipe((method,)), parts(body.name), parts(body.name).traits(artifacts=artifacts(body.name)))
+        check(Recipe((method,)), parts(body), parts(body).traits(artifacts=artifacts(body)))
     except FoveateError as error:
         return str(error)
     return None

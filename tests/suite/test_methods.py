@@ -197,7 +197,7 @@ def oracle(model: Any, whole: dict[str, torch.Tensor], session: Session, notes: 
 
 def attach(model: Any, method: Method, body: Body) -> Session:
     """With what the method needs on this body."""
-    return foveate.attach(model, method, artifacts=artifacts(body.name))
+    return foveate.attach(model, method, artifacts=artifacts(body))
 
 
 def fingerprint(model: Any) -> tuple[Any, ...]:

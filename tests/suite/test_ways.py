@@ -593,7 +593,7 @@ def forced(model: Any, inputs: dict[str, Tensor], answers: Tensor) -> Tensor:
 
 def attach(model: Any, recipe: str | Method, body: Body = LLAVA) -> Session:
     """With what the methods need on this body."""
-    return foveate.attach(model, recipe, artifacts=artifacts(body.name))
+    return foveate.attach(model, recipe, artifacts=artifacts(body))
 
 
 def double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

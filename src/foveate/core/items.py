@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
+from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import Keep
@@ -108,7 +109,7 @@ class ItemTokens(Tokens):
         asking = layout.question_rows[..., None]
         question = x.gather(1, asking.clamp(min=0).expand(-1, -1, x.shape[2])).masked_fill(asking < 0, 0)
         for (rows, columns, _), entries in groups.items():
-            sample = torch.tensor([b for b, _ in entries], device=x.device)
+            sample = upload([b for b, _ in entries], x.device)
             where = layout.where(entries)
             batch = ItemBatch(
                 rows=rows,
@@ -126,5 +127,5 @@ class ItemTokens(Tokens):
                 chosen = where.gather(1, self.select(batch, kept_of[entries[0]]))
             kept[sample[:, None], chosen] = True
 
-        visual = tuple(sum(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
-        return layout.keeping(kept, visual, self.positions)
+        by_item = tuple(tuple(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
+        return layout.keeping(kept, tuple(map(sum, by_item)), self.positions, by_item=by_item)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.positions import Positions, TextAfter, renumbered
 from foveate.core.reduction import Reduction
 
@@ -69,6 +71,7 @@ class Edit:
         all_layers: whether the rows that go are cut from the caches of earlier layers, too; at decoder sites only.
         live: rows that go on in each sample, padding not counted, where the method knows them (saves a host sync).
         visual: the same for visual rows.
+        by_item: the same for visual rows of each item of each sample.
     """
 
     reduction: Reduction
@@ -79,6 +82,7 @@ class Edit:
     all_layers: bool = False
     live: tuple[int, ...] | None = None
     visual: tuple[int, ...] | None = None
+    by_item: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Layout:
         items: the images of each sample, as they were.
         live: rows that are not padding, of each sample (on the host).
         visual: visual rows of each sample (on the host).
+        by_item: visual rows of each item of each sample (on the host), where an edit has said so; see `alive`.
     """
 
     origin: Tensor
@@ -107,6 +112,7 @@ class Layout:
     items: tuple[tuple[Item, ...], ...]
     live: tuple[int, ...]
     visual: tuple[int, ...]
+    by_item: tuple[tuple[int, ...], ...] | None = None
 
     @classmethod
     def build(
@@ -141,11 +147,11 @@ class Layout:
         role = role.masked_fill(~valid, int(Role.PAD))
         return cls(
             origin=torch.arange(visual.shape[1], device=device).expand_as(visual),
-            role=role.to(device),
-            item=item.to(device),
-            ordinal=ordinal.to(device),
+            role=upload(role, device),
+            item=upload(item, device),
+            ordinal=upload(ordinal, device),
             positions=positions,
-            size=valid.float().to(device),
+            size=upload(valid.float(), device),
             items=tuple(tuple(grids) for grids in items),
             live=tuple(valid.sum(1).tolist()),
             visual=tuple(visual.sum(1).tolist()),
@@ -178,7 +184,7 @@ class Layout:
         """``[B, N, 2]`` cell of each visual row in its item's grid, -1 elsewhere."""
         widest = max((len(images) for images in self.items), default=0)
         columns = [[image.columns for image in images] + [1] * (widest - len(images) + 1) for images in self.items]
-        width = torch.tensor(columns, device=self.item.device).gather(1, self.item.clamp(min=0))
+        width = upload(columns, self.item.device).gather(1, self.item.clamp(min=0))
         cell = torch.stack([self.ordinal.div(width, rounding_mode="floor"), self.ordinal % width], dim=-1)
         return cell.masked_fill((self.ordinal < 0)[..., None], -1)
 
@@ -220,6 +226,7 @@ class Layout:
             size=reduction.mass(self.size),
             live=edit.live or (),
             visual=edit.visual or (),
+            by_item=edit.by_item,
         )
         if edit.live is None:
             edited = replace(edited, live=tuple(edited.valid.sum(1).tolist()))
@@ -232,23 +239,27 @@ class Layout:
         """Visual tokens of each sample before anything was dropped."""
         return tuple(sum(item.count for item in items) for items in self.items)
 
-    @property
+    @cached_property
     def alive(self) -> list[list[int]]:
         """Visual rows alive of each item of each sample.
 
-        Known on the host unless a sample with several items has lost some; then they are read from the device.
+        Known on the host unless a sample with several items has lost some by an edit that did not say how many of which;
+        then they are read from the device, once.
         """
+        if self.by_item is not None:
+            return [list(counts) for counts in self.by_item]
         known = [
             [seen] if len(items) == 1 else [item.count for item in items] for seen, items in zip(self.visual, self.items)
         ]
         if all(seen == sum(counts) for seen, counts in zip(self.visual, known)):
             return known
-        return [[len(ordinal) for ordinal in sample] for sample in self.ordinals()]
+        number = torch.arange(max(map(len, self.items)), device=self.item.device)
+        counts = (self.item[..., None] == number).sum(1).tolist()
+        return [of[: len(items)] for of, items in zip(counts, self.items)]
 
     def where(self, items: Sequence[tuple[int, int]]) -> Tensor:
         """``[I, n]`` rows of some items, given as (sample, number), that have n visual rows each, in their order."""
-        device = self.item.device
-        sample, number = torch.tensor(items, device=device).unbind(1)
+        sample, number = upload(items, self.item.device).unbind(1)
         count = self.alive[items[0][0]][items[0][1]]
         return Reduction.keeping(self.item[sample] == number[:, None], (count,) * len(items)).anchor
 
@@ -283,12 +294,19 @@ class Layout:
         return self.shape[1] - 1 - self.valid.to(torch.uint8).flip(1).argmax(1, keepdim=True)
 
     def keeping(
-        self, chosen: Tensor, visual: tuple[int, ...], positions: Positions = "anchor", *, all_layers: bool = False
+        self,
+        chosen: Tensor,
+        visual: tuple[int, ...],
+        positions: Positions = "anchor",
+        *,
+        all_layers: bool = False,
+        by_item: tuple[tuple[int, ...], ...] | None = None,
     ) -> Edit:
         """The edit that leaves, of the visual rows, only those ``chosen`` ``[B, N]`` (bool): ``visual`` of each sample."""
         live = tuple(n - v + k for n, v, k in zip(self.live, self.visual, visual))
         keep = self.valid & (chosen | ~self.rows(*VISUAL))
-        return Edit(Reduction.keeping(keep, live), positions, all_layers=all_layers, live=live, visual=visual)
+        kept = Reduction.keeping(keep, live)
+        return Edit(kept, positions, all_layers=all_layers, live=live, visual=visual, by_item=by_item)
 
 
 def behind(rows: Tensor) -> Tensor:

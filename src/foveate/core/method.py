@@ -100,11 +100,13 @@ class Plan:
         active: ``[B, N]`` bool: rows that run through the layer.
         frozen: whether the other rows still have keys and values in this layer (True), or none at all (False).
         counts: active rows of each sample, where known (saves a host sync).
+        visual: the same for visual rows.
     """
 
     active: Tensor
     frozen: bool = False
     counts: tuple[int, ...] | None = None
+    visual: tuple[int, ...] | None = None
 
 
 class Routing(Method):
@@ -151,13 +153,14 @@ class Kept:
 
     Attributes:
         entries: ``[B, Hkv or 1, k]`` ascending; where there are fewer, padded with -1.
-        ragged: whether heads keep different numbers: they are then stored by head, without the padding.
         counts: entries of each sample, where they are not those of its rows; the same for all heads.
+        by_head: entries of each head of each sample, where heads keep different numbers: they are then stored by head,
+            without the padding.
     """
 
     entries: Tensor
-    ragged: bool = False
     counts: tuple[int, ...] | None = None
+    by_head: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.engine.ledger import EMPTY, Ledger
 from foveate.ops.ragged import Blocks
-from foveate.ops.transfer import upload
 
 
 class Owner(Protocol):
@@ -176,11 +176,11 @@ class FoveateLayer(DynamicLayer):
         self.keys, self.values = _gather(self.keys, entries), _gather(self.values, entries)
         self.ledger = kept
 
-    def keep_ragged(self, entries: Tensor) -> None:
-        """Evict all but ``entries`` ``[B, Hkv, k]`` (-1 = none) and store each head's own number of them."""
-        entries = entries[..., entries.shape[2] - int((entries >= 0).sum(-1).max()) :]
+    def keep_ragged(self, entries: Tensor, counts: Sequence[Sequence[int]]) -> None:
+        """Evict all but ``entries`` ``[B, Hkv, k]`` (-1 = none), ``counts[b][h]`` of a head, and store them by head."""
+        entries = entries[..., entries.shape[2] - max(map(max, counts)) :]
         kept = replace(self.ledger.kept(entries, False), blocked=entries.shape[2])
-        self.blocks = Blocks.of(self.keys, self.values, entries)
+        self.blocks = Blocks.of(self.keys, self.values, entries, counts)
         self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
         self.ledger = kept
 

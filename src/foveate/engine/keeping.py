@@ -66,7 +66,7 @@ class Keeping:
         """A layer has written its rows: score it for the owner, who may let go of some or choose what decoding reads."""
         method, cache, layout = self.program.cache, self.layers[layer], self.rows.layout
         if route is not None and route.skips:
-            layout = layout.after(Edit(route.active, live=route.counts))
+            layout = layout.after(Edit(route.active, live=route.counts, visual=route.plan.visual))
             every = behind(route.active, cache.keys.shape[2] - route.active.shape[1])
             seen = {s: follow(value, every if self._is_whole(s) else route.active) for s, value in seen.items()}
         self.cached.append(layout)
@@ -183,8 +183,8 @@ class Keeping:
         if not isinstance(cache, FoveateLayer):
             return
         live = layout.live
-        if kept is not None and kept.ragged:
-            cache.keep_ragged(kept.entries.to(cache.keys.device))
+        if kept is not None and kept.by_head is not None:
+            cache.keep_ragged(kept.entries.to(cache.keys.device), kept.by_head)
         elif kept is not None:
             counts = kept.counts or live
             cache.keep(kept.entries.to(cache.keys.device), holes=len(set(counts)) > 1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.traits import Traits
 from foveate.models import decoder
@@ -312,7 +313,7 @@ class Anatomy:
         if parts <= 1:  # one row alone stands for all axes, as transformers passes it for text behind a cache
             return self._rotary(layer, x, positions[-native:])
         slots = [self._rotary(layer, x, positions[part::parts]) for part in range(parts)]
-        part_of = self._parts(parts).to(x.device)
+        part_of = upload(self._parts(parts), x.device)
         cos, sin = slots[0]
         for part, (c, s) in enumerate(slots[1:], start=1):
             cos, sin = torch.where(part_of == part, c, cos), torch.where(part_of == part, s, sin)
@@ -443,7 +444,7 @@ class Anatomy:
         device = self.home
         x = torch.zeros(1, 1, self.config.hidden_size, device=device)
         native = 3 if self.rotary_rows > 1 else 1
-        layer = next(layer for layer in range(len(self.layers)) if layer not in self.recurrent)
+        layer = next((layer for layer in range(len(self.layers)) if layer not in self.recurrent), 0)
         turned = []
         for axis in range(native):
             positions = torch.zeros(native, 1, 1, dtype=torch.long, device=device)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.ranking import ranked
 from foveate.core.reduction import Reduction
 from foveate.core.shape import INDEX, Shape
@@ -49,7 +50,7 @@ def bipartite(
         front = valid.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
         metric = metric.gather(1, front[..., None].expand_as(metric))
         penalty = None if penalty is None else penalty.gather(1, front)
-    removed, alive = (torch.tensor(tuple(counts), device=device)[:, None] for counts in (r, live))
+    removed, alive = (upload(tuple(counts), device)[:, None] for counts in (r, live))
     place = torch.arange(rows, device=device)
     padding = place >= alive
 

@@ -6,11 +6,14 @@ of a head has room to spare.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from foveate.core.device import upload
 
 SIZE = 32
 
@@ -33,19 +36,20 @@ class Blocks:
     heads: tuple[int, int]
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor, entries: Tensor) -> Blocks:
+    def of(cls, keys: Tensor, values: Tensor, entries: Tensor, counts: Sequence[Sequence[int]]) -> Blocks:
         """The ``entries`` ``[B, Hkv, k]`` (-1 = none) of dense ``keys`` and ``values`` ``[B, Hkv, n, d]``.
 
-        How many blocks there are is read from the device: a host sync.
+        ``counts[b][h]`` of them are not -1.
         """
         batch, heads, width = entries.shape
         spare = -width % SIZE
         # Entries first, padding last, so that a head's blocks fill up from the front.
         padding_last = entries.masked_fill(entries < 0, torch.iinfo(entries.dtype).max).sort(dim=-1).values
         index = torch.nn.functional.pad(padding_last.masked_fill(padding_last >= keys.shape[2], -1), (0, spare), value=-1)
-        blocks = index.reshape(batch * heads, -1, SIZE)
-        owner, number = (blocks[..., 0] >= 0).nonzero(as_tuple=True)
-        chosen = blocks[owner, number]
+        filled = [-(-count // SIZE) for sample in counts for count in sample]
+        owner = upload([head for head, blocks in enumerate(filled) for _ in range(blocks)], keys.device, torch.long)
+        number = upload([block for blocks in filled for block in range(blocks)], keys.device, torch.long)
+        chosen = index.reshape(batch * heads, -1, SIZE)[owner, number]
         flat = (owner[:, None] * keys.shape[2] + chosen.clamp(min=0)).flatten()
 
         def stored(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.ranking import ranked
 
 SHORT = 4096
@@ -27,7 +28,7 @@ def top_rows(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> Tenso
     finite = ranked(scores).clamp(min=torch.finfo(scores.dtype).min)
     best = _best(finite.masked_fill(~candidates, float("-inf")), max(counts, default=0))
     rank = torch.arange(best.shape[1], device=scores.device).expand_as(best)
-    chosen = rank < torch.tensor(counts, device=scores.device)[:, None]
+    chosen = rank < upload(counts, scores.device)[:, None]
     return torch.zeros_like(candidates).scatter(1, best, chosen) & candidates
 
 
@@ -56,6 +57,6 @@ def top_of_groups(scores: Tensor, group: Tensor, counts: Sequence[Sequence[int]]
     grouped, order = group.gather(1, best).sort(dim=1, stable=True)
     rank = torch.arange(scores.shape[1], device=scores.device) - torch.searchsorted(grouped, grouped)
     most = max(map(len, counts), default=0)
-    limits = torch.tensor([[0, *of, *[0] * (most - len(of))] for of in counts], device=scores.device)
+    limits = upload([[0, *of, *[0] * (most - len(of))] for of in counts], scores.device)
     chosen = rank < limits.gather(1, grouped + 1)
     return torch.zeros_like(chosen).scatter(1, best.gather(1, order), chosen)

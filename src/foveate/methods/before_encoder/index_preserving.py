@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foveate.core.device import upload
 from foveate.core.layout import VISUAL, Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import In, Odd
@@ -56,7 +57,7 @@ def dilated(foreground: Tensor, layout: Layout, kernel: int = 3) -> Tensor:
         kernel: width of the window in cells, odd.
     """
     grids = [images[0] for images in layout.items]
-    height = torch.tensor([grid.rows // grid.frames for grid in grids], device=foreground.device)[:, None]
+    height = upload([grid.rows // grid.frames for grid in grids], foreground.device)[:, None]
     cell = layout.yx.clamp(min=0)
     gap = kernel // 2
     y, x = cell[..., 0], cell[..., 1]

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.items import ItemBatch, ItemTokens
 from foveate.core.parameters import AtLeast, In
 from foveate.core.positions import Positions
@@ -37,7 +38,7 @@ def anchors_and_buffers(middle: Tensor, columns: int, anchors: int, border: Bord
     """
     last = middle.shape[1] - 1
     best = top_k(middle, anchors)
-    offsets = torch.tensor([0, -1, 1, -columns, columns], device=middle.device)
+    offsets = upload([0, -1, 1, -columns, columns], middle.device)
     cells = (best[:, :, None] + offsets).flatten(1)
     inside = cells.clamp(0, last)
     if border == "intersect":  # a neighbour outside the grid stands for its own anchor

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
+from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import AtLeast, Keep, Layers
@@ -149,10 +150,10 @@ class PPE(Tokens):
         slots, table = self._table(layout, state)
         itself = torch.arange(x.shape[1], device=x.device).expand(layout.shape)
         owner = itself.masked_fill(~layout.valid, -1)
-        place, dropped = owner.clone(), [0] * len(layout.items)
+        place, left = owner.clone(), [list(counts) for counts in alive]
         for (tokens, frames), entries in groups.items():
             count = self.budget().of(tokens)
-            sample = torch.tensor([b for b, _ in entries], device=x.device).repeat_interleave(frames)[:, None]
+            sample = upload([b for b, _ in entries], x.device).repeat_interleave(frames)[:, None]
             where = layout.where(entries).reshape(-1, tokens)  # the frames of a video follow each other
             with about(sample[:, 0], where, layout.shape):
                 centres, cluster = cluster_tokens(x[sample, where], count, self.neighbours)
@@ -165,13 +166,15 @@ class PPE(Tokens):
             place[sample, where] = -1
             place[sample, centre_rows] = where[:, :count] if self.arrange == "score" else centre_rows
             table[:, sample, centre_rows] = position_table(table[:, sample, where], members(cluster, order, count, slots))
-            for b, _ in entries:
-                dropped[b] += (tokens - count) * frames
+            for b, j in entries:
+                left[b][j] = count * frames
 
-        live, visual = (tuple(n - d for n, d in zip(counts, dropped)) for counts in (layout.live, layout.visual))
+        visual = tuple(map(sum, left))
+        live = tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, visual))
         reduction = merged(owner, place, live)
         positions = reduction.take(table.permute(1, 2, 0)).masked_fill(~reduction.valid[..., None], 0)
-        return Edit(reduction, positions=positions.permute(2, 0, 1), live=live, visual=visual)
+        by_item = tuple(map(tuple, left))
+        return Edit(reduction, positions=positions.permute(2, 0, 1), live=live, visual=visual, by_item=by_item)
 
     def _table(self, layout: Layout, state: State) -> tuple[int, Tensor]:
         """Members to list for a merged token, and positions ``[A * K, B, N]`` before the merge."""

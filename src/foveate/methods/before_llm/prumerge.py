@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
+from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import AtLeast, Keep
@@ -66,7 +67,7 @@ def cls_attention(query: Tensor, key: Tensor, prefix: int, valid: Tensor | None 
 
 def outliers(attention: Tensor, valid: Tensor, fence: float = 1.5) -> Tensor:
     """``[I]`` how many of ``attention`` ``[I, N]`` lie more than ``fence`` interquartile ranges above the third quartile."""
-    quarters = torch.tensor([0.25, 0.75], device=attention.device)
+    quarters = upload([0.25, 0.75], attention.device)
     first, third = attention.masked_fill(~valid, float("nan")).nanquantile(quarters, dim=1, keepdim=True)
     count: Tensor = ((attention > third + fence * (third - first)) & valid).sum(1)
     return count
@@ -111,7 +112,7 @@ def merging(
     """
     (images, tokens), width, device = attention.shape, max(counts), attention.device
     place, slot = torch.arange(tokens, device=device), torch.arange(width, device=device)
-    made = torch.tensor(tuple(counts), device=device)[:, None]
+    made = upload(tuple(counts), device)[:, None]
     dropped = valid & ~kept
     whole, another = ~dropped.any(1, keepdim=True), made > kept.sum(1, keepdim=True)
     leader = attention.masked_fill(~dropped, -1).max(1, keepdim=True).indices
@@ -230,7 +231,7 @@ class PruMerge(Tokens):
                 return None
             room = [k - (extra and 1 < k < n) for k, n in zip(counts, layout.visual)]
             spread = [k // 2 if self.plus and k < n else 0 for k, n in zip(room, layout.visual)]
-            tops, grid = (torch.tensor(c, device=x.device) for c in ([k - s for k, s in zip(room, spread)], spread))
+            tops, grid = (upload(c, x.device) for c in ([k - s for k, s in zip(room, spread)], spread))
             top = (rank < tops[:, None]) & valid
             kept = top | even_grid(valid & ~top, grid)
         reduction = merging(

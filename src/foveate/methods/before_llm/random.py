@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.items import ItemBatch, ItemTokens
 from foveate.core.positions import Positions
 from foveate.core.registry import register
@@ -42,4 +43,4 @@ class Random(ItemTokens):
     def select(self, images: ItemBatch, k: int) -> Tensor:
         """One draw for each place in the prompt."""
         drawn = [draw(images.count, k, images.seed, number) for number in images.number]
-        return torch.stack(drawn).to(images.device)
+        return upload(torch.stack(drawn), images.device)

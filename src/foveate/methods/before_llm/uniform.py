@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.items import ItemBatch, ItemTokens
 from foveate.core.positions import Positions
 from foveate.core.registry import register
@@ -47,4 +48,4 @@ class Uniform(ItemTokens):
 
     def select(self, images: ItemBatch, k: int) -> Tensor:
         """The same cells for every image of a grid."""
-        return stratified(images.rows, images.columns, k).to(images.device).expand(len(images.number), k)
+        return upload(stratified(images.rows, images.columns, k), images.device).expand(len(images.number), k)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
+from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import AtLeast, Keep
@@ -96,7 +97,7 @@ def scaled(reduction: Reduction, size: Tensor, remove: Sequence[int], live: Sequ
     That is after several folds, and after a single one of fewer rows than half of those that are left.
     """
     grows = [r > 0 and (0 if len(fold_plan(n, r)) > 1 else r) < (n - r) // 2 for n, r in zip(live, remove)]
-    factor = 1 + reduction.mass(size).clamp(min=1).log() * torch.tensor(grows, device=size.device)[:, None]
+    factor = 1 + reduction.mass(size).clamp(min=1).log() * upload(grows, size.device)[:, None]
     assert reduction.entries is not None
     target, source, weight = reduction.entries
     by_target = torch.cat([factor.flatten(), factor.new_ones(1)])  # rows that are dropped go nowhere

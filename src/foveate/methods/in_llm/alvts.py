@@ -156,7 +156,8 @@ class ALVTS(Routing, Offline):
         scores = self._scores(layer, seen[Function("norm", layer)](x), layout, seen, factors, numbers["head_width"])
         visual = layout.rows(*VISUAL)
         active = layout.valid & (~visual | top_rows(scores, visual, counts))
-        return Plan(active, counts=tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, counts)))
+        live = tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, counts))
+        return Plan(active, counts=live, visual=counts)
 
     @torch.no_grad()
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:

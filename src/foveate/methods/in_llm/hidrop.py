@@ -128,7 +128,7 @@ class HiDrop(Tokens, Routing):
         if not any(layout.visual):
             return None
         counts = tuple(n - v for n, v in zip(layout.live, layout.visual))
-        return Plan(layout.valid & ~layout.rows(*VISUAL), frozen=False, counts=counts)
+        return Plan(layout.valid & ~layout.rows(*VISUAL), counts=counts, visual=(0,) * len(counts))
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Rank the visual rows of each sample jointly; at the exit they all go."""

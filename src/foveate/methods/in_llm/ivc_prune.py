@@ -21,6 +21,7 @@ from typing import Annotated, Literal, Self
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import AtLeast, In
@@ -168,7 +169,7 @@ class IVCPrune(Tokens):
         question = self._question(layout)
         chosen = torch.zeros_like(layout.valid)
         for count, items in groups.items():
-            sample = torch.tensor([b for b, _ in items], device=x.device)
+            sample = upload([b for b, _ in items], x.device)
             image = layout.where(items)
             own = torch.zeros_like(layout.valid[sample]).scatter(1, image, True)
             keys = own if mode == "fixed" else layout.valid[sample]

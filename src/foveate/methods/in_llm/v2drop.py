@@ -78,7 +78,7 @@ class V2Drop(Tokens):
         return shape.edits + shape.hidden + 4 * shape.floats(shape.hidden)
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
-        """Rank the tokens of each image; with several images, counts after the first stage are read from the device."""
+        """Rank the tokens of each image."""
         ratio = self.ratios[(self.layers or ()).index(site.layer)]
         alive = layout.alive
         kept = [[survivors(count, ratio) for count in counts] for counts in alive]
@@ -86,4 +86,5 @@ class V2Drop(Tokens):
             return None
         moved = variation(seen[Hidden(Site("decoder", site.layer - 1))], x)
         group = layout.item.masked_fill(~layout.rows(*VISUAL), -1)
-        return layout.keeping(top_of_groups(moved, group, kept), tuple(map(sum, kept)))
+        chosen = top_of_groups(moved, group, kept)
+        return layout.keeping(chosen, tuple(map(sum, kept)), by_item=tuple(map(tuple, kept)))

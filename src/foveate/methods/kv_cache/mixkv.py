@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
+from foveate.core.device import upload
 from foveate.core.layout import Layout
 from foveate.core.method import Cache, Kept, ModelCall, Offline
 from foveate.core.parameters import AtLeast, In, Keep, Odd
@@ -104,8 +105,8 @@ def head_capacities(attention: Tensor, among: Tensor, capacity: Sequence[int], f
         ``[B, Hkv]`` integers.
     """
     heads, entries = attention.shape[1:]
-    mean = torch.tensor(capacity, device=attention.device)[:, None]
-    assured = torch.tensor([int(floor * each) for each in capacity], device=attention.device)[:, None]
+    mean = upload(capacity, attention.device)[:, None]
+    assured = upload([int(floor * each) for each in capacity], attention.device)[:, None]
     scores = attention * among[:, None]
     if normalise:
         head = torch.arange(entries, device=scores.device) < mean[..., None]
@@ -185,7 +186,7 @@ class MixKV(Cache, Offline):
         rows = observed.probabilities()
         # Query heads are averaged before they are pooled: that matters for the maximum.
         rows = rows.reshape(len(rows), keys.shape[1], -1, *rows.shape[2:]).mean(2)
-        staying = torch.tensor([min(self.window, count) for count in counts], device=keys.device)
+        staying = upload([min(self.window, count) for count in counts], keys.device)
         after = layout.valid.flip(1).cumsum(1).flip(1)
         window = layout.valid & (after <= staying[:, None])
         among = layout.valid & ~window
@@ -196,10 +197,17 @@ class MixKV(Cache, Offline):
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:
         """The host's budget in every layer, filled by the mixed score."""
-        scored = [layer for layer, score in enumerate(scores) if score is not None]
+        scored = {layer: score for layer, score in enumerate(scores) if score is not None}
         kept: list[Kept | None] = [None] * len(scores)
-        for depth, layer in enumerate(scored):
-            kept[layer] = self._kept(scores[layer], layouts[layer], depth, len(scored))  # type: ignore[arg-type]
+        if self.host == "adakv" and scored:
+            totals = [self._heads(score, layouts[layer]) for layer, score in scored.items()]
+            on_host = torch.stack(totals).tolist()  # how many entries each head has depends on the scores: read once
+            for (layer, (_, mixed)), total, counts in zip(scored.items(), totals, on_host):
+                padded = mixed.masked_fill(~layouts[layer].valid[:, None], float("-inf"))
+                kept[layer] = Kept(ragged_entries(padded, total), by_head=tuple(map(tuple, counts)))
+        else:
+            for depth, (layer, score) in enumerate(scored.items()):
+                kept[layer] = self._kept(score, layouts[layer], depth, len(scored))
         return kept
 
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
@@ -216,21 +224,26 @@ class MixKV(Cache, Offline):
             "redundancy": mean.new_zeros(call.traits.decoder_layers, mean.shape[1]).index_copy(0, torch.tensor(layers), mean)
         }
 
-    def _kept(self, score: Tensor, layout: Layout, depth: int, layers: int) -> Kept:
-        counts = self._counts(layout)
+    def _heads(self, score: Tensor, layout: Layout) -> Tensor:
+        """AdaKV: entries that each head keeps, ``[B, Hkv]``."""
         attention, mixed = score
-        windows = [min(self.window, count) for count in counts]
-        capacity = [count - window for count, window in zip(counts, windows)]
-        if self.host == "adakv":
-            among = layout.valid & mixed[:, 0].isfinite()
-            heads = head_capacities(attention.masked_fill(~among[:, None], 0), among, capacity, self.floor, self.normalise)
-            padded = mixed.masked_fill(~layout.valid[:, None], float("-inf"))
-            total = heads + torch.tensor(windows, device=heads.device)[:, None]
-            return Kept(ragged_entries(padded, total), ragged=True)
+        windows, capacity = self._windows(layout)
+        among = layout.valid & mixed[:, 0].isfinite()
+        heads = head_capacities(attention.masked_fill(~among[:, None], 0), among, capacity, self.floor, self.normalise)
+        return heads + upload(windows, heads.device)[:, None]
+
+    def _kept(self, score: Tensor, layout: Layout, depth: int, layers: int) -> Kept:
+        windows, capacity = self._windows(layout)
         if self.host == "pyramidkv":
             others = [live - window for live, window in zip(layout.live, windows)]
             capacity = [pyramid(c, n, depth, layers, self.beta) if c < n else n for c, n in zip(capacity, others)]
-        return Kept(best_entries(mixed, layout.valid, [c + window for c, window in zip(capacity, windows)]))
+        return Kept(best_entries(score[1], layout.valid, [c + window for c, window in zip(capacity, windows)]))
+
+    def _windows(self, layout: Layout) -> tuple[list[int], list[int]]:
+        """Entries that each sample keeps in its window, and beside it."""
+        counts = self._counts(layout)
+        windows = [min(self.window, count) for count in counts]
+        return windows, [count - window for count, window in zip(counts, windows)]
 
     def _counts(self, layout: Layout) -> list[int]:
         """Entries that a head keeps of each sample."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
+from foveate.core.device import upload
 from foveate.core.layout import Layout
 from foveate.core.method import Cache, Kept, ModelCall, Offline
 from foveate.core.parameters import AtLeast, Keep
@@ -91,7 +92,7 @@ def bisected_drops(scores: Tensor, live: Tensor, target: Tensor, protect: int, t
 def best_of_layer(scores: Tensor, layout: Layout, counts: Sequence[int], start_size: int) -> Tensor:
     """Entries ``[B, 1, k]``, ascending, -1 = padding: the first ones, the last one, and the best to fill the counts."""
     nth = layout.valid.cumsum(1)
-    last = torch.tensor(layout.live, device=scores.device)[:, None]
+    last = upload(layout.live, scores.device)[:, None]
     free = layout.valid & (nth > start_size) & (nth < last)
     best = [max(count - start_size - 1, 0) for count in counts]
     kept = (layout.valid & ~free) | top_rows(scores, free, best)
@@ -172,13 +173,16 @@ class PrefixKV(Cache, Offline):
         return None if tuple(counts) == layout.live else best_of_layer(scores, layout, counts, self.start_size)
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:
-        """Search all layers at once. How many entries each keeps comes to the host, in one transfer."""
+        """Search all layers at once. How many entries each keeps of each sample comes to the host, in one transfer."""
         kept: list[Kept | None] = [None] * len(scores)
         scored = {layer: score for layer, score in enumerate(scores) if score is not None}
+        if not scored:
+            return kept
         if self.search == "offline":
-            for layer, entries in scored.items():
-                kept[layer] = Kept(entries)
-        elif scored:
+            there = torch.stack([(entries[:, 0] >= 0).sum(1) for entries in scored.values()]).tolist()
+            for (layer, entries), of_layer in zip(scored.items(), there):
+                kept[layer] = Kept(entries, counts=tuple(of_layer))
+        else:
             counts = self._counts(list(scored.values()), [layouts[layer] for layer in scored])
             for (layer, score), of_layer in zip(scored.items(), counts):
                 layout = layouts[layer]
@@ -199,7 +203,7 @@ class PrefixKV(Cache, Offline):
         found = []
         for layout, seen in call.read(*(Columns(Site("decoder", layer)) for layer in layers)):
             scores = torch.stack([importance(seen[Columns(Site("decoder", layer))], layout.valid) for layer in layers])
-            live = torch.tensor(layout.live, device=scores.device).expand(len(layers), -1)
+            live = upload(layout.live, scores.device).expand(len(layers), -1)
             budgets = [(live[0] * len(layers) * share).long() for share in SHARES]
             counts = [exact_counts(scores, live, budget, self.start_size + 1) for budget in budgets]
             found.append(1 - torch.stack(counts) / live)  # [9, L, B]
@@ -211,7 +215,7 @@ class PrefixKV(Cache, Offline):
         """Entries that each layer keeps of each sample, on the host."""
         device, widest = scores[0].device, max(score.shape[1] for score in scores)
         stacked = torch.stack([torch.nn.functional.pad(score, (0, widest - score.shape[1])) for score in scores])
-        live = torch.tensor([layout.live for layout in layouts], device=device)
+        live = upload([layout.live for layout in layouts], device)
         # A share is one of all layers together, so that it is not rounded in each of them.
         totals = [sum(entries) for entries in zip(*(layout.live for layout in layouts))]
         budgets = [
@@ -219,10 +223,10 @@ class PrefixKV(Cache, Offline):
             for b, total in enumerate(totals)
         ]
         if self.search == "exact":
-            budget = torch.tensor([int(each) for each in budgets], device=device)
+            budget = upload([int(each) for each in budgets], device)
             return exact_counts(stacked, live, budget, self.start_size + 1).tolist()
         targets = [total - budget for total, budget in zip(totals, budgets)]
-        target = torch.tensor(targets, dtype=torch.float32, device=device)
+        target = upload(targets, device, torch.float32)
         drops = bisected_drops(stacked, live, target, self.start_size + 1).tolist()
         # Scaled to the budget and truncated, as released.
         factors = [target / max(sum(sample), 1) for target, sample in zip(targets, zip(*drops))]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
+from foveate.core.device import upload
 from foveate.core.layout import Layout
 from foveate.core.method import Cache, Kept
 from foveate.core.parameters import AtLeast, Keep, Odd
@@ -55,7 +56,7 @@ def best_entries(scores: Tensor, valid: Tensor, counts: Sequence[int]) -> Tensor
     """The ``counts[b]`` best entries of each head, ascending: ``[B, Hkv, max(counts)]``, -1 = padding, on the left."""
     width = max(counts)
     best = top_k(scores.masked_fill(~valid[:, None], float("-inf")), width)
-    spare = torch.arange(width, device=scores.device) >= torch.tensor(counts, device=scores.device)[:, None]
+    spare = torch.arange(width, device=scores.device) >= upload(counts, scores.device)[:, None]
     return best.masked_fill(spare[:, None], -1).sort(dim=-1).values
 
 
@@ -95,7 +96,7 @@ class SnapKV(Cache):
         # A window larger than the budget stays as far as the budget goes, its last rows first.
         staying = [min(self.window, self._budget().of(live)) for live in layout.live]
         after = layout.valid.flip(1).cumsum(1).flip(1)
-        window = layout.valid & (after <= torch.tensor(staying, device=after.device)[:, None])
+        window = layout.valid & (after <= upload(staying, after.device)[:, None])
         return ranked(window_scores(attention.probabilities(), window, keys.shape[1], self.kernel))
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:

@@ -1,0 +1,110 @@
+"""What a method costs the host beside the unmodified model: waits whatever the depth, kernels and calls while decoding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from foveate.core import registry
+from foveate.core.device import upload
+from foveate.core.method import Cache, Method
+from tests import pretend
+from tests.suite.bodies import ONE, RAGGED
+from tests.suite.pairs import refusal, variants
+from tests.thirdparty import installed
+from tests.waits import Waits, body, calls, kernels, waits
+
+BATCHES = {"one": ONE, "ragged": RAGGED}
+SHALLOW, DEEP = 8, 16
+
+
+def methods() -> list[Method]:
+    """Those that models of both depths can host."""
+    with installed():
+        found = [method for name in registry.methods() for method in variants(name)]
+    return [method for method in found if not any(refusal(method, body(layers)) for layers in (SHALLOW, DEEP))]
+
+
+every = pytest.mark.parametrize("method", METHODS := methods(), ids=str)
+compressing = pytest.mark.parametrize("method", [m for m in METHODS if isinstance(m, Cache)], ids=str)
+idle = pytest.mark.parametrize("method", [m for m in METHODS if not isinstance(m, Cache)], ids=str)
+batch = pytest.mark.parametrize("batch", BATCHES)
+
+
+@every
+def test_a_prompt_waits_twelve_times_at_most_whatever_the_depth(method: Method) -> None:
+    shallow = waits(SHALLOW, RAGGED, method, steps=0)[0]
+    deep, own = (counted(waits, DEEP, "ragged", of)[0] for of in (method, None))
+
+    assert len(deep) - len(own) <= 12, listed(deep)
+    assert len(deep) == len(shallow), listed(deep)
+
+
+@every
+def test_decoding_waits_for_nothing(method: Method) -> None:
+    found, own = (counted(waits, DEEP, "ragged", of)[1] for of in (method, None))
+
+    assert len(found) == len(own), listed(found)
+
+
+@compressing
+@batch
+def test_a_compressed_cache_starts_a_fifth_more_kernels_at_most(method: Method, batch: str) -> None:
+    assert counted(kernels, DEEP, batch, method) <= 1.2 * counted(kernels, DEEP, batch)
+
+
+@idle
+@batch
+def test_what_is_done_with_the_prompt_adds_five_percent_of_kernels_at_most(method: Method, batch: str) -> None:
+    assert counted(kernels, DEEP, batch, method) <= 1.05 * counted(kernels, DEEP, batch)
+
+
+@idle
+def test_what_is_done_with_the_prompt_adds_five_percent_of_calls_at_most(method: Method) -> None:
+    assert counted(calls, DEEP, "one", method) <= 1.05 * counted(calls, DEEP, "one")
+
+
+@cache
+def counted(count: Callable[..., Any], layers: int, batch: str, method: Method | None = None) -> Any:
+    return count(layers, BATCHES[batch], method)
+
+
+def listed(found: Waits) -> str:
+    return "\n".join(f"{times} x {wait}" for wait, times in Counter(map(str, found)).most_common())
+
+
+def test_what_waits_is_counted() -> None:
+    with pretend.Pretended() as there:
+        here = pretend.device(0)
+        x, index = torch.ones(3, device=here), upload([0, 2, 1], here)
+        assert not there.waits
+        for work in (
+            lambda: torch.tensor([1, 2], device=here),
+            lambda: torch.ones(2).to(here),
+            lambda: x.cpu(),
+            lambda: x.tolist(),
+            lambda: x.sum().item(),
+            lambda: bool(x.any()),
+            lambda: x.nonzero(),
+            lambda: x[x > 0],
+            lambda: x[torch.tensor([0, 1])],
+            lambda: x.repeat_interleave(index),
+        ):
+            before = len(there.waits)
+            work()
+            assert len(there.waits) == before + 1
+
+
+def test_what_does_not_wait_is_not_counted() -> None:
+    with pretend.Pretended() as there:
+        here = pretend.device(0)
+        x, index = torch.ones(3, device=here), upload([0, 2, 1], here)
+        x[index], x[0], x[1:], x * 2, x.sort(), x.to(pretend.device(1)), torch.tensor([], device=here)
+        x.repeat_interleave(2), torch.ones(2).to(here, non_blocking=True)
+        x[x > 1] = 0
+        assert not there.waits
