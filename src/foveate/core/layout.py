@@ -24,6 +24,8 @@ class Role(IntEnum):
     """A learned row that ends a line of visual tokens (LLaVA-NeXT): placeholder in the prompt, but no visual token."""
     CLS = 5
     """Summary rows of an encoder, before the first patch; at vision sites only."""
+    ANSWER = 6
+    """Text behind the prompt: an answer that is given to be learned or measured, or was generated without a cache."""
 
 
 VISUAL = (Role.IMAGE, Role.VIDEO)
@@ -99,6 +101,9 @@ class Layout:
         items: the images of each sample, as they were.
         live: rows that are not padding, of each sample (on the host).
         visual: visual rows of each sample (on the host).
+        answers: rows of each sample's answer (on the host), () = none anywhere. No method may look at them.
+        pinned: 1 for each sample whose prompt ends in a visual row, 0 for the others (on the host), () = none anywhere. That
+            row predicts the next token, so it lives through all layers, whatever a method chooses.
     """
 
     origin: Tensor
@@ -110,6 +115,8 @@ class Layout:
     items: tuple[tuple[Item, ...], ...]
     live: tuple[int, ...]
     visual: tuple[int, ...]
+    answers: tuple[int, ...] = ()
+    pinned: tuple[int, ...] = ()
 
     @classmethod
     def build(
@@ -122,6 +129,7 @@ class Layout:
         placement: tuple[Tensor, Tensor] | None = None,
         newline: Tensor | None = None,
         video: Tensor | None = None,
+        answer: Tensor | None = None,
     ) -> Layout:
         """The layout of an unedited sequence.
 
@@ -133,6 +141,7 @@ class Layout:
             placement: item and ordinal of each row, ``[B, N]`` each; None: the k-th visual row of a sample is token k.
             newline: ``[B, N]`` bool: line ends between visual tokens.
             video: ``[B, N]`` bool: visual rows of videos.
+            answer: ``[B, N]`` bool: rows behind the prompt, all of them text; None where there are none.
         """
         device = positions.device
         item, ordinal = placement if placement is not None else _in_order(visual, items)
@@ -141,6 +150,8 @@ class Layout:
             role = role.masked_fill(video, int(Role.VIDEO))
         if newline is not None:
             role = role.masked_fill(newline, int(Role.NEWLINE))
+        if answer is not None:
+            role = role.masked_fill(answer, int(Role.ANSWER))
         role = role.masked_fill(~valid, int(Role.PAD))
         return cls(
             origin=torch.arange(visual.shape[1], device=device).expand_as(visual),
@@ -152,6 +163,8 @@ class Layout:
             items=tuple(tuple(grids) for grids in items),
             live=tuple(valid.sum(1).tolist()),
             visual=tuple(visual.sum(1).tolist()),
+            answers=() if answer is None else tuple(answer.sum(1).tolist()),
+            pinned=_pinned(visual, valid if answer is None else valid & ~answer),
         )
 
     def to(self, device: torch.device) -> Layout:
@@ -170,6 +183,20 @@ class Layout:
     def valid(self) -> Tensor:
         """``[B, N]`` rows that are not padding."""
         return self.role != Role.PAD
+
+    @property
+    def prompt(self) -> Tensor:
+        """``[B, N]`` rows of the prompt, neither padding nor answer: what a method may look at, and may let ask."""
+        return self.valid & (self.role != Role.ANSWER) if any(self.answers) else self.valid
+
+    @property
+    def without_answers(self) -> Layout:
+        """The same rows, those of answers as padding."""
+        if not any(self.answers):
+            return self
+        role = self.role.masked_fill(self.role == Role.ANSWER, int(Role.PAD))
+        live = tuple(rows - answer for rows, answer in zip(self.live, self.answers))
+        return replace(self, role=role, live=live, answers=())
 
     @property
     def dense(self) -> bool:
@@ -193,7 +220,11 @@ class Layout:
         return chosen if item is None else chosen & (self.item == item)
 
     def after(self, edit: Edit) -> Layout:
-        """The layout once ``edit`` was applied."""
+        """The layout once ``edit`` was applied.
+
+        The place of a prompt's last row is never empty: where that row was merged or dropped, the row that is now the last
+        takes its place, as the last of a shorter prompt would.
+        """
         reduction = edit.reduction
         pad = ~reduction.valid
 
@@ -216,6 +247,8 @@ class Layout:
             edited = replace(edited, live=tuple(edited.valid.sum(1).tolist()))
         if edit.visual is None:
             edited = replace(edited, visual=tuple(edited.rows(*VISUAL).sum(1).tolist()))
+        if any(self.pinned):
+            edited = replace(edited, origin=edited.origin.scatter(1, edited.last, self.origin.gather(1, self.last)))
         return edited
 
     @property
@@ -253,30 +286,48 @@ class Layout:
 
     @property
     def question(self) -> Tensor:
-        """``[B, N]`` bool: text rows behind the last visual row of the sample (all text rows where there is none)."""
-        return (self.role == Role.TEXT) & behind(self.rows(*VISUAL, Role.NEWLINE))
+        """``[B, N]`` bool: text rows behind the last visual row of the sample (all text rows where there is none).
+
+        Where no text follows, the prompt's last row asks.
+        """
+        text = (self.role == Role.TEXT) & behind(self.rows(*VISUAL, Role.NEWLINE))
+        last = torch.zeros_like(text).scatter(1, self.last, True)
+        return text | (last & ~text.any(1, keepdim=True))
 
     @property
     def question_rows(self) -> Tensor:
         """``[B, Q]`` rows of each sample's question, ascending, padded on the left with -1.
 
-        Q is what the host knows the question not to exceed: the most rows of a sample that are not visual.
+        Q is what the host knows the question not to exceed: the most rows of a sample that are not visual, at least 1.
         """
         width = max((live - visual for live, visual in zip(self.live, self.visual)), default=0)
-        question = self.question
-        # A stable sort of the mask leaves the question, in order, at the end.
-        order = question.to(torch.uint8).argsort(dim=1, stable=True)[:, self.shape[1] - width :]
-        return order.masked_fill(~question.gather(1, order), -1)
+        return last_of(self.question, max(width, 1))
 
     @property
     def last(self) -> Tensor:
-        """``[B, 1]`` the last row of each sample that is not padding."""
-        return self.shape[1] - 1 - self.valid.to(torch.uint8).flip(1).argmax(1, keepdim=True)
+        """``[B, 1]`` the last row of each sample's prompt: the one that predicts the next token."""
+        return self.shape[1] - 1 - self.prompt.to(torch.uint8).flip(1).argmax(1, keepdim=True)
+
+    @property
+    def predicting(self) -> Tensor:
+        """``[B, N]`` bool: visual rows that predict the next token (see `pinned`)."""
+        return torch.zeros_like(self.valid).scatter(1, self.last, True) & self.rows(*VISUAL)
 
     def keeping(
         self, chosen: Tensor, visual: tuple[int, ...], positions: Positions = "anchor", *, all_layers: bool = False
     ) -> Edit:
-        """The edit that leaves, of the visual rows, only those ``chosen`` ``[B, N]`` (bool): ``visual`` of each sample."""
+        """The edit that leaves, of the visual rows, only those ``chosen`` ``[B, N]`` (bool): ``visual`` of each sample.
+
+        A row that predicts the next token stays: if it is not among those chosen, instead of the one nearest to it. So the
+        budget holds, but that one row stays where it is nothing.
+        """
+        if any(self.pinned):
+            predicting = self.predicting
+            visual = tuple(max(count, pinned) for count, pinned in zip(visual, self.pinned))
+            others = chosen & ~predicting & self.rows(*VISUAL)
+            room = [count - pinned for count, pinned in zip(visual, self.pinned)]
+            fits = others.cumsum(1) <= torch.tensor(room, device=others.device)[:, None]
+            chosen = (others & fits) | predicting
         live = tuple(n - v + k for n, v, k in zip(self.live, self.visual, visual))
         keep = self.valid & (chosen | ~self.rows(*VISUAL))
         return Edit(Reduction.keeping(keep, live), positions, all_layers=all_layers, live=live, visual=visual)
@@ -354,6 +405,20 @@ class Layout:
 def behind(rows: Tensor) -> Tensor:
     """``[..., N]`` bool: rows behind the last one of ``rows`` ``[..., N]`` (all, where there is none)."""
     return rows.flip(-1).cumsum(-1).flip(-1) == 0
+
+
+def last_of(rows: Tensor, count: int) -> Tensor:
+    """``[B, min(count, N)]`` the last ``count`` of ``rows`` ``[B, N]`` (bool), ascending, padded on the left with -1."""
+    # A stable sort of the mask leaves the rows, in order, at the end.
+    order = rows.to(torch.uint8).argsort(dim=1, stable=True)[:, max(rows.shape[1] - count, 0) :]
+    return order.masked_fill(~rows.gather(1, order), -1)
+
+
+def _pinned(visual: Tensor, prompt: Tensor) -> tuple[int, ...]:
+    """Which samples' last row of the ``prompt`` ``[B, N]`` is one of the ``visual`` ones; () = none."""
+    last = (prompt * torch.arange(1, prompt.shape[1] + 1)).argmax(1, keepdim=True)
+    ends = (visual & prompt).gather(1, last)[:, 0]
+    return tuple(ends.int().tolist()) if bool(ends.any()) else ()
 
 
 def _in_order(visual: Tensor, items: Sequence[Sequence[Item]]) -> tuple[Tensor, Tensor]:

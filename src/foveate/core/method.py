@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
-from foveate.core.layout import Edit, Layout
+from foveate.core.layout import Edit, Layout, Role
 from foveate.core.layout import Positions as Positions
 from foveate.core.ranking import about
 from foveate.core.shape import Shape
@@ -278,7 +278,8 @@ class ItemTokens(Tokens):
             item = layout.items[b][j]
             groups.setdefault((item.rows, item.columns, alive[b][j]), []).append((b, j))
         kept = torch.zeros_like(layout.valid)
-        asking = layout.question_rows[..., None]
+        asking = layout.question_rows
+        asking = asking.masked_fill(layout.role.gather(1, asking.clamp(min=0)) != Role.TEXT, -1)[..., None]
         question = x.gather(1, asking.clamp(min=0).expand(-1, -1, x.shape[2])).masked_fill(asking < 0, 0)
         for (rows, columns, _), entries in groups.items():
             sample = torch.tensor([b for b, _ in entries], device=x.device)
