@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from foveate.core.layout import Layout
+from foveate.core.layout import Layout, last_of
 from foveate.core.signal import Attention, Rows, Site
-from foveate.engine.probe import chosen_rows, last_rows
+from foveate.engine.probe import chosen_rows
 from foveate.methods import SnapKV
 from foveate.methods.kv_cache.snapkv import best_entries, window_scores
 from tests.vectors import Case
@@ -65,7 +65,7 @@ def _observed(case: Case) -> Attention:
     cos, sin = case["in_cos"][:, None], case["in_sin"][:, None]
     first, second = query.chunk(2, dim=-1)
     rotated = query * cos + torch.cat([-second, first], dim=-1) * sin
-    window = last_rows(case["cfg_window_size"], rows, None, batch, query.device)
+    window = last_of(_layout(case).valid, case["cfg_window_size"])
     return chosen_rows(rotated, case["in_key"], query.shape[-1] ** -0.5, None, window)
 
 

@@ -88,13 +88,6 @@ class Intake:
         )
 
     @property
-    def tail(self) -> Tensor | None:
-        """``[B]`` one past each sample's last row that is not padding, or None where all end at the last row."""
-        if bool(self.valid[:, -1].all()):
-            return None
-        return (self.valid * torch.arange(1, self.valid.shape[1] + 1)).amax(1)
-
-    @property
     def question(self) -> Tensor:
         """``[B, q]`` text rows behind the last visual row of each sample."""
         return self.valid & behind(self.visual | self.newline)

@@ -74,17 +74,6 @@ def chosen_rows(
     return Attention(logits, lse.masked_fill(~there[..., 0], 0.0))
 
 
-def last_rows(count: int, total: int, end: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """``[B, min(count, total)]`` the last ``count`` rows of each sample.
-
-    ``end`` ``[B]`` is one past each sample's last row, None where all end at the last row.
-    """
-    back = torch.arange(-min(count, total), 0, device=device)
-    if end is None:
-        return (back + total).expand(batch, -1)
-    return (end[:, None] + back).clamp(min=0)
-
-
 def received(
     query: Tensor,
     key: Tensor,
@@ -92,13 +81,23 @@ def received(
     mask: Tensor | None,
     causal: bool = True,
     elsewhere: Tensor | None = None,
+    asking: Tensor | None = None,
 ) -> Tensor:
-    """Attention received by each key under the layer's mask: ``[B, K]``; ``elsewhere`` as in `chosen_rows`."""
-    if mask is None and not causal:
+    """Attention received by each key under the layer's mask: ``[B, K]``.
+
+    ``elsewhere`` as in `chosen_rows`; ``asking`` ``[B, q]`` (bool) are the queries that count, None = all. What padding may see
+    is up to the mask (anything behind its sample, where that is padded on the right), so the mask does not tell it.
+    """
+    if mask is None and not causal and asking is None:
         return columns(query, key, scale)
     rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
-    allowed = visible(mask, rows, query.shape[2], key.shape[2])
-    return columns(query, key, scale, allowed[:, 0], elsewhere=elsewhere)
+    if mask is None and not causal:
+        allowed = torch.ones(1, 1, key.shape[2], dtype=torch.bool, device=key.device)
+    else:
+        allowed = visible(mask, rows, query.shape[2], key.shape[2])[:, 0]
+    if asking is not None:
+        allowed = allowed & asking[..., None]
+    return columns(query, key, scale, allowed, elsewhere=elsewhere)
 
 
 def visible(mask: Tensor | None, rows: Tensor, queries: int, keys: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from foveate.core.errors import FoveateError
-from foveate.core.layout import Edit, Layout
+from foveate.core.layout import Edit, Layout, last_of
 from foveate.core.method import Cache, Companion, Entries, Kept, Method, Plan, Tokens
 from foveate.core.ranking import looking
 from foveate.core.reduction import Reduction
@@ -274,26 +274,33 @@ class Run:
                 return rows
             shown: Any = Attention(rows.logits[..., current], rows.lse)
         else:
-            shown = probe.received(query, key, scale, mask, elsewhere=elsewhere)[:, current]
+            shown = probe.received(query, key, scale, mask, elsewhere=elsewhere, asking=self._asking)[:, current]
         return shown if route is None else follow(shown, route.restore)
 
     def _queries(self, signal: Rows, query: Tensor) -> Tensor:
         """``[B, Q]`` the rows that a signal asks for."""
         if isinstance(signal.queries, int):
-            end = None if self.edited or self._route or self._end is None else self._end.to(query.device)
-            return probe.last_rows(signal.queries, query.shape[2], end, query.shape[0], query.device)
+            asking, rows = self._asking, query.shape[2]
+            if asking is not None:
+                return last_of(asking, signal.queries)
+            return torch.arange(max(rows - signal.queries, 0), rows, device=query.device).expand(query.shape[0], -1)
         question = self.layout.question
         if self._route is not None:
             question = self._route.active.take(question) & self._route.active.valid
         return Reduction.keeping(question, self._question_counts).anchor
 
-    @cached_property
-    def _end(self) -> Tensor | None:
-        return self._intake.tail
+    @property
+    def _asking(self) -> Tensor | None:
+        """``[B, q]`` which of a layer's queries are the prompt's, neither padding nor answers; None = all."""
+        layout, route = self.layout, self._route
+        if route is not None:
+            return route.active.take(layout.prompt) & route.active.valid
+        return None if layout.dense and not any(layout.answers) else layout.prompt
 
     @cached_property
     def _question_counts(self) -> tuple[int, ...]:
-        return tuple(self._intake.question.sum(1).tolist())
+        # Where no text follows, the last row asks.
+        return tuple(self._intake.question.sum(1).clamp(min=1).tolist())
 
     @property
     def _written(self) -> int:
@@ -360,16 +367,26 @@ class Run:
             edit = method.edit(site, x, before, self._read(method), self.state)
         if edit is None:
             return x
+        if layer > 0 and any(before.pinned):
+            self._refuse_losing_the_end(layer, method, edit)
         x = self._apply(layer, edit, x)
         if scores is not None:
             self.steps.append(Step(method, site, "edit", before, self.layout, edit.reduction, tuple(scores)))
         return x
 
+    def _refuse_losing_the_end(self, layer: int, method: Method, edit: Edit) -> None:
+        """Before the first layer another row may take the place of the one that predicts; later that one has begun to."""
+        stays = (edit.reduction.anchor == self.layout.last).any(1).tolist()
+        if any(ends and not stay for ends, stay in zip(self.layout.pinned, stays)):
+            raise FoveateError(
+                f"input_ids: the prompt ends in its picture, whose last row predicts the next token, and {method.name} does "
+                f"away with it before layer {layer}; put text behind the picture"
+            )
+
     def _apply(self, layer: int, edit: Edit, x: Tensor) -> Tensor:
         after = self.layout.after(edit)
         if not (isinstance(edit.positions, str) and edit.positions == "anchor" and edit.text_after == "keep"):
-            # Every sample ends in a valid row, so the last column says by how much later text moves down.
-            down = edit.reduction.take(self.layout.positions[-1])[:, -1] - after.positions[-1][:, -1]
+            down = _end(self.layout) - _end(after)
             self._shift = down if self._shift is None else self._shift + down
         self.layout, self.edited = after, True
         self._memo.clear()
@@ -502,6 +519,9 @@ class Run:
         if scores is not None:
             site = Site("decoder", layer)
             self.steps.append(Step(method, site, "route", self.layout, self.layout, scores=tuple(scores)))
+        if plan is not None and any(self.layout.pinned):
+            # What predicts the next token runs through every layer, on top of what the method chose.
+            plan = replace(plan, active=plan.active | self.layout.predicting, counts=None)
         return plan
 
     def _part(self, layer: int, x: Tensor, plan: Plan, old: Ledger, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -670,6 +690,12 @@ class _Route:
         out = torch.cat([self.x, self.x[:, :1]], dim=1)
         index = self.active.anchor.masked_fill(~self.active.valid, rows)
         return out.scatter_(1, index[..., None].expand_as(x), x)[:, :rows]
+
+
+def _end(layout: Layout) -> Tensor:
+    """``[B]`` the largest rotary position of each sample, behind which later text goes on."""
+    positions = layout.positions[1:] if len(layout.positions) == 4 else layout.positions  # a row in front numbers the tokens
+    return positions.masked_fill(~layout.valid, 0).amax((0, 2))
 
 
 def _inverse(order: Tensor, rows: int, missing: int) -> Reduction:

@@ -171,7 +171,9 @@ class Look:
             for signal in self.program.encoder_signals[layer]:
                 made: Any
                 if isinstance(signal, Columns):
-                    made = probe.received(query, key, scale, mask, causal=False)
+                    ragged = self._layout is not None and not self._layout.dense
+                    asking = self._layout.valid.to(query.device) if ragged else None
+                    made = probe.received(query, key, scale, mask, causal=False, asking=asking)
                 elif isinstance(signal, QueryKey):
                     made = (query, key)
                 else:

@@ -38,7 +38,7 @@ def window_scores(
         pooling: its kind.
 
     Returns:
-        ``[B, Hkv, n]`` float32; window rows score 1 above the largest.
+        ``[B, Hkv, n]`` float32; window rows score 1 above the largest of their sample.
     """
     batch, heads, _, keys = attention.shape
     # Zero window columns act as the zero padding at the border of the cut map that the published code pools.
@@ -46,7 +46,7 @@ def window_scores(
     pool = torch.nn.functional.avg_pool1d if pooling == "average" else torch.nn.functional.max_pool1d
     pooled = pool(mean, kernel, stride=1, padding=kernel // 2)
     grouped = pooled.reshape(batch, kv_heads, heads // kv_heads, keys).mean(2)
-    return torch.where(window[:, None], grouped.amax() + 1, grouped)
+    return torch.where(window[:, None], grouped.amax((1, 2), keepdim=True) + 1, grouped)
 
 
 def best_entries(scores: Tensor, valid: Tensor, counts: Sequence[int]) -> Tensor:
