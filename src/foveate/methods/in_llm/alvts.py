@@ -218,8 +218,9 @@ class ALVTS(Routing, Offline):
 
     def _score(self, query: Tensor, key: Tensor, layout: Layout) -> Tensor:
         visual = layout.rows(*VISUAL)
-        allowed = causal(layout.valid) if self.causal else lambda start, stop: layout.valid[:, None]
-        return context_and_relevance(query, key, visual, layout.valid & ~visual, allowed, self.head_mode)
+        prompt = layout.prompt
+        allowed = causal(prompt) if self.causal else lambda start, stop: prompt[:, None]
+        return context_and_relevance(query, key, visual, prompt & ~visual, allowed, self.head_mode)
 
     def _budget(self) -> Budget:
         return Budget(self.keep, "floor", name="alvts: keep")

@@ -41,8 +41,8 @@ def last_row_scores(query: Tensor, key: Tensor, last: Tensor, valid: Tensor) -> 
 
     Args:
         query, key: ``[B, H or Hkv, N, d]``, rotated.
-        last: ``[B, 1]`` the row that asks: the last one, so that it sees every other.
-        valid: ``[B, N]`` bool, rows that are not padding.
+        last: ``[B, 1]`` the row that asks: the prompt's last one, so that it sees every other.
+        valid: ``[B, N]`` bool, rows of the prompt.
     """
     return from_rows(query, key, last, valid[:, None])
 
@@ -158,7 +158,7 @@ class HiDrop(Tokens, Routing):
         if not any(counts):
             return layout.keeping(torch.zeros_like(layout.valid), counts)
         query, key = seen[Function("query_key", site.layer)](x, layout)
-        scores = last_row_scores(query, key, layout.last, layout.valid)
+        scores = last_row_scores(query, key, layout.last, layout.prompt)
         return layout.keeping(top_rows(scores, layout.rows(*VISUAL), counts), counts)
 
 
