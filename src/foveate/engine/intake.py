@@ -25,6 +25,7 @@ class Intake:
         item, ordinal: ``[B, q]`` grid of each visual row and its place there, -1 elsewhere.
         items: grids of each sample, in the order of the prompt.
         ids: ``[B, q]`` token ids as given.
+        answer: ``[B, q]`` rows behind the prompt, None = none.
     """
 
     visual: Tensor
@@ -35,6 +36,7 @@ class Intake:
     ordinal: Tensor
     items: tuple[tuple[Item, ...], ...]
     ids: Tensor | None = None
+    answer: Tensor | None = None
 
     @classmethod
     def plain(cls, batch: int, rows: int) -> Intake:
@@ -43,8 +45,24 @@ class Intake:
         return cls(no, no, no, ~no, nowhere, nowhere, ((),) * batch)
 
     @classmethod
-    def read(cls, anatomy: Anatomy, kwargs: Mapping[str, Any], looks: Sequence[Look]) -> Intake:
-        """From the keyword arguments of the multimodal model and what was encoded for this prompt."""
+    def read(
+        cls,
+        anatomy: Anatomy,
+        kwargs: Mapping[str, Any],
+        looks: Sequence[Look],
+        *,
+        labels: Tensor | None = None,
+        prompt: int | None = None,
+    ) -> Intake:
+        """From the keyword arguments of the multimodal model and what was encoded for this prompt.
+
+        Args:
+            anatomy: of the model.
+            kwargs: what the multimodal model was called with.
+            looks: what was encoded.
+            labels: ``[B, q]`` what is to be predicted, -100 elsewhere (see `answers`).
+            prompt: columns of the prompt, where others (generated without a cache) come behind.
+        """
         ids = kwargs.get("input_ids")
         if ids is None:
             raise FoveateError("inputs_embeds: a prompt under a recipe needs input_ids (they say which rows are visual)")
@@ -72,8 +90,11 @@ class Intake:
                 item[sample, places], ordinal[sample, places] = number, cells
             items.append(tuple(grid[1] for grid in grids))
         visual = ordinal >= 0
-        newline = (shown["image"] | shown["video"]) & ~visual
-        return cls(visual, newline, shown["video"] & visual, valid, item, ordinal, tuple(items), host)
+        placeholder = shown["image"] | shown["video"]
+        answer = valid & (torch.arange(rows) >= prompt) if prompt is not None and prompt < rows else None
+        if labels is not None:
+            answer = answers(labels.cpu(), placeholder, valid)
+        return cls(visual, placeholder & ~visual, shown["video"] & visual, valid, item, ordinal, tuple(items), host, answer)
 
     def layout(self, positions: Tensor) -> Layout:
         """The layout of the unedited sequence, on the device of ``positions``."""
@@ -85,12 +106,30 @@ class Intake:
             placement=(self.item, self.ordinal),
             newline=self.newline,
             video=self.video,
+            answer=self.answer,
         )
 
     @property
     def question(self) -> Tensor:
-        """``[B, q]`` text rows behind the last visual row of each sample."""
-        return self.valid & behind(self.visual | self.newline)
+        """``[B, q]`` text rows of the prompt behind the last visual row of each sample."""
+        question = self.valid & behind(self.visual | self.newline)
+        return question if self.answer is None else question & ~self.answer
+
+
+def answers(labels: Tensor, placeholder: Tensor, valid: Tensor) -> Tensor | None:
+    """``[B, q]`` rows behind the prompts, or None where there are none: from the first one to be predicted to the end.
+
+    That is the first with a label behind the sample's last picture: what is told before it, an earlier answer perhaps, is
+    part of the prompt, and so is a sample's first row, which nothing predicts.
+
+    Args:
+        labels: ``[B, q]``, -100 where nothing is to be predicted.
+        placeholder: ``[B, q]`` bool: rows of pictures.
+        valid: ``[B, q]`` bool: rows that are not padding.
+    """
+    told = (labels != -100) & valid & behind(placeholder) & (valid.cumsum(1) > 1)
+    answer = (told.cumsum(1) > 0) & valid
+    return answer if bool(answer.any()) else None
 
 
 _Dealt = list[tuple[Item, Tensor]]

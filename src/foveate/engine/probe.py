@@ -85,8 +85,8 @@ def received(
 ) -> Tensor:
     """Attention received by each key under the layer's mask: ``[B, K]``.
 
-    ``elsewhere`` as in `chosen_rows`; ``asking`` ``[B, q]`` (bool) are the queries that count, None = all. What padding may see
-    is up to the mask (anything behind its sample, where that is padded on the right), so the mask does not tell it.
+    ``elsewhere`` as in `chosen_rows`; ``asking`` ``[B, q]`` (bool) are the queries that count, None = all. The mask does not
+    tell: padding on the right sees its whole sample.
     """
     if mask is None and not causal and asking is None:
         return columns(query, key, scale)

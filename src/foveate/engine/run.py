@@ -218,10 +218,10 @@ class Run:
             self.layouts.append(self.layout)
         if self.scoring_cache and self.program.cache is not None:
             with self.clock.lap("method"):
-                layouts = [layout.to(x.device) for layout in self.cached]
+                layouts = [layout.without_answers.to(x.device) for layout in self.cached]
                 plans = self.program.cache.plan(on(self.scores, x.device), layouts)
             for layer, kept in enumerate(plans):
-                self._compress(layer, kept)
+                self._compress(layer, _with_answers(kept, self.cached[layer].to(x.device)))
         if not self.edited:
             return x
         out = x.new_zeros(x.shape[0], self.rows + 1, x.shape[2])
@@ -601,7 +601,7 @@ class Run:
             self.seen.pop(signal, None)
 
     def _score(self, layer: int, seen: Mapping[Signal, Any]) -> None:
-        method, cache, layout = self.program.cache, self.caches[layer], self.cached[layer]
+        method, cache, layout = self.program.cache, self.caches[layer], self.cached[layer].without_answers
         assert method is not None
         with self.clock.lap("method"), self._watching(layout, by_head=True) as scores:
             if self.scoring_cache:
@@ -630,7 +630,7 @@ class Run:
             cache.keep_ragged(kept.entries.to(cache.keys.device))
         elif kept is not None:
             counts = kept.counts or live
-            cache.keep(kept.entries.to(cache.keys.device), holes=len(set(counts)) > 1)
+            cache.keep(kept.entries.to(cache.keys.device), holes=len(set(zip(counts, layout.answers or counts))) > 1)
             live = counts
         if type(method).step is not Cache.step and cache.sliding_window is None and cache.blocks is None:
             if kept is not None and kept.counts is None:
@@ -690,6 +690,17 @@ class _Route:
         out = torch.cat([self.x, self.x[:, :1]], dim=1)
         index = self.active.anchor.masked_fill(~self.active.valid, rows)
         return out.scatter_(1, index[..., None].expand_as(x), x)[:, :rows]
+
+
+def _with_answers(kept: Kept | None, layout: Layout) -> Kept | None:
+    """What is kept of a prompt of ``layout``, and the entries of the answer behind it, all of them."""
+    if kept is None or not any(layout.answers):
+        return kept
+    answer = last_of(layout.valid & ~layout.prompt, max(layout.answers))[:, None].expand(-1, kept.entries.shape[1], -1)
+    # What is missing on the left of the answer goes to the left of all.
+    entries = torch.cat([kept.entries.to(answer.device), answer], dim=2).sort(dim=2).values
+    counts = kept.counts and tuple(map(sum, zip(kept.counts, layout.answers)))
+    return replace(kept, entries=entries, counts=counts)
 
 
 def _end(layout: Layout) -> Tensor:

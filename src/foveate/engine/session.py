@@ -109,6 +109,7 @@ class Session:
         self._kv_bytes: tuple[int, ...] = ()
         self._drop_cache = False
         self._labels: Tensor | None = None
+        self._prompt: int | None = None
         self._undo: list[Callable[[], None]] = []
         try:
             self._install()
@@ -443,12 +444,19 @@ class Session:
         intake = (
             Intake.plain(*embeds.shape[:2])
             if incoming is None or embeds.shape[1] == 1
-            else Intake.read(self.anatomy, incoming, self._looks)
+            else Intake.read(
+                self.anatomy,
+                incoming,
+                self._looks,
+                labels=self._labels,
+                # Without a cache, generate reads the prompt again with every token, and what it wrote since.
+                prompt=self._prompt if self._generating is False and past == 0 else None,
+            )
         )
         self._looks_read = True
         turn = embeds.shape[1] > 1 and self._generating is not False
         if self._generating:
-            self._generating = False
+            self._generating, self._prompt = False, embeds.shape[1]
         positions = self._positions(kwargs.get("position_ids"), embeds, past)
         if caches is None:
             self._record_unmodified(intake, positions, past)
