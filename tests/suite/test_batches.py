@@ -11,7 +11,7 @@ from torch import Tensor
 
 import foveate
 from foveate.core.method import Method
-from tests.suite.bodies import BODIES, Body, Sample
+from tests.suite.bodies import Body, Sample
 from tests.suite.kept import kept
 from tests.suite.pairs import HOSTED, artifacts, parts
 
