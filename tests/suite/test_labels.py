@@ -22,7 +22,7 @@ LENGTHS = (3, 9, 0)
 
 
 def answered(body: Body, on: str) -> tuple[dict[str, Tensor], Tensor, list[range], list[int]]:
-    """Prompts with answers, padded on one side, their labels, and each sample's columns of the prompt and end of the answer."""
+    """Prompts with answers, padded on one side; their labels; each sample's columns of the prompt, and its answer's end."""
     inputs = body.inputs(RAGGED)
     rows = [ids[there.bool()] for ids, there in zip(inputs["input_ids"], inputs["attention_mask"])]
     generator = torch.Generator().manual_seed(3)
