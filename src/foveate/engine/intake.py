@@ -14,6 +14,9 @@ from foveate.core.layout import Item, Layout, behind
 from foveate.engine.vision import Look
 from foveate.models.anatomy import Anatomy
 
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+"""Arguments that tell prompts apart which lie behind each other in one row."""
+
 
 @dataclass(frozen=True)
 class Intake:
@@ -96,6 +99,21 @@ class Intake:
             answer = answers(labels.cpu(), placeholder, valid)
         return cls(visual, placeholder & ~visual, shown["video"] & visual, valid, item, ordinal, tuple(items), host, answer)
 
+    def refuse_packed(self, kwargs: Mapping[str, Any]) -> None:
+        """Refuse rows that hold several prompts: what of a picture is kept would depend on another's question.
+
+        Only for calls outside of ``generate``, which packs nothing: it reads ``position_ids``, if they are given.
+
+        Raises:
+            FoveateError: with the remedy.
+        """
+        named = next((name for name in PACKED if kwargs.get(name) is not None), None)
+        positions = kwargs.get("position_ids")
+        if named is None and isinstance(positions, Tensor) and restarts(positions.cpu(), self.valid, self.visual):
+            named = "position_ids"
+        if named is not None:
+            raise FoveateError(f"{named}: several prompts are packed into one row; give each a row of its own, with padding")
+
     def layout(self, positions: Tensor) -> Layout:
         """The layout of the unedited sequence, on the device of ``positions``."""
         return Layout.build(
@@ -114,6 +132,29 @@ class Intake:
         """``[B, q]`` text rows of the prompt behind the last visual row of each sample."""
         question = self.valid & behind(self.visual | self.newline)
         return question if self.answer is None else question & ~self.answer
+
+
+def restarts(positions: Tensor, valid: Tensor, visual: Tensor) -> bool:
+    """Whether positions start again within a row, as those of packed prompts do.
+
+    Text has a larger position than all that is before it, a visual row than all text before it: on a grid they go back and
+    forth.
+
+    Args:
+        positions: ``[R, B, q]`` or ``[B, q]``, on the host.
+        valid: ``[B, q]`` bool: rows that are not padding.
+        visual: ``[B, q]`` bool.
+    """
+    axes = positions if positions.ndim == 3 else positions[None]
+    axes = axes[:1] if len(axes) == 4 else axes  # a row in front of three numbers all tokens
+    low, high = axes.amin(0), axes.amax(0)
+    text = valid & ~visual
+
+    def before(rows: Tensor) -> Tensor:
+        largest = high.masked_fill(~rows, -1).cummax(1).values
+        return torch.nn.functional.pad(largest[:, :-1], (1, 0), value=-1)
+
+    return bool((valid & (low <= torch.where(text, before(valid), before(text)))).any())
 
 
 def answers(labels: Tensor, placeholder: Tensor, valid: Tensor) -> Tensor | None:

@@ -453,6 +453,8 @@ class Session:
                 prompt=self._prompt if self._generating is False and past == 0 else None,
             )
         )
+        if self._generating is None and incoming is not None and self.recipe.methods:
+            intake.refuse_packed(incoming)
         self._looks_read = True
         turn = embeds.shape[1] > 1 and self._generating is not False
         if self._generating:
