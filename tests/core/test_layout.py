@@ -271,3 +271,16 @@ def test_the_last_rows_of_a_mask() -> None:
 
     assert last_of(rows, 2).tolist() == [[2, 4], [-1, 3]]
     assert last_of(rows, 9).tolist() == [[-1, -1, 1, 2, 4], [-1, -1, -1, -1, 3]]
+
+
+@given(prompts(), st.data())
+def test_what_was_read_before_stands_in_front_as_text(layout: Layout, data: Data) -> None:
+    count = data.draw(st.integers(0, 3))
+    earlier = torch.arange(count).expand(len(layout.live), -1) > 0  # the first of each sample is padding
+    whole = layout.behind(earlier)
+
+    assert whole.shape == (layout.shape[0], count + layout.shape[1])
+    assert whole.live == tuple(whole.valid.sum(1).tolist())
+    assert torch.equal(whole.valid, torch.cat([earlier, layout.valid], dim=1))
+    assert torch.equal(whole.rows(*VISUAL)[:, count:], layout.rows(*VISUAL))
+    assert torch.equal(whole.last, layout.last + count)

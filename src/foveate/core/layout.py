@@ -198,6 +198,28 @@ class Layout:
         live = tuple(rows - answer for rows, answer in zip(self.live, self.answers))
         return replace(self, role=role, live=live, answers=())
 
+    def behind(self, earlier: Tensor) -> Layout:
+        """The layout of a cache that holds these rows behind ``earlier`` ``[B, P]`` entries (bool: which are no padding).
+
+        Earlier entries are text to whoever ranks them, and none of their own prompt's: origin -1, position 0.
+        """
+        count = earlier.shape[1]
+
+        def before(rows: Tensor, value: int) -> Tensor:
+            return torch.nn.functional.pad(rows, (count, 0), value=value)
+
+        role = torch.where(earlier.to(self.role.device), int(Role.TEXT), int(Role.PAD))
+        return replace(
+            self,
+            origin=before(self.origin, -1),
+            role=torch.cat([role, self.role], dim=1),
+            item=before(self.item, -1),
+            ordinal=before(self.ordinal, -1),
+            positions=before(self.positions, 0),
+            size=torch.cat([earlier.to(self.size), self.size], dim=1),
+            live=tuple(rows + more for rows, more in zip(self.live, earlier.sum(1).tolist())),
+        )
+
     @property
     def dense(self) -> bool:
         """Whether no row is padding."""

@@ -392,7 +392,15 @@ class Cache(Method):
 
     A subclass overrides what it needs: `score` and `plan` (once a prompt has been read), `view` (each turn), `step` (each
     step of decoding).
+
+    The layout that `score` and `plan` get is that of the layer's entries, all of them: ``keys.shape[2]`` is its width. Where
+    a prompt comes behind text that was read before and is whole (a cached system prompt), that text is there as text, in
+    front, and its entries are scored and budgeted like any other: so it comes out as if all had been read at once. Attention
+    rows over them are those of ``Rows(..., keys="cache")``; only the prompt's own rows ask. Rows of an answer are padding.
     """
+
+    whole_prompt: ClassVar[bool] = False
+    """Whether it needs the queries of every row that it scores, so that no part may have been read before."""
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
         """Scores of the layer's cached entries, in any shape (``keys``, ``values`` ``[B, Hkv, n, d]``), or None."""

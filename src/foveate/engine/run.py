@@ -271,7 +271,10 @@ class Run:
         if isinstance(signal, Rows):
             rows = probe.chosen_rows(query, key, scale, mask, self._queries(signal, query), elsewhere)
             if signal.keys == "cache":
-                return rows
+                if route is None or not route.plan.frozen:
+                    return rows
+                # Frozen rows' entries stand before the others' until the layer is done.
+                return rows.after(_behind(route.restore, rows.logits.shape[3] - self._written))
             shown: Any = Attention(rows.logits[..., current], rows.lse)
         else:
             shown = probe.received(query, key, scale, mask, elsewhere=elsewhere, asking=self._asking)[:, current]

@@ -130,6 +130,7 @@ class PrefixKV(Cache, Offline):
     paper = "arXiv 2412.03409"
     needs = ("decoder attention columns (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
+    whole_prompt = True  # importance is a sum over all queries
 
     keep: int | float = 0.8
     """Share of the prompt, or entries, that stays in a layer on average."""

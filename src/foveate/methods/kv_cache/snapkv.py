@@ -81,7 +81,7 @@ class SnapKV(Cache):
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer."""
-        return tuple(Rows(Site("decoder", layer), self.window) for layer in range(traits.decoder_layers))
+        return tuple(Rows(Site("decoder", layer), self.window, keys="cache") for layer in range(traits.decoder_layers))
 
     def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
         """Prompts differ in how many rows the question has."""
@@ -93,7 +93,7 @@ class SnapKV(Cache):
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
         """Scores of one layer; None where the prompt fits into the window."""
-        attention: Attention = seen[Rows(Site("decoder", layer), self.window)]
+        attention: Attention = seen[Rows(Site("decoder", layer), self.window, keys="cache")]
         if layout.shape[1] <= self.window:
             return None
         # A window larger than the budget stays as far as the budget goes, its last rows first.
