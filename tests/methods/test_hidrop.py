@@ -104,7 +104,7 @@ def test_shares_are_of_the_original_count() -> None:
     assert (first.visual, second.visual) == ((8,), (4,))
 
 
-@given(prompts(), st.integers(0, 4), st.integers(0, 99))
+@given(prompts(text_last=True), st.integers(0, 4), st.integers(0, 99))
 def test_the_best_by_the_last_row_stay_with_their_positions(before: Layout, keep: int, seed: int) -> None:
     change = edit(HiDrop(**ONE_STAGE, keep_list=(keep,)), before, 5, seed)
     after = before if change is None else before.after(change)

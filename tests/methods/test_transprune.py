@@ -109,7 +109,7 @@ def test_the_published_counts_and_positions_without_gaps() -> None:
         assert one.positions.tolist() == [[list(range(one.live[0]))]]
 
 
-@given(prompts(), st.integers(0, 99))
+@given(prompts(text_last=True), st.integers(0, 99))
 def test_counts_follow_the_original_count_and_text_stays(before: Layout, seed: int) -> None:
     method = TransPrune(layers=(2, 4), ratios=(0.7, 0.3))
     after = run(method, before, seed)
