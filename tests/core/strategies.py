@@ -17,9 +17,10 @@ from torch import Tensor
 
 from foveate.core import registry
 from foveate.core.errors import FoveateError
-from foveate.core.layout import Item, Layout
+from foveate.core.layout import Layout
 from foveate.core.method import Method
 from foveate.core.reduction import Reduction
+from foveate.core.roles import Item
 
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)
 
@@ -89,14 +90,16 @@ def values(draw: st.DrawFn, shape: tuple[int, ...], alive: Tensor) -> Tensor:
 
 
 @st.composite
-def prompts(draw: st.DrawFn, rotary_rows: int = 1) -> Layout:
-    """Left-padded prompts of text and images."""
+def prompts(draw: st.DrawFn, rotary_rows: int = 1, text_last: bool = False) -> Layout:
+    """Left-padded prompts of text and images; ``text_last``: none ends in an image."""
     segment = st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)))
     samples = draw(st.lists(st.lists(segment, min_size=1, max_size=4), min_size=1, max_size=3))
     visual: list[list[bool]] = []
     items: list[list[Item]] = []
     source = 0
     for segments in samples:
+        if text_last:
+            segments.append(1)
         visual.append([])
         items.append([])
         for part in segments:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.layout import VISUAL, Edit, Item, Layout, Role
+from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
+from foveate.core.roles import VISUAL, Item, Role, last_of
 from tests.core.strategies import gathers, merges, prompts, subsets
 
 Data = st.DataObject
@@ -15,7 +17,7 @@ Data = st.DataObject
 
 def pruned(layout: Layout, data: Data, positions: str = "anchor") -> Layout:
     """After dropping some rows; the method may know its counts or leave them to be counted."""
-    keep = data.draw(subsets(layout.valid))
+    keep = data.draw(subsets(layout.valid)) | torch.zeros_like(layout.valid).scatter(1, layout.last, True)
     live = tuple(keep.sum(1).tolist())
     visual = tuple((keep & layout.rows(*VISUAL)).sum(1).tolist())
     counted = data.draw(st.booleans())
@@ -195,7 +197,7 @@ def test_tokens_alive_are_counted_by_item(layout: Layout, data: Data, count: int
 
 @given(prompts(), st.data())
 def test_an_edit_that_says_what_it_leaves_of_each_item_is_believed(layout: Layout, data: Data) -> None:
-    chosen = data.draw(subsets(layout.valid)) & layout.rows(*VISUAL)
+    chosen = (data.draw(subsets(layout.valid)) & layout.rows(*VISUAL)) | layout.predicting
     ordinals = layout.after(layout.keeping(chosen, tuple(chosen.sum(1).tolist()))).ordinals()
     by_item = tuple(tuple(map(len, sample)) for sample in ordinals)
     after = layout.after(layout.keeping(chosen, tuple(map(sum, by_item)), by_item=by_item))
@@ -206,7 +208,7 @@ def test_an_edit_that_says_what_it_leaves_of_each_item_is_believed(layout: Layou
 
 @given(prompts(), st.data())
 def test_keeping_some_visual_rows_keeps_all_others(layout: Layout, data: Data) -> None:
-    chosen = data.draw(subsets(layout.valid)) & layout.rows(*VISUAL)
+    chosen = (data.draw(subsets(layout.valid)) & layout.rows(*VISUAL)) | layout.predicting
     counts = tuple(chosen.sum(1).tolist())
     edit = layout.keeping(chosen, counts, all_layers=True)
     after = layout.after(edit)
@@ -216,3 +218,81 @@ def test_keeping_some_visual_rows_keeps_all_others(layout: Layout, data: Data) -
     assert after.live == tuple(after.valid.sum(1).tolist())
     kept = layout.valid & (chosen | ~layout.rows(*VISUAL))
     assert [o[v].tolist() for o, v in zip(after.origin, after.valid)] == [o[k].tolist() for o, k in zip(layout.origin, kept)]
+
+
+def ending_in_its_picture(*, right: int = 0, answer: int = 0) -> Layout:
+    """Two rows of text and six visual ones, then an answer and padding; the second sample ends in text."""
+    rows = 8 + answer + right
+    visual = torch.zeros(2, rows, dtype=torch.bool)
+    visual[0, 2:8] = visual[1, 1:7] = True
+    valid = torch.arange(rows).expand(2, -1) < 8 + answer
+    told = valid & (torch.arange(rows) >= 8)
+    items = [[Item(2, 3, 0)], [Item(2, 3, 1)]]
+    positions = torch.arange(rows).expand(1, 2, -1)
+    return Layout.build(visual, valid, positions, items, answer=told if answer else None)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept"),
+    [
+        ([2, 4, 7], [0, 1, 2, 4, 7]),  # the row that predicts is among them
+        ([2, 4, 5], [0, 1, 2, 4, 7]),  # it takes the place of the nearest
+        ([], [0, 1, 7]),  # where all are to go, it stays
+    ],
+)
+@pytest.mark.parametrize("padding", [0, 2])
+def test_the_row_that_predicts_lives_within_the_budget(chosen: list[int], kept: list[int], padding: int) -> None:
+    layout = ending_in_its_picture(right=padding)
+    rows = torch.zeros(layout.shape, dtype=torch.bool)
+    rows[0, chosen] = rows[1, 1] = True
+    edit = layout.keeping(rows, (len(chosen), 1))
+    after = layout.after(edit)
+
+    assert (layout.pinned, after.pinned) == ((1, 0), (1, 0))
+    assert after.origin[0, after.valid[0]].tolist() == kept
+    assert after.origin[1, after.valid[1]].tolist() == [0, 1, 7]
+    assert after.live == tuple(after.valid.sum(1).tolist())
+    assert after.visual == tuple(after.rows(*VISUAL).sum(1).tolist())
+
+
+def test_where_the_last_row_is_merged_the_one_that_is_now_last_takes_its_place() -> None:
+    layout = ending_in_its_picture()
+    keep = torch.zeros(layout.shape, dtype=torch.bool)
+    keep[0, [0, 1, 3, 5]] = keep[1, [0, 2, 7]] = True
+
+    after = layout.after(Edit(Reduction.keeping(keep)))
+    assert after.origin.tolist() == [[0, 1, 3, 7], [-1, 0, 2, 7]]
+    assert after.ordinal[0].tolist() == [-1, -1, 1, 3]  # it is still the token that it was
+
+
+def test_answers_are_no_part_of_the_prompt() -> None:
+    layout = ending_in_its_picture(answer=3, right=1)
+
+    assert layout.live == (11, 11)
+    assert layout.answers == (3, 3)
+    assert layout.last.tolist() == [[7], [7]]
+    assert layout.prompt.tolist() == [[True] * 8 + [False] * 4] * 2
+    assert layout.question_rows[:, -1].tolist() == [7, 7]  # a row of text, or the row that predicts where there is none
+    assert layout.without_answers.live == (8, 8)
+    assert torch.equal(layout.without_answers.valid, layout.prompt)
+    assert layout.keeping(layout.prompt, layout.visual).reduction.anchor.tolist() == [[*range(11)]] * 2
+
+
+def test_the_last_rows_of_a_mask() -> None:
+    rows = torch.tensor([[False, True, True, False, True], [False, False, False, True, False]])
+
+    assert last_of(rows, 2).tolist() == [[2, 4], [-1, 3]]
+    assert last_of(rows, 9).tolist() == [[-1, -1, 1, 2, 4], [-1, -1, -1, -1, 3]]
+
+
+@given(prompts(), st.data())
+def test_what_was_read_before_stands_in_front_as_text(layout: Layout, data: Data) -> None:
+    count = data.draw(st.integers(0, 3))
+    earlier = torch.arange(count).expand(len(layout.live), -1) > 0  # the first of each sample is padding
+    whole = layout.behind(earlier, (max(count - 1, 0),) * len(layout.live))
+
+    assert whole.shape == (layout.shape[0], count + layout.shape[1])
+    assert whole.live == tuple(whole.valid.sum(1).tolist())
+    assert torch.equal(whole.valid, torch.cat([earlier, layout.valid], dim=1))
+    assert torch.equal(whole.rows(*VISUAL)[:, count:], layout.rows(*VISUAL))
+    assert torch.equal(whole.last, layout.last + count)

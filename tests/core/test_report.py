@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from foveate.core.layout import Edit, Item, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
 from foveate.core.report import Report, Trace
+from foveate.core.roles import Item
 
 REPORT = Report(
     recipe="fastv(keep=0.5)",

@@ -9,7 +9,8 @@ import torch
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.items import ItemBatch
-from foveate.core.layout import Item, Layout
+from foveate.core.layout import Layout
+from foveate.core.roles import Item
 from foveate.core.signal import Signal
 from foveate.core.traits import Traits
 

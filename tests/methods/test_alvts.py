@@ -15,8 +15,9 @@ from torch.testing import assert_close
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
-from foveate.core.layout import VISUAL, Layout
+from foveate.core.layout import Layout
 from foveate.core.method import Plan
+from foveate.core.roles import VISUAL
 from foveate.core.signal import Function, Hidden, Numbers, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.methods import ALVTS

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.layout import Edit, Layout
+from foveate.core.roles import VISUAL
 from foveate.core.signal import Attention, Columns, Rows, Site
 from foveate.core.state import State
 from foveate.methods import FastV
@@ -59,8 +60,10 @@ def test_the_softmax_is_over_the_whole_sequence() -> None:
 
 @given(prompts(), st.data())
 def test_everything_but_the_worst_visual_rows_is_kept_in_order(before: Layout, data: st.DataObject) -> None:
-    counts = tuple(data.draw(st.integers(0, visual)) for visual in before.visual)
+    pinned = before.pinned or (0,) * len(before.visual)
+    counts = tuple(data.draw(st.integers(least, visual)) for least, visual in zip(pinned, before.visual))
     scores = torch.rand(before.shape, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    scores = scores.masked_fill(before.predicting, 1)  # which stays, whatever it scores
     visual = before.rows(*VISUAL)
     best = top_rows(scores, visual, counts)
     after = before.after(before.keeping(best, counts))

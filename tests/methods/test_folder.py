@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
-from foveate.core.layout import Edit, Layout, Role
+from foveate.core.layout import Edit, Layout
+from foveate.core.roles import Role
 from foveate.core.signal import Attention, QueryKey, Rows, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits

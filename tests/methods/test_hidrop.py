@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
-from foveate.core.layout import VISUAL, Edit, Item, Layout
+from foveate.core.layout import Edit, Layout
+from foveate.core.roles import VISUAL, Item
 from foveate.core.signal import Function, Site
 from foveate.core.state import State
 from foveate.methods import HiDrop
@@ -104,7 +105,7 @@ def test_shares_are_of_the_original_count() -> None:
     assert (first.visual, second.visual) == ((8,), (4,))
 
 
-@given(prompts(), st.integers(0, 4), st.integers(0, 99))
+@given(prompts(text_last=True), st.integers(0, 4), st.integers(0, 99))
 def test_the_best_by_the_last_row_stay_with_their_positions(before: Layout, keep: int, seed: int) -> None:
     change = edit(HiDrop(**ONE_STAGE, keep_list=(keep,)), before, 5, seed)
     after = before if change is None else before.after(change)

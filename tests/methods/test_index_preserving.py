@@ -13,8 +13,9 @@ from torch.testing import assert_close
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
-from foveate.core.layout import Edit, Item, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
+from foveate.core.roles import Item
 from foveate.core.signal import Numbers, Site
 from foveate.core.state import State
 from foveate.methods import IndexPreserving

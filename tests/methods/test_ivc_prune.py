@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
-from foveate.core.layout import VISUAL, Edit, Item, Layout
+from foveate.core.layout import Edit, Layout
+from foveate.core.roles import VISUAL, Item
 from foveate.core.signal import Function, KeyValue, Site
 from foveate.core.state import State
 from foveate.methods import IVCPrune

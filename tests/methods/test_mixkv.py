@@ -112,7 +112,7 @@ def scored(method: MixKV, prompts: Layout, *, seed: int = 0, numbers: Any = None
     logits = logits.masked_fill(~prompts.valid[:, None, None], float("-inf"))
     keys, values = (drawn(batch, 2, 40, 4, seed=seed + n)[:, :, -rows:] for n in (1, 2))
     seen = {
-        Rows(Site("decoder", layer), method.window): Attention(logits, logits.logsumexp(-1)),
+        Rows(Site("decoder", layer), method.window, keys="cache"): Attention(logits, logits.logsumexp(-1)),
         Numbers("mixkv"): numbers,
     }
     return method.score(layer, keys, values, seen, prompts)
@@ -169,7 +169,7 @@ def test_without_redundancy_and_values_it_is_snapkv() -> None:
     prompt, settings = layout("t" * 20), dict(keep=0.5, window=4)
     logits = drawn(1, 4, 4, 20, seed=3)
     seen = {
-        Rows(Site("decoder", 0), 4): Attention(logits, logits.logsumexp(-1)),
+        Rows(Site("decoder", 0), 4, keys="cache"): Attention(logits, logits.logsumexp(-1)),
         Numbers("mixkv"): {"redundancy": torch.zeros(1, 2)},
     }
     keys, constant = drawn(1, 2, 20, 4, seed=4), torch.ones(1, 2, 20, 4)
@@ -260,8 +260,8 @@ def test_a_table_that_is_not_there_is_refused() -> None:
 
 def test_it_reads_the_window_in_every_layer_with_attention() -> None:
     assert MixKV(window=8).reads(traits(Fingerprint("llava", 3, 8, 64), recurrent=(1,))) == (
-        Rows(Site("decoder", 0), 8),
-        Rows(Site("decoder", 2), 8),
+        Rows(Site("decoder", 0), 8, keys="cache"),
+        Rows(Site("decoder", 2), 8, keys="cache"),
     )
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
-from foveate.core.layout import VISUAL
+from foveate.core.roles import VISUAL
 from foveate.core.state import State
 from foveate.engine.masks import pick
 from foveate.methods import ShortV

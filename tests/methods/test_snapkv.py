@@ -35,7 +35,7 @@ def attention(*, heads: int, queries: int, keys: int, seed: int) -> Tensor:
 def score(method: SnapKV, probabilities: Tensor, prompts: Layout, kv_heads: int) -> Tensor | None:
     observed = Attention(probabilities.log(), torch.zeros(probabilities.shape[:-1]))
     stored = torch.zeros(len(probabilities), kv_heads, prompts.shape[1], 4)
-    return method.score(0, stored, stored, {Rows(Site("decoder"), method.window): observed}, prompts)
+    return method.score(0, stored, stored, {Rows(Site("decoder"), method.window, keys="cache"): observed}, prompts)
 
 
 def test_the_pooling_example() -> None:
@@ -136,7 +136,7 @@ def test_a_prompt_that_fits_into_the_window_is_left_alone() -> None:
 def test_it_reads_the_window_in_every_layer() -> None:
     signals = SnapKV(window=16).reads(traits())
 
-    assert signals == tuple(Rows(Site("decoder", layer), 16) for layer in range(32))
+    assert signals == tuple(Rows(Site("decoder", layer), 16, keys="cache") for layer in range(32))
 
 
 def test_a_window_larger_than_the_budget_keeps_its_last_rows() -> None:
@@ -148,7 +148,7 @@ def test_a_window_larger_than_the_budget_keeps_its_last_rows() -> None:
     )
     method = SnapKV(keep=0.25, window=8)
     logits = torch.rand(1, 2, 8, 12, generator=torch.Generator().manual_seed(0))
-    seen = {Rows(Site("decoder", 0), 8): Attention(logits, logits.logsumexp(-1))}
+    seen = {Rows(Site("decoder", 0), 8, keys="cache"): Attention(logits, logits.logsumexp(-1))}
     score = method.score(0, torch.zeros(1, 2, 12, 4), torch.zeros(1, 2, 12, 4), seen, prompt)
     (kept,) = method.plan([score], [prompt])
     assert kept is not None

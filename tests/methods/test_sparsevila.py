@@ -13,8 +13,9 @@ from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
 from foveate.core.items import ItemBatch
-from foveate.core.layout import VISUAL, Layout
+from foveate.core.layout import Layout
 from foveate.core.method import Entries
+from foveate.core.roles import VISUAL
 from foveate.core.signal import Attention, Columns, Rows, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.methods import SparseVILA

@@ -13,7 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
-from foveate.core.layout import Layout, Role
+from foveate.core.layout import Layout
+from foveate.core.roles import Role
 from foveate.core.signal import QueryKey, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits

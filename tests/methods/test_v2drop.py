@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from foveate.core.errors import FoveateError
-from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.layout import Edit, Layout
+from foveate.core.roles import VISUAL
 from foveate.core.signal import Hidden, Site
 from foveate.core.state import State
 from foveate.methods import V2Drop
@@ -40,10 +41,11 @@ def test_variation_of_the_hand_example() -> None:
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.5, [2, 3]), (0.0, [2]), (0.25, [2]), (1.0, [0, 1, 2, 3])])
 def test_the_hand_example(ratio: float, kept: list[int]) -> None:
-    prompt = layout("1111")
-    change = edit(V2Drop(layers=(1,), ratios=(ratio,)), prompt, BEFORE[None], AFTER[None])
+    prompt = layout("1111t")
+    before, after = (torch.nn.functional.pad(rows, (0, 0, 0, 1))[None] for rows in (BEFORE, AFTER))
+    change = edit(V2Drop(layers=(1,), ratios=(ratio,)), prompt, before, after)
 
-    assert (prompt if change is None else prompt.after(change)).origin.tolist() == [kept]
+    assert (prompt if change is None else prompt.after(change)).origin.tolist() == [[*kept, 4]]
 
 
 def test_the_published_schedule() -> None:
@@ -69,12 +71,12 @@ def test_positions_stay_and_the_text_around_the_image_too() -> None:
 
 
 def test_every_image_is_ranked_on_its_own() -> None:
-    after = torch.tensor([[[1.0], [2.0], [0.0], [9.0], [7.0], [8.0], [6.0]]])
-    prompt = layout("11t2222")
+    after = torch.tensor([[[1.0], [2.0], [0.0], [9.0], [7.0], [8.0], [6.0], [0.0]]])
+    prompt = layout("11t2222t")
     change = edit(V2Drop(layers=(1,), ratios=(0.5,)), prompt, torch.zeros_like(after), after)
     assert change is not None
 
-    assert prompt.after(change).origin.tolist() == [[1, 2, 3, 5]]
+    assert prompt.after(change).origin.tolist() == [[1, 2, 3, 5, 7]]
 
 
 def test_the_whole_ratio_is_no_edit_at_any_stage() -> None:
@@ -102,7 +104,7 @@ def test_scale_and_a_common_shift_change_nothing(before: Layout, ratio: float, s
         assert torch.equal(plain.reduction.anchor, scaled.reduction.anchor)
 
 
-@given(prompts(), st.floats(0, 1), st.integers(0, 99))
+@given(prompts(text_last=True), st.floats(0, 1), st.integers(0, 99))
 def test_each_image_keeps_its_share_and_at_least_one(before: Layout, ratio: float, seed: int) -> None:
     old, new = moved(before.shape, seed)
     change = edit(V2Drop(layers=(1,), ratios=(ratio,)), before, old, new)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveate.core.layout import Item, Layout, Role
+from foveate.core.layout import Layout
+from foveate.core.roles import Item, Role
 
 
 def vision_layout(counts: Sequence[int], cls: bool = True, gaps: Sequence[Sequence[int]] | None = None) -> Layout:

@@ -12,9 +12,9 @@ from tests.suite.pairs import HOSTED, artifacts, variants
 import foveate
 from foveate.core import registry
 from foveate.core.errors import FoveateError
-from foveate.core.layout import Role
 from foveate.core.method import Method
 from foveate.core.report import Trace
+from foveate.core.roles import Role
 from foveate.core.signal import Columns, Site
 from foveate.engine.session import Session
 from foveate.methods import IndexPreserving

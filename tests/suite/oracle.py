@@ -261,7 +261,8 @@ def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int)
         index = torch.where(layout.origin >= 0, layout.origin + start, length).expand(count, -1, -1)
         spare = torch.cat([table, table[..., :1]], dim=2)
         spare = spare.scatter(2, index, told)
-        moved = given[-1, :, last : last + 1] - told[-1, :, -1:]
+        # Later text goes on from the largest position: the last row's, unless that is one of a picture.
+        moved = (given[:, :, start : last + 1].amax((0, 2)) - told.masked_fill(~layout.valid, 0).amax((0, 2)))[:, None]
         spare[:, :, last + 1 : length] -= moved
         down = down + moved
         given = spare[..., :length]

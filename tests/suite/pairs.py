@@ -68,15 +68,16 @@ def variants(name: str) -> list[Method]:
 
 
 @cache
-def parts(body: Body) -> Anatomy:
-    """The anatomy of a body."""
+def parts(body: Body | str) -> Anatomy:
+    """The anatomy of a body, or of the one of that name."""
+    body = BODIES[body] if isinstance(body, str) else body
     return anatomy(body.model())
 
 
 @cache
-def artifacts(body: Body) -> tuple[Artifact, ...]:
-    """What the methods that are trained or calibrated need on a body (where they can run at all)."""
-    made = []
+def artifacts(body: Body | str) -> tuple[Artifact, ...]:
+    """What the methods that are trained or calibrated need on a body, or on the one of that name, if it can host them."""
+    body, made = BODIES[body] if isinstance(body, str) else body, []
     traits = parts(body).traits()
     if not traits.recurrent:
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))

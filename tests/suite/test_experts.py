@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 from foveate.core.errors import FoveateError
-from foveate.core.layout import VISUAL, Layout
+from foveate.core.layout import Layout
 from foveate.core.method import Experts
 from foveate.core.recipe import Recipe
+from foveate.core.roles import VISUAL
 from foveate.core.signal import Seen
 from foveate.core.state import State
 from foveate.core.traits import Traits

@@ -11,9 +11,10 @@ from torch import Tensor
 
 import foveate
 from foveate.core.errors import FoveateError
-from foveate.core.layout import VISUAL, Edit, Layout, Role
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.reduction import Reduction
+from foveate.core.roles import VISUAL, Role
 from foveate.core.signal import Columns, Features, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.bench.probes.embedlens import Without, as_many_others, matching, nearest
-from foveate.core.layout import Item, Layout
+from foveate.core.layout import Layout
+from foveate.core.roles import Item
 from foveate.core.signal import Function, Site
 from foveate.core.state import State
 from tests.vectors import Case

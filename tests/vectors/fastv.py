@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from foveate.core.layout import Edit, Item, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
+from foveate.core.roles import Item
 from foveate.core.signal import Attention, Rows, Site
 from foveate.core.state import State
 from foveate.methods import FastV

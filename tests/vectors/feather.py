@@ -7,8 +7,9 @@ import math
 import torch
 from torch.testing import assert_close
 
-from foveate.core.layout import VISUAL, Edit, Item, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
+from foveate.core.roles import VISUAL, Item
 from foveate.core.signal import Function, Hidden, Site
 from foveate.core.state import State
 from foveate.methods import Feather

@@ -100,7 +100,7 @@ def _score(case: Case, **changed: Any) -> Tensor | None:
     logits = row_logits(query[:, :, last], case["in_key"], query.shape[-1] ** -0.5)
     logits = logits.masked_fill(torch.arange(rows) > last[:, None], float("-inf"))
     seen = {
-        Rows(Site("decoder", layer), method.window): Attention(logits, logits.logsumexp(-1)),
+        Rows(Site("decoder", layer), method.window, keys="cache"): Attention(logits, logits.logsumexp(-1)),
         Numbers("mixkv"): {"redundancy": case["in_redundancy_table"]},
     }
     return method.score(layer, case["in_key"], case["in_value"], seen, _layout(case))

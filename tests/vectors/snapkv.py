@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from foveate.core.layout import Layout
+from foveate.core.roles import last_of
 from foveate.core.signal import Attention, Rows, Site
-from foveate.engine.attention import chosen_rows, last_rows
+from foveate.engine.attention import chosen_rows
 from foveate.methods import SnapKV
 from foveate.methods.kv_cache.snapkv import best_entries, window_scores
 from tests.vectors import Case
@@ -25,7 +26,7 @@ def check_window_attention(case: Case) -> None:
 
 
 def check_scores(case: Case) -> None:
-    assert_close(_score(case), case["out_snapkv_score"], atol=1e-5, rtol=0)
+    _assert_scored(_score(case), case["out_snapkv_score"], case["cfg_window_size"])
 
 
 def check_entries_kept(case: Case) -> None:
@@ -37,7 +38,7 @@ def check_entries_kept(case: Case) -> None:
 
 
 def check_scores_from_the_full_map(case: Case) -> None:
-    assert_close(_score_from_map(case), case["out_snapkv_from_attention_score"], atol=1e-5, rtol=0)
+    _assert_scored(_score_from_map(case), case["out_snapkv_from_attention_score"], case["cfg_window_size"])
 
 
 def check_entries_kept_from_the_full_map(case: Case) -> None:
@@ -45,6 +46,13 @@ def check_entries_kept_from_the_full_map(case: Case) -> None:
     kept = best_entries(_score_from_map(case), layout.valid, [published.shape[-1]] * layout.shape[0])
 
     assert kept.tolist() == published.tolist()
+
+
+def _assert_scored(scores: Tensor, published: Tensor, window: int) -> None:
+    """Ours puts the window above the largest score of its sample, theirs above that of the batch."""
+    assert_close(scores[..., :-window], published[..., :-window], atol=1e-5, rtol=0)
+    largest = published[..., :-window].amax((1, 2), keepdim=True)
+    assert_close(scores[..., -window:], (largest + 1).expand_as(scores[..., -window:]), atol=1e-5, rtol=0)
 
 
 def _method(case: Case) -> SnapKV:
@@ -65,13 +73,13 @@ def _observed(case: Case) -> Attention:
     cos, sin = case["in_cos"][:, None], case["in_sin"][:, None]
     first, second = query.chunk(2, dim=-1)
     rotated = query * cos + torch.cat([-second, first], dim=-1) * sin
-    window = last_rows(case["cfg_window_size"], rows, None, batch, query.device)
+    window = last_of(_layout(case).valid, case["cfg_window_size"])
     return chosen_rows(rotated, case["in_key"], query.shape[-1] ** -0.5, None, window)
 
 
 def _score(case: Case) -> Tensor:
     method = _method(case)
-    observed = {Rows(Site("decoder"), method.window): _observed(case)}
+    observed = {Rows(Site("decoder"), method.window, keys="cache"): _observed(case)}
     score = method.score(0, case["in_key"], case["in_value"], observed, _layout(case))
     assert score is not None
     return score

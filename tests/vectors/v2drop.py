@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.testing import assert_close
 
-from foveate.core.layout import Edit, Item, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
+from foveate.core.roles import Item
 from foveate.core.signal import Hidden, Site
 from foveate.core.state import State
 from foveate.methods import V2Drop

@@ -10,7 +10,8 @@ import typer
 from foveate import reference
 from foveate.bench import checkpoint
 from foveate.core.artifact import Artifact
-from foveate.core.layout import Item, Layout
+from foveate.core.layout import Layout
+from foveate.core.roles import Item
 from foveate.methods import IndexPreserving
 from foveate.methods.before_encoder.index_preserving import cell_logits, dilated, train
 from foveate.models import anatomy

@@ -17,6 +17,7 @@ from foveate.core.method import Tokens
 from foveate.core.parameters import Keep
 from foveate.core.positions import Positions
 from foveate.core.ranking import about
+from foveate.core.roles import Role
 from foveate.core.shape import Shape
 from foveate.core.signal import ByItem, Question, Seen, Signal, Site
 from foveate.core.state import State
@@ -106,7 +107,8 @@ class ItemTokens(Tokens):
             item = layout.items[b][j]
             groups.setdefault((item.rows, item.columns, alive[b][j]), []).append((b, j))
         kept = torch.zeros_like(layout.valid)
-        asking = layout.question_rows[..., None]
+        asking = layout.question_rows
+        asking = asking.masked_fill(layout.role.gather(1, asking.clamp(min=0)) != Role.TEXT, -1)[..., None]
         question = x.gather(1, asking.clamp(min=0).expand(-1, -1, x.shape[2])).masked_fill(asking < 0, 0)
         for (rows, columns, _), entries in groups.items():
             sample = upload([b for b, _ in entries], x.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from functools import cached_property
 
 import torch
@@ -13,45 +12,7 @@ from torch import Tensor
 from foveate.core.device import upload
 from foveate.core.positions import Positions, TextAfter, renumbered
 from foveate.core.reduction import Reduction
-
-
-class Role(IntEnum):
-    """What a row of the sequence is."""
-
-    PAD = 0
-    TEXT = 1
-    IMAGE = 2
-    VIDEO = 3
-    NEWLINE = 4
-    """A learned row that ends a line of visual tokens (LLaVA-NeXT): placeholder in the prompt, but no visual token."""
-    CLS = 5
-    """Summary rows of an encoder, before the first patch; at vision sites only."""
-
-
-VISUAL = (Role.IMAGE, Role.VIDEO)
-
-
-@dataclass(frozen=True)
-class Item:
-    """One grid of visual tokens of a sample, as the language model sees it: ``rows * columns`` tokens in raster order.
-
-    A picture, or one view of it where a family shows an overview and details; the frames of a video lie one below the other.
-
-    Attributes:
-        rows, columns: the grid.
-        source: number of the grid among all that the encoder was shown.
-        frames: frames of a video, one for an image.
-    """
-
-    rows: int
-    columns: int
-    source: int
-    frames: int = 1
-
-    @property
-    def count(self) -> int:
-        """Visual tokens of the item before anything was dropped."""
-        return self.rows * self.columns
+from foveate.core.roles import VISUAL, Item, Role, behind, in_order, last_of, pinned
 
 
 @dataclass(frozen=True)
@@ -101,6 +62,9 @@ class Layout:
         live: rows that are not padding, of each sample (on the host).
         visual: visual rows of each sample (on the host).
         by_item: visual rows of each item of each sample (on the host), where an edit has said so; see `alive`.
+        answers: rows of each sample's answer (on the host), () = none anywhere. No method may look at them.
+        pinned: 1 for each sample whose prompt ends in a visual row, 0 for the others (on the host), () = none anywhere. That
+            row predicts the next token, so it lives through all layers, whatever a method chooses.
     """
 
     origin: Tensor
@@ -113,6 +77,8 @@ class Layout:
     live: tuple[int, ...]
     visual: tuple[int, ...]
     by_item: tuple[tuple[int, ...], ...] | None = None
+    answers: tuple[int, ...] = ()
+    pinned: tuple[int, ...] = ()
 
     @classmethod
     def build(
@@ -125,6 +91,7 @@ class Layout:
         placement: tuple[Tensor, Tensor] | None = None,
         newline: Tensor | None = None,
         video: Tensor | None = None,
+        answer: Tensor | None = None,
     ) -> Layout:
         """The layout of an unedited sequence.
 
@@ -136,14 +103,17 @@ class Layout:
             placement: item and ordinal of each row, ``[B, N]`` each; None: the k-th visual row of a sample is token k.
             newline: ``[B, N]`` bool: line ends between visual tokens.
             video: ``[B, N]`` bool: visual rows of videos.
+            answer: ``[B, N]`` bool: rows behind the prompt, all of them text; None where there are none.
         """
         device = positions.device
-        item, ordinal = placement if placement is not None else _in_order(visual, items)
+        item, ordinal = placement if placement is not None else in_order(visual, items)
         role = torch.where(visual, int(Role.IMAGE), int(Role.TEXT))
         if video is not None:
             role = role.masked_fill(video, int(Role.VIDEO))
         if newline is not None:
             role = role.masked_fill(newline, int(Role.NEWLINE))
+        if answer is not None:
+            role = role.masked_fill(answer, int(Role.ANSWER))
         role = role.masked_fill(~valid, int(Role.PAD))
         return cls(
             origin=torch.arange(visual.shape[1], device=device).expand_as(visual),
@@ -155,6 +125,8 @@ class Layout:
             items=tuple(tuple(grids) for grids in items),
             live=tuple(valid.sum(1).tolist()),
             visual=tuple(visual.sum(1).tolist()),
+            answers=() if answer is None else tuple(answer.sum(1).tolist()),
+            pinned=pinned(visual, valid if answer is None else valid & ~answer),
         )
 
     def to(self, device: torch.device) -> Layout:
@@ -173,6 +145,44 @@ class Layout:
     def valid(self) -> Tensor:
         """``[B, N]`` rows that are not padding."""
         return self.role != Role.PAD
+
+    @property
+    def prompt(self) -> Tensor:
+        """``[B, N]`` rows of the prompt, neither padding nor answer: what a method may look at, and may let ask."""
+        return self.valid & (self.role != Role.ANSWER) if any(self.answers) else self.valid
+
+    @property
+    def without_answers(self) -> Layout:
+        """The same rows, those of answers as padding."""
+        if not any(self.answers):
+            return self
+        role = self.role.masked_fill(self.role == Role.ANSWER, int(Role.PAD))
+        live = tuple(rows - answer for rows, answer in zip(self.live, self.answers))
+        return replace(self, role=role, live=live, answers=())
+
+    def behind(self, earlier: Tensor, counts: tuple[int, ...]) -> Layout:
+        """The layout of a cache that holds these rows behind ``earlier`` entries.
+
+        ``earlier`` ``[B, P]`` (bool) says which are no padding, ``counts`` how many of each sample.
+
+        Earlier entries are text to whoever ranks them, and none of their own prompt's: origin -1, position 0.
+        """
+        count = earlier.shape[1]
+
+        def before(rows: Tensor, value: int) -> Tensor:
+            return torch.nn.functional.pad(rows, (count, 0), value=value)
+
+        role = torch.where(earlier.to(self.role.device), int(Role.TEXT), int(Role.PAD))
+        return replace(
+            self,
+            origin=before(self.origin, -1),
+            role=torch.cat([role, self.role], dim=1),
+            item=before(self.item, -1),
+            ordinal=before(self.ordinal, -1),
+            positions=before(self.positions, 0),
+            size=torch.cat([earlier.to(self.size), self.size], dim=1),
+            live=tuple(rows + more for rows, more in zip(self.live, counts)),
+        )
 
     @property
     def dense(self) -> bool:
@@ -196,7 +206,11 @@ class Layout:
         return chosen if item is None else chosen & (self.item == item)
 
     def after(self, edit: Edit) -> Layout:
-        """The layout once ``edit`` was applied."""
+        """The layout once ``edit`` was applied.
+
+        The place of a prompt's last row is never empty: where that row was merged or dropped, the row that is now the last
+        takes its place, as the last of a shorter prompt would.
+        """
         reduction = edit.reduction
         pad = ~reduction.valid
 
@@ -232,6 +246,8 @@ class Layout:
             edited = replace(edited, live=tuple(edited.valid.sum(1).tolist()))
         if edit.visual is None:
             edited = replace(edited, visual=tuple(edited.rows(*VISUAL).sum(1).tolist()))
+        if any(self.pinned):
+            edited = replace(edited, origin=edited.origin.scatter(1, edited.last, self.origin.gather(1, self.last)))
         return edited
 
     @property
@@ -273,25 +289,32 @@ class Layout:
 
     @property
     def question(self) -> Tensor:
-        """``[B, N]`` bool: text rows behind the last visual row of the sample (all text rows where there is none)."""
-        return (self.role == Role.TEXT) & behind(self.rows(*VISUAL, Role.NEWLINE))
+        """``[B, N]`` bool: text rows behind the last visual row of the sample (all text rows where there is none).
+
+        Where no text follows, the prompt's last row asks.
+        """
+        text = (self.role == Role.TEXT) & behind(self.rows(*VISUAL, Role.NEWLINE))
+        last = torch.zeros_like(text).scatter(1, self.last, True)
+        return text | (last & ~text.any(1, keepdim=True))
 
     @property
     def question_rows(self) -> Tensor:
         """``[B, Q]`` rows of each sample's question, ascending, padded on the left with -1.
 
-        Q is what the host knows the question not to exceed: the most rows of a sample that are not visual.
+        Q is what the host knows the question not to exceed: the most rows of a sample that are not visual, at least 1.
         """
         width = max((live - visual for live, visual in zip(self.live, self.visual)), default=0)
-        question = self.question
-        # A stable sort of the mask leaves the question, in order, at the end.
-        order = question.to(torch.uint8).argsort(dim=1, stable=True)[:, self.shape[1] - width :]
-        return order.masked_fill(~question.gather(1, order), -1)
+        return last_of(self.question, max(width, 1))
 
     @property
     def last(self) -> Tensor:
-        """``[B, 1]`` the last row of each sample that is not padding."""
-        return self.shape[1] - 1 - self.valid.to(torch.uint8).flip(1).argmax(1, keepdim=True)
+        """``[B, 1]`` the last row of each sample's prompt: the one that predicts the next token."""
+        return self.shape[1] - 1 - self.prompt.to(torch.uint8).flip(1).argmax(1, keepdim=True)
+
+    @property
+    def predicting(self) -> Tensor:
+        """``[B, N]`` bool: visual rows that predict the next token (see `pinned`)."""
+        return torch.zeros_like(self.valid).scatter(1, self.last, True) & self.rows(*VISUAL)
 
     def keeping(
         self,
@@ -302,26 +325,20 @@ class Layout:
         all_layers: bool = False,
         by_item: tuple[tuple[int, ...], ...] | None = None,
     ) -> Edit:
-        """The edit that leaves, of the visual rows, only those ``chosen`` ``[B, N]`` (bool): ``visual`` of each sample."""
+        """The edit that leaves, of the visual rows, only those ``chosen`` ``[B, N]`` (bool): ``visual`` of each sample.
+
+        A row that predicts the next token stays: if it is not among those chosen, instead of the one nearest to it. So the
+        budget holds, but that one row stays where it is nothing.
+        """
+        if any(self.pinned):
+            predicting = self.predicting
+            if any(pinned > count for count, pinned in zip(visual, self.pinned)):
+                visual, by_item = tuple(map(max, visual, self.pinned)), None
+            others = chosen & ~predicting & self.rows(*VISUAL)
+            room = [count - pinned for count, pinned in zip(visual, self.pinned)]
+            fits = others.cumsum(1) <= upload(room, others.device)[:, None]
+            chosen = (others & fits) | predicting
         live = tuple(n - v + k for n, v, k in zip(self.live, self.visual, visual))
         keep = self.valid & (chosen | ~self.rows(*VISUAL))
         kept = Reduction.keeping(keep, live)
         return Edit(kept, positions, all_layers=all_layers, live=live, visual=visual, by_item=by_item)
-
-
-def behind(rows: Tensor) -> Tensor:
-    """``[..., N]`` bool: rows behind the last one of ``rows`` ``[..., N]`` (all, where there is none)."""
-    return rows.flip(-1).cumsum(-1).flip(-1) == 0
-
-
-def _in_order(visual: Tensor, items: Sequence[Sequence[Item]]) -> tuple[Tensor, Tensor]:
-    """Item and ordinal ``[B, N]`` of visual rows that come item by item, in raster order."""
-    nth = visual.long().cumsum(1) - 1
-    item, ordinal = torch.full_like(nth, -1), torch.full_like(nth, -1)
-    for sample, grids in enumerate(items):
-        counts = torch.tensor([grid.count for grid in grids], dtype=torch.long)
-        if len(counts):
-            where = visual[sample]
-            item[sample, where] = torch.arange(len(counts)).repeat_interleave(counts)
-            ordinal[sample, where] = nth[sample, where] - (counts.cumsum(0) - counts)[item[sample, where]]
-    return item, ordinal

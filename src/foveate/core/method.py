@@ -183,6 +183,11 @@ class Cache(Method):
 
     A subclass overrides what it needs: `score` and `plan` (once a prompt has been read), `view` (each turn), `step` (each
     step of decoding).
+
+    The layout that `score` and `plan` get is that of the layer's entries, all of them: ``keys.shape[2]`` is its width. What
+    was in the cache before the prompt (a cached system prompt) is there as text, in front, and its entries are scored and
+    budgeted like any other. Attention rows over them are those of ``Rows(..., keys="cache")``, and columns are the mean over
+    the queries of the prompt. Rows of an answer are padding.
     """
 
     @property
@@ -191,11 +196,7 @@ class Cache(Method):
         return False
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
-        """Scores of the layer's cached entries, in any shape (``keys``, ``values`` ``[B, Hkv, n, d]``), or None.
-
-        ``layout`` is that of all n entries. What was there before the prompt comes first, as text or visual rows without
-        positions or grids; origins are then token numbers.
-        """
+        """Scores of the layer's cached entries, in any shape (``keys``, ``values`` ``[B, Hkv, n, d]``), or None."""
         return None
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> Sequence[Kept | None]:

@@ -125,17 +125,6 @@ def chosen_rows(
     return Attention(logits, lse.masked_fill(~there[..., 0], 0.0))
 
 
-def last_rows(count: int, total: int, end: Tensor | None, batch: int, device: torch.device) -> Tensor:
-    """``[B, min(count, total)]`` the last ``count`` rows of each sample.
-
-    ``end`` ``[B]`` is one past each sample's last row, None where all end at the last row.
-    """
-    back = torch.arange(-min(count, total), 0, device=device)
-    if end is None:
-        return (back + total).expand(batch, -1)
-    return (end[:, None] + back).clamp(min=0)
-
-
 def column_means(
     query: Tensor,
     key: Tensor,
@@ -143,13 +132,23 @@ def column_means(
     mask: Tensor | None,
     causal: bool = True,
     elsewhere: Tensor | None = None,
+    asking: Tensor | None = None,
 ) -> Tensor:
-    """Attention received by each key under the layer's mask: ``[B, K]``; ``elsewhere`` as in `chosen_rows`."""
-    if mask is None and not causal:
+    """Attention received by each key under the layer's mask: ``[B, K]``.
+
+    ``elsewhere`` as in `chosen_rows`; ``asking`` ``[B, q]`` (bool) are the queries that count, None = all. The mask does not
+    tell: padding on the right sees its whole sample.
+    """
+    if mask is None and not causal and asking is None:
         return columns(query, key, scale)
     rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
-    allowed = visible(mask, rows, query.shape[2], key.shape[2])
-    return columns(query, key, scale, allowed[:, 0], elsewhere=elsewhere)
+    if mask is None and not causal:
+        allowed = torch.ones(1, 1, key.shape[2], dtype=torch.bool, device=key.device)
+    else:
+        allowed = visible(mask, rows, query.shape[2], key.shape[2])[:, 0]
+    if asking is not None:
+        allowed = allowed & asking[..., None]
+    return columns(query, key, scale, allowed, elsewhere=elsewhere)
 
 
 def visible(mask: Tensor | None, rows: Tensor, queries: int, keys: int) -> Tensor:

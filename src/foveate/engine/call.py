@@ -51,6 +51,7 @@ class Call:
         self._generating = generating
         self._in_parts = False
         self._caching = True
+        self._prompt_rows: int | None = None
         self.prompt_is_read = False
         self.looks: list[Look] = []
         self._incoming: Mapping[str, Any] | None = None
@@ -172,7 +173,7 @@ class Call:
             else:
                 run = None
                 if prompt and not branch:
-                    recording.unmodified(self._intake(batch, rows), positions, self.looks)
+                    recording.unmodified(self._intake(batch, rows, past), positions, self.looks)
             try:
                 output = original(**kwargs)
                 if isinstance(run, Run):
@@ -181,6 +182,8 @@ class Call:
                 self.run = None
                 if isinstance(run, Run):
                     run.close()
+        if self._prompt_rows is None:
+            self._prompt_rows = rows
         if prompt and not branch and not self._in_parts:
             self.prompt_was_read()
         if unwanted:
@@ -252,7 +255,7 @@ class Call:
         hidden = kwargs.pop("output_hidden_states", None)
         hidden = getattr(anatomy.config, "output_hidden_states", False) if hidden is None else hidden
         with recording.clock.lap("engine"):
-            intake = self._intake(*positions.shape[1:])
+            intake = self._intake(*positions.shape[1:], past)
             looks = self.looks if any(map(len, intake.items)) else ()
             run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, collect_hidden=bool(hidden))
             _take_deepstack(run, kwargs, positions.device)
@@ -279,10 +282,15 @@ class Call:
         anatomy, recurrent = self._program.anatomy, self._program.traits.recurrent
         return [anatomy.attention(layer) for layer in layers if layer not in recurrent]
 
-    def _intake(self, batch: int, rows: int) -> Intake:
+    def _intake(self, batch: int, rows: int, past: int) -> Intake:
         if self._incoming is None or rows == 1:
             return Intake.plain(batch, rows)
-        return Intake.read(self._program.anatomy, self._incoming, self.looks)
+        # Without a cache, generate reads the prompt again with every token, and what it wrote since.
+        prompt = self._prompt_rows if past == 0 and self.prompt_is_read else None
+        intake = Intake.read(self._program.anatomy, self._incoming, self.looks, labels=self._labels, prompt=prompt)
+        if not self._generating and self._program.methods:
+            intake.refuse_packed(self._incoming)
+        return intake
 
     def _end(self, recording: Recording, run: Run, output: Any, note: bool) -> None:
         with recording.clock.lap("engine"):

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.core.layout import Edit, Item, Layout, Role
+from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
+from foveate.core.roles import Item, Role
 from foveate.core.signal import Attention
+
+
+@dataclass
+class Survivors:
+    """The tokens of one view that are alive when the encoder is done.
+
+    Attributes:
+        rank: ``[count]`` place of each token among those alive, -1 = gone; None where all live, in raster order.
+        count: how many live.
+    """
+
+    rank: Tensor | None
+    count: int
 
 
 def picture_layout(grids: Sequence[tuple[int, int]], there: Tensor, prefix: int, ordinal: Tensor | None = None) -> Layout:

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.layout import Item, Layout, behind
+from foveate.core.layout import Layout
+from foveate.core.roles import Item, behind
 from foveate.engine.vision import Look
 from foveate.models.anatomy import Anatomy
+
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+"""Arguments that tell prompts apart which lie behind each other in one row."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Intake:
         items: grids of each sample, in the order of the prompt.
         ids: ``[B, q]`` token ids as given.
         before: ``[B, past]`` which earlier tokens are not padding, None = all.
+        answer: ``[B, q]`` rows behind the prompt, None = none.
     """
 
     visual: Tensor
@@ -37,6 +42,7 @@ class Intake:
     items: tuple[tuple[Item, ...], ...]
     ids: Tensor | None = None
     before: Tensor | None = None
+    answer: Tensor | None = None
 
     @classmethod
     def plain(cls, batch: int, rows: int) -> Intake:
@@ -45,8 +51,24 @@ class Intake:
         return cls(no, no, no, ~no, nowhere, nowhere, ((),) * batch)
 
     @classmethod
-    def read(cls, anatomy: Anatomy, kwargs: Mapping[str, Any], looks: Sequence[Look]) -> Intake:
-        """From the keyword arguments of the multimodal model and what was encoded for this prompt."""
+    def read(
+        cls,
+        anatomy: Anatomy,
+        kwargs: Mapping[str, Any],
+        looks: Sequence[Look],
+        *,
+        labels: Tensor | None = None,
+        prompt: int | None = None,
+    ) -> Intake:
+        """From the keyword arguments of the multimodal model and what was encoded for this prompt.
+
+        Args:
+            anatomy: of the model.
+            kwargs: what the multimodal model was called with.
+            looks: what was encoded.
+            labels: ``[B, q]`` what is to be predicted, -100 elsewhere (see `answers`).
+            prompt: columns of the prompt, where others (generated without a cache) come behind.
+        """
         ids = kwargs.get("input_ids")
         if ids is None:
             raise FoveateError("inputs_embeds: a prompt under a recipe needs input_ids (they say which rows are visual)")
@@ -76,8 +98,27 @@ class Intake:
                 item[sample, places], ordinal[sample, places] = number, cells
             items.append(tuple(grid[1] for grid in grids))
         visual = ordinal >= 0
-        newline = (shown["image"] | shown["video"]) & ~visual
-        return cls(visual, newline, shown["video"] & visual, valid, item, ordinal, tuple(items), host, before)
+        placeholder = shown["image"] | shown["video"]
+        answer = valid & (torch.arange(rows) >= prompt) if prompt is not None and prompt < rows else None
+        if labels is not None:
+            answer = answers(labels.cpu(), placeholder, valid)
+        newline, video = placeholder & ~visual, shown["video"] & visual
+        return cls(visual, newline, video, valid, item, ordinal, tuple(items), host, before, answer)
+
+    def refuse_packed(self, kwargs: Mapping[str, Any]) -> None:
+        """Refuse rows that hold several prompts: what of a picture is kept would depend on another's question.
+
+        Only for calls outside of ``generate``, which packs nothing: it reads ``position_ids``, if they are given.
+
+        Raises:
+            FoveateError: with the remedy.
+        """
+        named = next((name for name in PACKED if kwargs.get(name) is not None), None)
+        positions = kwargs.get("position_ids")
+        if named is None and isinstance(positions, Tensor) and restarts(positions.cpu(), self.valid, self.visual):
+            named = "position_ids"
+        if named is not None:
+            raise FoveateError(f"{named}: several prompts are packed into one row; give each a row of its own, with padding")
 
     def layout(self, positions: Tensor) -> Layout:
         """The layout of the unedited sequence, on the device of ``positions``."""
@@ -89,6 +130,7 @@ class Intake:
             placement=(self.item, self.ordinal),
             newline=self.newline,
             video=self.video,
+            answer=self.answer,
         )
 
     def earlier(self, tokens: Tensor, past: int) -> tuple[Tensor, tuple[int, ...]]:
@@ -109,16 +151,49 @@ class Intake:
         return tuple((now if self.before is None else now + self.before.sum(1)).tolist())
 
     @property
-    def tail(self) -> Tensor | None:
-        """``[B]`` one past each sample's last row that is not padding, or None where all end at the last row."""
-        if bool(self.valid[:, -1].all()):
-            return None
-        return (self.valid * torch.arange(1, self.valid.shape[1] + 1)).amax(1)
-
-    @property
     def question(self) -> Tensor:
-        """``[B, q]`` text rows behind the last visual row of each sample."""
-        return self.valid & behind(self.visual | self.newline)
+        """``[B, q]`` text rows of the prompt behind the last visual row of each sample."""
+        question = self.valid & behind(self.visual | self.newline)
+        return question if self.answer is None else question & ~self.answer
+
+
+def restarts(positions: Tensor, valid: Tensor, visual: Tensor) -> bool:
+    """Whether positions start again within a row, as those of packed prompts do.
+
+    Text has a larger position than all that is before it, a visual row than all text before it: on a grid they go back and
+    forth.
+
+    Args:
+        positions: ``[R, B, q]`` or ``[B, q]``, on the host.
+        valid: ``[B, q]`` bool: rows that are not padding.
+        visual: ``[B, q]`` bool.
+    """
+    axes = positions if positions.ndim == 3 else positions[None]
+    axes = axes[:1] if len(axes) == 4 else axes  # a row in front of three numbers all tokens
+    low, high = axes.amin(0), axes.amax(0)
+    text = valid & ~visual
+
+    def before(rows: Tensor) -> Tensor:
+        largest = high.masked_fill(~rows, -1).cummax(1).values
+        return torch.nn.functional.pad(largest[:, :-1], (1, 0), value=-1)
+
+    return bool((valid & (low <= torch.where(text, before(valid), before(text)))).any())
+
+
+def answers(labels: Tensor, placeholder: Tensor, valid: Tensor) -> Tensor | None:
+    """``[B, q]`` rows behind the prompts, or None where there are none: from the first one to be predicted to the end.
+
+    That is the first with a label behind the sample's last picture: what is told before it, an earlier answer perhaps, is
+    part of the prompt, and so is a sample's first row, which nothing predicts.
+
+    Args:
+        labels: ``[B, q]``, -100 where nothing is to be predicted.
+        placeholder: ``[B, q]`` bool: rows of pictures.
+        valid: ``[B, q]`` bool: rows that are not padding.
+    """
+    told = (labels != -100) & valid & behind(placeholder) & (valid.cumsum(1) > 1)
+    answer = (told.cumsum(1) > 0) & valid
+    return answer if bool(answer.any()) else None
 
 
 _Dealt = list[tuple[Item, Tensor]]

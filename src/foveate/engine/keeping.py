@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.layout import Edit, Layout, Role
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Cache, Entries, Kept
 from foveate.core.reduction import Reduction
+from foveate.core.roles import last_of
 from foveate.core.signal import Columns, Signal, Site, follow, on
 from foveate.core.signal import Rows as AttentionRows
 from foveate.core.step import Step
@@ -132,7 +133,7 @@ class Keeping:
             if self.scoring:
                 score = method.score(layer, cache.keys, cache.values, seen, layout)
             if self.turn and type(method).view is not Cache.view:
-                self._view(method, layer, cache, seen, self.cached[layer])
+                self._view(method, layer, cache, seen, self.cached[layer].without_answers)
             if self.scoring and method.layer_by_layer:
                 self._compress(layer, method.plan([score], [layout])[0])
             else:
@@ -141,8 +142,9 @@ class Keeping:
             self.steps.append(Step(method, Site("decoder", layer), "cache", layout, layout, scores=tuple(scores)))
 
     def _joined(self, layer: int) -> Layout:
-        """The rows that a layer wrote, behind what it held before; origins are token numbers."""
-        now, cache, rows = self.cached[layer], self.layers[layer], self.rows
+        """The rows that a layer wrote, behind what it held before; answers are padding to the owner."""
+        cache, rows, written = self.layers[layer], self.rows, self.cached[layer]
+        now = rows.once("asked", id(written), lambda: written.without_answers, keep=written)
         earlier = cache.keys.shape[2] - now.shape[1]
         if not earlier:
             return now
@@ -153,20 +155,7 @@ class Keeping:
 
     def _behind_earlier(self, now: Layout, ledger: Ledger, earlier: int) -> Layout:
         tokens = ledger.tokens(now.shape[0], now.origin.device)[:, 0, :earlier]
-        there, counts = self.rows.intake.earlier(tokens, self.rows.past)
-        visual = ledger.is_visual(tokens[:, None])[:, 0] & there
-        role = torch.where(visual, int(Role.IMAGE), int(Role.TEXT)).masked_fill(~there, int(Role.PAD))
-        nowhere = torch.full_like(tokens, -1)
-        return replace(
-            now,
-            origin=torch.cat([tokens, torch.where(now.origin >= 0, now.origin + self.rows.past, -1)], dim=1),
-            role=torch.cat([role, now.role], dim=1),
-            item=torch.cat([nowhere, now.item], dim=1),
-            ordinal=torch.cat([nowhere, now.ordinal], dim=1),
-            positions=torch.nn.functional.pad(now.positions, (earlier, 0)),
-            size=torch.cat([there.float(), now.size], dim=1),
-            live=tuple(n + m for n, m in zip(counts, now.live)),
-        )
+        return now.behind(*self.rows.intake.earlier(tokens, self.rows.past))
 
     def _view(self, method: Cache, layer: int, cache: FoveateLayer, seen: Mapping[Signal, Any], layout: Layout) -> None:
         ledger = cache.ledger
@@ -182,18 +171,37 @@ class Keeping:
         cache, layout, method = self.layers[layer], self._scored[layer], self.program.cache
         if not isinstance(cache, FoveateLayer):
             return
-        live = layout.live
+        kept, live = self._with_answers(layer, kept), tuple(map(sum, zip(layout.live, self._answers)))
         if kept is not None and kept.by_head is not None:
             cache.keep_ragged(kept.entries.to(cache.keys.device), kept.by_head)
         elif kept is not None:
             counts = kept.counts or live
-            cache.keep(kept.entries.to(cache.keys.device), holes=len(set(counts)) > 1)
+            holes = len(set(zip(counts, self._answers))) > 1
+            cache.keep(kept.entries.to(cache.keys.device), holes=holes)
             live = counts
         if type(method).step is not Cache.step and cache.sliding_window is None and cache.blocks is None:
             if kept is not None and kept.counts is None:
                 live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
             spare = tuple(cache.keys.shape[2] - count for count in live)
             cache.prompt = Prompt(live, spare, self.rows.intake.lengths, self.rows.past + self.rows.given)
+
+    @property
+    def _answers(self) -> tuple[int, ...]:
+        return self.rows.layout.answers or (0,) * self.rows.batch
+
+    def _with_answers(self, layer: int, kept: Kept | None) -> Kept | None:
+        """What is kept of a prompt, and the entries of the answer behind it, all of them."""
+        written = self.cached[layer]
+        if kept is None or not any(self._answers):
+            return kept
+        past = self._scored[layer].shape[1] - written.shape[1]
+        answer = last_of(written.valid & ~written.prompt, max(self._answers))
+        answer = torch.where(answer >= 0, answer + past, -1)[:, None].expand(-1, kept.entries.shape[1], -1)
+        # What is missing on the left of the answer goes to the left of all.
+        entries = torch.cat([kept.entries.to(answer.device), answer], dim=2).sort(dim=2).values
+        counts = kept.counts and tuple(map(sum, zip(kept.counts, self._answers)))
+        by_head = kept.by_head and tuple(tuple(n + more for n in of) for of, more in zip(kept.by_head, self._answers))
+        return replace(kept, entries=entries, counts=counts, by_head=by_head)
 
     def _rows_left(self, before: Layout, everything: bool) -> Edit:
         """The edit that leaves, of the rows ``before``, those that are alive now; ``everything`` alive is among them."""

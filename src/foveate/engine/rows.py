@@ -65,8 +65,7 @@ class Rows:
         """Go on with what an edit leaves."""
         after = self.layout.after(edit)
         if not (isinstance(edit.positions, str) and edit.positions == "anchor" and edit.text_after == "keep"):
-            # Every sample ends in a valid row, so the last column says by how much later text moves down.
-            down = edit.reduction.take(self.layout.positions[-1])[:, -1] - after.positions[-1][:, -1]
+            down = _end(self.layout) - _end(after)
             self._shift = down if self._shift is None else self._shift + down
         self.layout, self.edited = after, True
         self._memo.clear()
@@ -158,11 +157,11 @@ class Rows:
 
     # The caller's layout.
 
-    def restored(self, x: Tensor, layout: Layout | None = None) -> Tensor:
-        """Hidden states ``[B, n, D]`` of ``layout`` (of what is alive now) in the caller's layout; the rest is zero."""
-        if not self.edited or x.shape[1] == self.given:
+    def restored(self, x: Tensor) -> Tensor:
+        """Hidden states ``[B, n, D]`` of what is alive in the caller's layout; the rest is zero."""
+        if not self.edited:
             return x
-        index = self._places(self.layout if layout is None else layout).to(x.device)
+        index = self._places(self.layout).to(x.device)
         out = x.new_zeros(x.shape[0], self.given + 1, x.shape[2])
         return out.scatter(1, index[..., None].expand_as(x), x)[:, : self.given]
 
@@ -176,3 +175,9 @@ class Rows:
     def _places(self, layout: Layout) -> Tensor:
         """``[B, n]`` places of rows in the caller's layout; padding rows have a spare one behind its last."""
         return layout.origin.masked_fill(layout.origin < 0, self.given)
+
+
+def _end(layout: Layout) -> Tensor:
+    """``[B]`` the largest rotary position of each sample, behind which later text goes on."""
+    positions = layout.positions[1:] if len(layout.positions) == 4 else layout.positions  # a row in front numbers the tokens
+    return positions.masked_fill(~layout.valid, 0).amax((0, 2))

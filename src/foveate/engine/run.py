@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from foveate.core.errors import FoveateError
-from foveate.core.layout import Edit
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Plan, Tokens
-from foveate.core.reduction import Reduction
 from foveate.core.signal import Question, Signal, Site
 from foveate.core.state import State
 from foveate.core.step import Step
 from foveate.engine import attention
+from foveate.engine.arrival import arrival
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.clock import Clock
 from foveate.engine.intake import Intake
@@ -101,7 +101,8 @@ class Run:
             self.hidden.append(rows.restored(x))
         if rows.has_pictures:
             if layer == 0:
-                x = self._arrive(x)
+                edit = arrival(self._looks, rows.layout)
+                x = x if edit is None else self._apply(0, edit, x)
             for site, method in program.tokens.get(layer, ()):
                 x = self._edit(layer, site, method, x)
             if layer == program.cut:
@@ -223,41 +224,14 @@ class Run:
             start += len(look.views)
         raise LookupError(f"grid {sources[0]} was encoded elsewhere")
 
-    def _arrive(self, x: Tensor) -> Tensor:
-        """Drop the slots that were emptied before the language model, and put the rows into their new order."""
-        edited = [look for look in self._looks if look.edited]
-        if not edited:
-            return x
-        layout = self.rows.layout
-        ranks, counts = _survivors(self._looks)
-        table = pad_sequence([rank.to(x.device) for rank in ranks], batch_first=True, padding_value=-1)
-        sources = [torch.tensor([grid.source for grid in grids] or [0]) for grids in layout.items]
-        owner = pad_sequence(sources, batch_first=True).to(x.device)
-        source = owner.gather(1, layout.item.clamp(min=0))
-        visual = layout.ordinal >= 0
-        rank = torch.where(visual, table[source, layout.ordinal.clamp(min=0)], -1)
-        keep = layout.valid & (~visual | (rank >= 0))
-        shown = tuple(sum(counts[grid.source] for grid in grids) for grids in layout.items)
-        live = tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, shown))
-        kept = Reduction.keeping(keep, live)
-        item = kept.take(layout.item).masked_fill(~kept.valid, -1)
-        anchor = kept.anchor.gather(1, _ranked(item, kept.take(rank)))
-        look = edited[-1]
-        edit = Edit(
-            Reduction.gather(anchor, kept.inputs),
-            positions=look.positions,
-            text_after=look.text_after,
-            live=live,
-            visual=shown,
-        )
-        return self._apply(0, edit, x)
-
     def _edit(self, layer: int, site: Site, method: Tokens, x: Tensor) -> Tensor:
         before = self.rows.layout
         with self.clock.lap("method"), self.program.watching(before) as scores:
             edit = method.edit(site, x, before, self._read(method), self.state)
         if edit is None:
             return x
+        if layer > 0 and any(before.pinned):
+            _refuse_losing_the_end(before, layer, method, edit)
         x = self._apply(layer, edit, x)
         if scores is not None:
             self.steps.append(Step(method, site, "edit", before, self.rows.layout, edit.reduction, tuple(scores)))
@@ -282,6 +256,9 @@ class Run:
             plan = method.plan(layer, x, layout, self._read(method), self.state)
         if scores is not None:
             self.steps.append(Step(method, Site("decoder", layer), "route", layout, layout, scores=tuple(scores)))
+        if plan is not None and any(layout.pinned):
+            # What predicts the next token runs through every layer, on top of what the method chose.
+            plan = replace(plan, active=plan.active | layout.predicting, counts=None)
         return plan
 
     def _recur(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -301,6 +278,16 @@ class Run:
         return dict(kwargs, position_ids=None, attention_mask=mask)
 
 
+def _refuse_losing_the_end(before: Layout, layer: int, method: Tokens, edit: Edit) -> None:
+    """Before the first layer another row may take the place of the one that predicts; later that one has begun to."""
+    stays = (edit.reduction.anchor == before.last).any(1).tolist()
+    if any(ends and not stay for ends, stay in zip(before.pinned, stays)):
+        raise FoveateError(
+            f"input_ids: the prompt ends in its picture, whose last row predicts the next token, and {method.name} does "
+            f"away with it before layer {layer}; put text behind the picture"
+        )
+
+
 def attend_blocks(cache: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor | None:
     """Attention over entries that are stored by head; None where they are not."""
     if not isinstance(cache, FoveateLayer) or cache.blocks is None:
@@ -315,23 +302,3 @@ def attend_blocks(cache: Any, query: Tensor, key: Tensor, value: Tensor, mask: T
 def _unpositioned(kwargs: dict[str, Any]) -> dict[str, Any]:
     # Gaps in position ids would be taken for packed sequences by FlashAttention; the rotary tables are made already.
     return dict(kwargs, position_ids=None)
-
-
-def _survivors(looks: Sequence[Look]) -> tuple[list[Tensor], list[int]]:
-    """Rank of each token and number of survivors of every grid, in the order in which the intake numbers them."""
-    ranks, counts = [], []
-    for look in looks:
-        for left, view in zip(look.survivors, look.views):
-            ranks.append(torch.arange(view.rows * view.columns) if left.rank is None else left.rank)
-            counts.append(left.count)
-    return ranks, counts
-
-
-def _ranked(item: Tensor, rank: Tensor) -> Tensor:
-    """``[B, n]`` which row goes where, so that each item's rows stand in the order of their ``rank``; text rows stay."""
-    place = torch.arange(item.shape[1], device=item.device)
-    span = item.shape[1] + 1
-    fixed = span * span + place  # behind every item: there are fewer items than rows
-    places = torch.where(item >= 0, item * span, fixed).argsort(dim=1, stable=True)
-    rows = torch.where(item >= 0, item * span + rank, fixed).argsort(dim=1, stable=True)
-    return torch.empty_like(rows).scatter(1, places, rows)

@@ -285,7 +285,7 @@ class Session:
     def _tap_encoder(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> None:
         call = self._seat.call
         if call is not None and call.look is not None:
-            call.look.signals.observe(layer, query, key, scale, mask)
+            call.look.observe(layer, query, key, scale, mask)
 
     def _layer(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         call = self._seat.call

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.core.method import Method
 from foveate.core.reduction import Reduction
+from foveate.core.roles import last_of
 from foveate.core.signal import Attention, Halves, Hidden, KeyValue, QueryKey, Rows, Signal, Site, follow, on
 from foveate.engine import attention
 from foveate.engine.cache import FoveateLayer
@@ -112,34 +113,45 @@ class Signals:
             made = query, key[:, :, current]
             return made if route is None else (follow(made[0], route.spread), follow(made[1], route.restore))
         shown: Any
-        restore = route and behind(route.restore, key.shape[2] - current.start - route.restore.inputs)
+        restore = None
+        if route is not None:
+            whole = current.start == 0 or (isinstance(signal, Rows) and signal.keys == "cache")
+            past = key.shape[2] - route.restore.inputs if whole else 0
+            restore = behind(route.restore, past) if past else route.restore
         if isinstance(signal, Rows):
             rows = attention.chosen_rows(query, key, scale, mask, self._queries(signal, query, route), elsewhere)
             if signal.keys == "cache":
-                return rows
+                # Frozen rows' entries stand before the others' until the layer is done.
+                return rows if route is None or route.skips else follow(rows, restore)
             shown = Attention(rows.logits[..., current], rows.lse)
         else:
-            shown = attention.column_means(query, key, scale, mask, elsewhere=elsewhere)[:, current]
+            asking = self._asking(route)
+            shown = attention.column_means(query, key, scale, mask, elsewhere=elsewhere, asking=asking)[:, current]
         return shown if restore is None else follow(shown, restore)
 
     def _queries(self, signal: Rows, query: Tensor, route: Route | None) -> Tensor:
         """``[B, Q]`` the rows that a signal asks for."""
-        rows = self._rows
         if isinstance(signal.queries, int):
-            end = None if rows.edited or route or self._end is None else self._end.to(query.device)
-            return attention.last_rows(signal.queries, query.shape[2], end, query.shape[0], query.device)
-        question = rows.layout.question
+            asking, count = self._asking(route), query.shape[2]
+            if asking is not None:
+                return last_of(asking, signal.queries)
+            return torch.arange(max(count - signal.queries, 0), count, device=query.device).expand(query.shape[0], -1)
+        question = self._rows.layout.question
         if route is not None:
             question = route.active.take(question) & route.active.valid
         return Reduction.keeping(question, self._question_counts).anchor
 
-    @cached_property
-    def _end(self) -> Tensor | None:
-        return self._rows.intake.tail
+    def _asking(self, route: Route | None) -> Tensor | None:
+        """``[B, q]`` which of a layer's queries are the prompt's, neither padding nor answers; None = all."""
+        layout = self._rows.layout
+        if route is not None:
+            return route.active.take(layout.prompt) & route.active.valid
+        return None if layout.dense and not any(layout.answers) else layout.prompt
 
     @cached_property
     def _question_counts(self) -> tuple[int, ...]:
-        return tuple(self._rows.intake.question.sum(1).tolist())
+        # Where no text follows, the last row asks.
+        return tuple(self._rows.intake.question.sum(1).clamp(min=1).tolist())
 
 
 class ByPicture:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -31,19 +30,6 @@ from foveate.models.anatomy import Encoder, View
 Kind = Literal["image", "video"]
 
 
-@dataclass
-class Survivors:
-    """The tokens of one view that are alive when the encoder is done.
-
-    Attributes:
-        rank: ``[count]`` place of each token among those alive, -1 = gone; None where all live, in raster order.
-        count: how many live.
-    """
-
-    rank: Tensor | None
-    count: int
-
-
 class Look:
     """One call of ``get_image_features`` or ``get_video_features``.
 
@@ -62,7 +48,7 @@ class Look:
         self.program, self.kind, self.clock = program, kind, clock
         self.pictures = program.anatomy.pictures(bound)
         self.views: list[View] = [view for picture in self.pictures for view in picture.views]
-        self.survivors = [Survivors(None, view.rows * view.columns) for view in self.views]
+        self.survivors = [grids.Survivors(None, view.rows * view.columns) for view in self.views]
         self.positions: Any = "anchor"
         self.text_after: Any = "keep"
         self.edited = False
@@ -109,7 +95,7 @@ class Look:
         self._pending = None
         for number, (view, mine) in enumerate(zip(self.views, alive[:, :longest])):
             mine = mine[: view.rows * view.columns]
-            self.survivors[number] = Survivors(grids.in_raster_order(mine), layout.visual[number])
+            self.survivors[number] = grids.Survivors(grids.in_raster_order(mine), layout.visual[number])
         return encoder.patches.keep(args, kwargs, self._kept_cells)
 
     def after_vision(self, output: Any) -> None:
@@ -150,6 +136,12 @@ class Look:
         """Site *encoder[layer].after*."""
         return self._sites("encoder", layer, "after", x, self._encoder.prefix)
 
+    def observe(self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
+        """What the attention of encoder block ``layer`` shows."""
+        ragged = self._layout is not None and not self._layout.dense
+        asking = self._layout.valid.to(query.device) if self._layout is not None and ragged else None
+        self.signals.observe(layer, query, key, scale, mask, asking)
+
     def before_projector(self, x: Tensor) -> Tensor:
         """Site *pre_projector*; summary rows are gone."""
         encoder = self._encoder
@@ -179,10 +171,10 @@ class Look:
             tile = fed[:, 0].div(self._rows, rounding_mode="floor")
             mine = rank[fed[:, 0].to(x.device)]
             if len(fed) == self._rows and bool((tile == tile[0]).all()):
-                self.survivors[number] = Survivors(mine, counts[int(tile[0])])
+                self.survivors[number] = grids.Survivors(mine, counts[int(tile[0])])
             else:  # several tiles make one grid: raster order, whatever the order inside of each tile
                 alive = mine >= 0
-                self.survivors[number] = Survivors(grids.in_raster_order(alive), int(alive.sum()))
+                self.survivors[number] = grids.Survivors(grids.in_raster_order(alive), int(alive.sum()))
         return full
 
     def finish(self, output: Any) -> None:
@@ -325,7 +317,7 @@ class Look:
         full = grids.dense(x, after, total)
         ranks = grids.ranks(after, total)
         for place, number in enumerate(members):
-            self.survivors[number] = Survivors(ranks[place], after.visual[place])
+            self.survivors[number] = grids.Survivors(ranks[place], after.visual[place])
         self.signals.edited(members, ordinal, edit.reduction, after, total)
         flat = flat.clone()
         flat[slots.flatten()] = full.flatten(0, 1).to(flat.dtype)

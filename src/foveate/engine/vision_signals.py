@@ -38,13 +38,18 @@ class PictureSignals:
     def __contains__(self, signal: Signal) -> bool:
         return signal in self._seen
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
-        """What the attention of encoder block ``layer`` shows; packed encoders call once for each window."""
+    def observe(
+        self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None, asking: Tensor | None = None
+    ) -> None:
+        """What the attention of encoder block ``layer`` shows; packed encoders call once for each window.
+
+        ``asking`` ``[T, n]`` (bool): queries that are no padding, None = all.
+        """
         with self.clock.lap("encoder signals"):
             for signal in self.program.encoder_signals[layer]:
                 made: Any
                 if isinstance(signal, Columns):
-                    made = attention.column_means(query, key, scale, mask, causal=False)
+                    made = attention.column_means(query, key, scale, mask, causal=False, asking=asking)
                 elif isinstance(signal, QueryKey):
                     made = (query, key)
                 else:

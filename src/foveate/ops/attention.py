@@ -27,7 +27,7 @@ def row_logits(query: Tensor, key: Tensor, scale: float) -> Tensor:
     batch, heads, rows, width = query.shape
     kv_heads = key.shape[1]
     grouped = query.float().reshape(batch, kv_heads, heads // kv_heads * rows, width)
-    return (grouped * scale @ key.float().transpose(-1, -2)).reshape(batch, heads, rows, -1)
+    return (grouped * scale @ key.float().transpose(-1, -2)).reshape(batch, heads, rows, key.shape[2])
 
 
 def causal(valid: Tensor) -> Allowed:
@@ -94,7 +94,7 @@ def columns(
         query: ``[B, H, Q, d]``.
         key: ``[B, Hkv, K, d]``.
         scale: factor of the logits.
-        allowed: ``[B or 1, Q, K]`` bool, which query may see which key; None = all.
+        allowed: ``[B or 1, Q, K]`` bool, which query may see which key; None = all. Who may see none, padding, is no query.
         chunk: queries at a time.
         elsewhere: as `received` takes it.
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError
-from foveate.core.layout import VISUAL, Item, Layout
+from foveate.core.layout import Layout
 from foveate.core.method import Plan
 from foveate.core.report import Trace
+from foveate.core.roles import VISUAL, Item
 from foveate.core.signal import Site
 from foveate.core.step import Held, Step
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from foveate.bench.checkpoint import Checkpoint
-from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
+from foveate.core.roles import VISUAL
 from foveate.core.signal import Function, Hidden, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits

@@ -22,9 +22,10 @@ from torch import Tensor
 
 import foveate
 from foveate.bench.checkpoint import Checkpoint
-from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.recipe import NONE
+from foveate.core.roles import VISUAL
 from foveate.core.signal import Seen, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits

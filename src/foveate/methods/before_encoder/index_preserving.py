@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from foveate.core.device import upload
-from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import In, Odd
 from foveate.core.reduction import Reduction
 from foveate.core.registry import register
+from foveate.core.roles import VISUAL
 from foveate.core.shape import FLOAT, Shape
 from foveate.core.signal import Numbers, Seen, Signal, Site
 from foveate.core.state import State

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
-from foveate.core.layout import VISUAL, Layout
+from foveate.core.layout import Layout
 from foveate.core.method import ModelCall, Offline, Plan, Routing
 from foveate.core.parameters import AtLeast, Keep, Shares
 from foveate.core.registry import register
+from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Function, Hidden, Numbers, Seen, Signal, Site
 from foveate.core.state import State
@@ -204,8 +205,9 @@ class ALVTS(Routing, Offline):
 
     def _score(self, query: Tensor, key: Tensor, layout: Layout) -> Tensor:
         visual = layout.rows(*VISUAL)
-        allowed = causal(layout.valid) if self.causal else lambda start, stop: layout.valid[:, None]
-        return context_and_relevance(query, key, visual, layout.valid & ~visual, allowed, self.head_mode)
+        prompt = layout.prompt
+        allowed = causal(prompt) if self.causal else lambda start, stop: prompt[:, None]
+        return context_and_relevance(query, key, visual, prompt & ~visual, allowed, self.head_mode)
 
     def _budget(self) -> Budget:
         return Budget(self.keep, "floor")

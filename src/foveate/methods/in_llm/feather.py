@@ -15,10 +15,11 @@ from typing import Annotated, Self
 
 from torch import Tensor
 
-from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import AtLeast, In, Layers
 from foveate.core.registry import register
+from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Function, Hidden, Seen, Signal, Site
 from foveate.core.state import State

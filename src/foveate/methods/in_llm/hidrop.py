@@ -17,10 +17,11 @@ from typing import Annotated, Literal, Self
 import torch
 from torch import Tensor
 
-from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Plan, Routing, Tokens
 from foveate.core.parameters import AtLeast, CountOrShare, Layers
 from foveate.core.registry import register
+from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Function, Seen, Signal, Site
 from foveate.core.state import State
@@ -140,5 +141,5 @@ class HiDrop(Tokens, Routing):
         if not any(counts):
             return layout.keeping(torch.zeros_like(layout.valid), counts)
         query, key = seen[Function("query_key", site.layer)](x, layout)
-        scores = from_rows(query, key, layout.last, layout.valid[:, None])
+        scores = from_rows(query, key, layout.last, layout.prompt[:, None])
         return layout.keeping(top_rows(scores, layout.rows(*VISUAL), counts), counts)

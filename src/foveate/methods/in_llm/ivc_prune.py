@@ -172,7 +172,7 @@ class IVCPrune(Tokens):
             sample = upload([b for b, _ in items], x.device)
             image = layout.where(items)
             own = torch.zeros_like(layout.valid[sample]).scatter(1, image, True)
-            keys = own if mode == "fixed" else layout.valid[sample]
+            keys = own if mode == "fixed" else layout.prompt[sample]
             first = anchors(cos[sample].gather(1, image), sin[sample].gather(1, image), self._anchors(count, mode))
             with about(sample, image, layout.shape):
                 _, seeds, like = foreground(values[sample], keys, image, question[sample], self._seeds(count))

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.artifact import Fingerprint
-from foveate.core.layout import VISUAL, Layout
+from foveate.core.layout import Layout
 from foveate.core.method import ModelCall, Offline, Plan, Routing
 from foveate.core.parameters import CountOrShare, Layers
 from foveate.core.recipe import Recipe
 from foveate.core.registry import register
+from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen
 from foveate.core.state import State

@@ -16,10 +16,11 @@ from typing import Annotated, Self
 import torch
 from torch import Tensor
 
-from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import Layers, Shares
 from foveate.core.registry import register
+from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Function, Halves, Seen, Signal, Site
 from foveate.core.state import State
@@ -37,10 +38,10 @@ def transition(x: Tensor, y: Tensor, valid: Tensor) -> Tensor:
     Args:
         x: ``[B, N, D]`` the module's input, after its norm.
         y: ``[B, N, D]`` its output, before the residual.
-        valid: ``[B, N]`` bool, rows that are not padding.
+        valid: ``[B, N]`` bool, rows of the prompt.
 
     Returns:
-        ``[B, N]`` float32, 0 for padding.
+        ``[B, N]`` float32, 0 for other rows.
     """
     x, y = x.float(), y.float()
     ratio = y.norm(dim=-1) / x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
@@ -125,7 +126,7 @@ class TransPrune(Tokens):
         """Add up transitions; at a stage rank the visual rows of each sample jointly."""
         if site.layer in (self.accumulate or ()):
             (x1, y1), (x2, y2) = seen[Halves(Site("decoder", site.layer - 1))]
-            changed = transition(x1, y1, layout.valid) + transition(x2, y2, layout.valid)
+            changed = transition(x1, y1, layout.prompt) + transition(x2, y2, layout.prompt)
             state.put("prefill", SUM, state.get("prefill", SUM, 0) + changed, rows=True)
         layers = self.layers or ()
         if site.layer not in layers:
@@ -136,7 +137,7 @@ class TransPrune(Tokens):
             return None
         query, key = seen[Function("query_key", site.layer)](x, layout)
         visual = layout.rows(*VISUAL)
-        asked = question_scores(query, key, layout.question_rows, layout.valid)
+        asked = question_scores(query, key, layout.question_rows, layout.prompt)
         varied = state.get("prefill", SUM, torch.zeros_like(asked))
         best = top_rows(share(varied, visual) + share(asked, visual), visual, counts)
         return layout.keeping(best, counts, "auto")

@@ -13,10 +13,11 @@ from typing import Annotated, Self
 
 from torch import Tensor
 
-from foveate.core.layout import VISUAL, Edit, Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import Layers, Shares
 from foveate.core.registry import register
+from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Hidden, Seen, Signal, Site
 from foveate.core.state import State

@@ -165,7 +165,7 @@ class MixKV(Cache, Offline):
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer, and the table."""
-        rows = tuple(Rows(Site("decoder", layer), self.window) for layer in _attention_layers(traits))
+        rows = tuple(Rows(Site("decoder", layer), self.window, keys="cache") for layer in _attention_layers(traits))
         return (*rows, Numbers(self.name)) if self.redundancy == "table" else rows
 
     def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
@@ -182,7 +182,7 @@ class MixKV(Cache, Offline):
         counts = self._counts(layout)
         if tuple(counts) == layout.live:
             return None
-        observed: Attention = seen[Rows(Site("decoder", layer), self.window)]
+        observed: Attention = seen[Rows(Site("decoder", layer), self.window, keys="cache")]
         rows = observed.probabilities()
         # Query heads are averaged before they are pooled: that matters for the maximum.
         rows = rows.reshape(len(rows), keys.shape[1], -1, *rows.shape[2:]).mean(2)

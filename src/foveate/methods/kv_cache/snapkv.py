@@ -41,7 +41,7 @@ def window_scores(
         pooling: its kind.
 
     Returns:
-        ``[B, Hkv, n]`` float32; window rows score 1 above the largest.
+        ``[B, Hkv, n]`` float32; window rows score 1 above the largest of their sample.
     """
     batch, heads, _, keys = attention.shape
     # Zero window columns act as the zero padding at the border of the cut map that the published code pools.
@@ -49,7 +49,7 @@ def window_scores(
     pool = torch.nn.functional.avg_pool1d if pooling == "average" else torch.nn.functional.max_pool1d
     pooled = pool(mean, kernel, stride=1, padding=kernel // 2)
     grouped = pooled.reshape(batch, kv_heads, heads // kv_heads, keys).mean(2)
-    return torch.where(window[:, None], grouped.amax() + 1, grouped)
+    return torch.where(window[:, None], grouped.amax((1, 2), keepdim=True) + 1, grouped)
 
 
 def best_entries(scores: Tensor, valid: Tensor, counts: Sequence[int]) -> Tensor:
@@ -78,7 +78,7 @@ class SnapKV(Cache):
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer."""
-        return tuple(Rows(Site("decoder", layer), self.window) for layer in range(traits.decoder_layers))
+        return tuple(Rows(Site("decoder", layer), self.window, keys="cache") for layer in range(traits.decoder_layers))
 
     def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
         """Prompts differ in how many rows the question has."""
@@ -90,7 +90,7 @@ class SnapKV(Cache):
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
         """Scores of one layer; None where the prompt fits into the window."""
-        attention: Attention = seen[Rows(Site("decoder", layer), self.window)]
+        attention: Attention = seen[Rows(Site("decoder", layer), self.window, keys="cache")]
         if layout.shape[1] <= self.window:
             return None
         # A window larger than the budget stays as far as the budget goes, its last rows first.
