@@ -1,6 +1,6 @@
 """transformers' own tests, from its source archive on the package index; nothing of them enters the tree.
 
-The archive of a release carries the mixin that every model's tests are made of (``tests/test_modeling_common.py``), but neither
+The archive of a release carries the mixin that every model's tests are made of (``test_modeling_common.py``), but neither
 the models' own test files nor the mixin of generation: `tests.peers.models` gives the mixin our tiny models, and
 `tests.peers.asks` stands in for the other.
 """

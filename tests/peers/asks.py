@@ -136,20 +136,22 @@ class Generation:
     # Several forwards over one cache.
 
     def test_ask_steps_over_one_cache(self) -> None:
-        inputs = self.model_tester.body.inputs(RAGGED)
-
-        def ask(model: Any) -> list[Tensor]:
-            with torch.no_grad():
-                return _stepped(model, inputs, torch.tensor([[20], [21], [22]]))
-
-        self._same(ask)
+        self._steps(torch.tensor([[20], [21]]))
 
     def test_ask_several_rows_over_a_cache(self) -> None:
-        inputs = self.model_tester.body.inputs(ONE)
+        self._steps(torch.tensor([[20, 21, 22, 23], [30, 31, 32, 33]]))
 
+    def _steps(self, more: Tensor) -> None:
+        """Two further calls with the rows ``more`` ``[B, n]``, over the prompt's cache; nothing is padded."""
+        inputs = self.model_tester.body.inputs([(3, 1, 6)] * len(more))
+        del inputs["attention_mask"]
+
+        @torch.no_grad()
         def ask(model: Any) -> list[Tensor]:
-            with torch.no_grad():
-                return _stepped(model, inputs, torch.tensor([[20, 21, 22, 23]]))
+            outputs = [model(**inputs, use_cache=True)]
+            for _ in range(2):
+                outputs.append(model(input_ids=more, past_key_values=outputs[-1].past_key_values))
+            return [output.logits for output in outputs]
 
         self._same(ask)
 
@@ -158,10 +160,10 @@ class Generation:
         inputs = body.inputs(ONE)
 
         def ask(model: Any) -> tuple[Tensor, Tensor]:
-            first = model.generate(**inputs, **_settings(model))
+            first = model.generate(**inputs, **_settings())
             longer = body.extended(inputs, torch.cat([first.sequences[:, inputs["input_ids"].shape[1] :], _words()], dim=1))
             turn = body.without_pictures(longer)
-            second = model.generate(**turn, past_key_values=first.past_key_values, **_settings(model))
+            second = model.generate(**turn, past_key_values=first.past_key_values, **_settings())
             return first.sequences, torch.stack(second.logits)
 
         self._same(ask)
@@ -219,26 +221,28 @@ class Generation:
         self._same(lambda model: _generated(model, inputs, max_new_tokens=8, **end))
 
     def test_ask_to_stop(self) -> None:
-        self._same(self._generate(stopping_criteria=StoppingCriteriaList([_AfterTwo()])))
+        inputs = self.model_tester.body.inputs(RAGGED)
+        end = _Longer(inputs["input_ids"].shape[1] + 1)
+        self._same(lambda model: _generated(model, inputs, stopping_criteria=StoppingCriteriaList([end])))
 
     def test_ask_a_stream(self) -> None:
         inputs = self.model_tester.body.inputs(ONE)
 
         def ask(model: Any) -> list[Tensor]:
             heard = _Ear()
-            model.generate(**inputs, **_settings(model, streamer=heard))
+            model.generate(**inputs, **_settings(streamer=heard))
             return heard.tokens
 
         self._same(ask)
 
     def test_ask_hidden_states_of_each_step(self) -> None:
         inputs = self.model_tester.body.inputs(ONE)
-        self._same(lambda model: model.generate(**inputs, **_settings(model, output_hidden_states=True)).hidden_states)
+        self._same(lambda model: model.generate(**inputs, **_settings(output_hidden_states=True)).hidden_states)
 
     def test_ask_attentions_of_each_step(self) -> None:
         inputs = self.model_tester.body.inputs(ONE)
         asked = dict(output_attentions=True)
-        self._same(lambda model: model.generate(**inputs, **_settings(model, **asked)).attentions, attention="eager")
+        self._same(lambda model: model.generate(**inputs, **_settings(**asked)).attentions, attention="eager")
 
     def test_ask_prompt_lookup(self) -> None:
         self._same(self._generate(ONE, prompt_lookup_num_tokens=3, max_new_tokens=12, output_logits=False))
@@ -264,9 +268,6 @@ class Generation:
 
     def test_ask_a_dynamic_cache(self) -> None:
         self._same(self._generate(cache_implementation="dynamic"))
-
-    def test_ask_a_dynamic_full_cache(self) -> None:
-        self._same(self._generate(cache_implementation="dynamic_full"))
 
     def test_ask_an_offloaded_cache(self) -> None:
         self._same(self._generate(cache_implementation="offloaded"))
@@ -300,13 +301,12 @@ class Generation:
         self._same(lambda model: [ask(model), ask(model)])
 
 
-class _AfterTwo(StoppingCriteria):
-    def __init__(self) -> None:
-        self._first: int | None = None
+class _Longer(StoppingCriteria):
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        self._first = self._first or input_ids.shape[1]
-        return torch.full((len(input_ids),), input_ids.shape[1] > self._first)
+        return torch.full((len(input_ids),), input_ids.shape[1] > self._rows)
 
 
 class _Ear(BaseStreamer):
@@ -320,7 +320,7 @@ class _Ear(BaseStreamer):
         pass
 
 
-def _settings(model: Any, **options: Any) -> dict[str, Any]:
+def _settings(**options: Any) -> dict[str, Any]:
     chosen = dict(
         max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True, suppress_tokens=MARKERS
     )
@@ -329,20 +329,9 @@ def _settings(model: Any, **options: Any) -> dict[str, Any]:
 
 def _generated(model: Any, inputs: dict[str, Tensor], **options: Any) -> dict[str, Any]:
     torch.manual_seed(0)
-    output = model.generate(**inputs, **_settings(model, **copy.deepcopy(options)))
+    output = model.generate(**inputs, **_settings(**options))
     kinds = ("sequences", "logits", "scores", "sequences_scores")
     return {kind: output[kind] for kind in kinds if output.get(kind) is not None}
-
-
-def _stepped(model: Any, inputs: dict[str, Tensor], more: Tensor) -> list[Tensor]:
-    """Logits of a prompt and of two further calls with ``more`` ``[B, n]``."""
-    output = model(**inputs, use_cache=True)
-    mask, found = inputs["attention_mask"], [output.logits[:, -1]]
-    for _ in range(2):
-        mask = torch.cat([mask, torch.ones_like(more)], dim=1)
-        output = model(input_ids=more, attention_mask=mask, past_key_values=output.past_key_values)
-        found.append(output.logits)
-    return found
 
 
 def _words() -> Tensor:
