@@ -20,7 +20,9 @@ collect_ignore = [] if FOLDER.exists() and importlib.util.find_spec("parameteriz
 REFUSALS: list[dict[str, str]] = tomllib.loads((Path(__file__).parent / "refusals.toml").read_text())["refusal"]
 _MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test", "order")
 """What transformers marks its tests with."""
+_FAILS, _IDLE = "fails without a recipe", "calls no outermost model"
 _PLAIN = pytest.StashKey[dict[tuple[str, str], str]]()
+"""Why a family's test says nothing under a recipe."""
 _MET = pytest.StashKey[Counter[str]]()
 
 
@@ -35,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    family = config.getoption("--family")
+    family = config.getoption("family", None)  # no option where this folder is not named
     if family:
         items[:] = [item for item in items if getattr(getattr(item, "cls", None), "family", family) == family]
 
@@ -57,11 +59,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         known, key = item.config.stash[_PLAIN], (item.cls.family, item.name)
         attached = getattr(item._instance, "attached", None)  # a test that is skipped is never set up
         if report.failed:  # a subtest of it, perhaps
-            known[key] = report.wasxfail = "fails without a recipe"
+            known[key] = report.wasxfail = _FAILS
             report.outcome = "skipped"
         elif attached is None or not attached.calls:
-            known.setdefault(key, "calls no outermost model")
-        elif known.get(key) == "calls no outermost model":
+            known.setdefault(key, _IDLE)
+        elif known.get(key) == _IDLE:
             del known[key]
     elif report.failed:
         reason = _refusal(call.excinfo.value)
@@ -81,8 +83,9 @@ def _refusal(error: BaseException | None) -> str | None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    met = config.stash[_MET]
-    if met:
-        terminalreporter.section("refused by design")
-        for reason, count in met.most_common():
-            terminalreporter.write_line(f"{count:5}  {reason}")
+    fails = Counter(name for (_, name), why in config.stash[_PLAIN].items() if why == _FAILS)
+    for title, met in (("fails without a recipe, in so many families", fails), ("refused by design", config.stash[_MET])):
+        if met:
+            terminalreporter.section(title)
+            for name, count in met.most_common():
+                terminalreporter.write_line(f"{count:5}  {name}")
