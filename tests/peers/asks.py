@@ -112,6 +112,22 @@ class Generation:
         packed["position_ids"] = torch.cat([torch.arange(int(n)) for n in rows.sum(1)])[None]
         self._same(lambda model: model(**packed, use_cache=False).logits)
 
+    def test_ask_positions_of_the_callers(self) -> None:
+        inputs = self.model_tester.body.inputs([(3, 0, 6), (2, 0, 9)])
+        mask = inputs["attention_mask"]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        self._same(lambda model: model(**inputs, position_ids=positions).logits[mask.bool()])
+        self._same(lambda model: _generated(model, inputs, position_ids=positions))
+
+    def test_ask_a_mask_of_four_dimensions(self) -> None:
+        """Two answers to one question in one row: the second does not see the first."""
+        ids = torch.tensor([[1, 20, 21, 30, 31, 40, 41]])
+        allowed = torch.ones(7, 7).tril()
+        allowed[5:, 3:5] = 0
+        mask = torch.zeros(1, 1, 7, 7).masked_fill(allowed == 0, torch.finfo(torch.float32).min)
+        positions = torch.tensor([[0, 1, 2, 3, 4, 3, 4]])
+        self._same(lambda model: model(input_ids=ids, attention_mask=mask, position_ids=positions).logits)
+
     def test_ask_embeddings_instead_of_ids(self) -> None:
         ids = self.model_tester.body.inputs([(3, 0, 6)])["input_ids"]
         self._same(lambda model: model(inputs_embeds=model.get_input_embeddings()(ids)).logits)
@@ -152,6 +168,17 @@ class Generation:
             for _ in range(2):
                 outputs.append(model(input_ids=more, past_key_values=outputs[-1].past_key_values))
             return [output.logits for output in outputs]
+
+        self._same(ask)
+
+    def test_ask_what_the_cache_holds(self) -> None:
+        inputs = self.model_tester.body.inputs(RAGGED)
+
+        def ask(model: Any) -> list[tuple[Tensor, Tensor]]:
+            cache = model.generate(**inputs, **_settings()).past_key_values
+            mask = inputs["attention_mask"][:, None, :, None]
+            held = [(layer.keys, layer.values) for layer in cache.layers if hasattr(layer, "keys")]
+            return [tuple(x[..., : mask.shape[2], :] * mask[:, :, -x.shape[2] :] for x in pair) for pair in held]
 
         self._same(ask)
 
@@ -276,6 +303,15 @@ class Generation:
         self._same(self._generate(cache_implementation="static", disable_compile=True))
 
     def test_ask_a_cache_of_the_callers(self) -> None:
+        inputs = self.model_tester.body.inputs(ONE)
+
+        def ask(model: Any) -> dict[str, Any]:
+            return _generated(model, inputs, past_key_values=DynamicCache(config=model.config.get_text_config()))
+
+        self._same(ask)
+
+    def test_ask_a_cache_that_knows_no_windows(self) -> None:
+        """Made without the config: layers with sliding attention hold everything, too."""
         inputs = self.model_tester.body.inputs(ONE)
         self._same(lambda model: _generated(model, inputs, past_key_values=DynamicCache()))
 
