@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from foveate.models import anatomy
 from tests import tiny
 from tests.suite.bodies import ONE, RAGGED
 
@@ -109,8 +110,11 @@ class Generation:
         inputs, rows = body.inputs(samples), body.inputs(samples)["attention_mask"].bool()
         packed = {name: x[rows][None] if x.shape == rows.shape else x for name, x in inputs.items()}
         del packed["attention_mask"]
-        packed["position_ids"] = torch.cat([torch.arange(int(n)) for n in rows.sum(1)])[None]
-        self._same(lambda model: model(**packed, use_cache=False).logits)
+        positions = torch.cat([torch.arange(int(n)) for n in rows.sum(1)])[None]
+        # With several axes the first row is the text's, which says where a sample begins.
+        axes = (positions,) if anatomy(body.model()).rotary_rows == 1 else (positions, positions.expand(4, 1, -1))
+        for given in axes:
+            self._same(lambda model, given=given: model(**packed, position_ids=given, use_cache=False).logits)
 
     def test_ask_positions_of_the_callers(self) -> None:
         inputs = self.model_tester.body.inputs([(3, 0, 6), (2, 0, 9)])
