@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LMMS := .venv-lmms
+PEERS := .venv-peers
 
-.PHONY: demo test test-all test-lmms lint types setup clean
+.PHONY: demo test test-all test-lmms test-peers lint types setup clean
 
 setup: $(READY)
 
@@ -37,6 +38,16 @@ $(LMMS)/.ready: pyproject.toml constraints.txt
 test-lmms: $(LMMS)/.ready
 	$(LMMS)/bin/python -m pytest tests/lmms
 
+# transformers' own tests of its models, with recipes around every call; one family: make test-peers FAMILY=llava.
+$(PEERS)/.ready: pyproject.toml constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,peers]'
+	touch $@
+
+test-peers: $(PEERS)/.ready
+	$(PEERS)/bin/python -m tests.peers.archive
+	$(PEERS)/bin/python -m pytest tests/peers $(if $(FAMILY),--family $(FAMILY))
+
 lint: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
@@ -45,4 +56,4 @@ types: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LMMS) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LMMS) $(PEERS) .peers runs .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,12 +34,20 @@ def blocks(tower: Any) -> nn.ModuleList:
     return getattr(tower, "vision_model", tower).encoder.layers
 
 
-def feature_block(feature_layer: Any, blocks: int) -> int:
-    """Number of the block whose output ``vision_feature_layer`` means."""
-    if not isinstance(feature_layer, int):
-        raise FoveateError(f"vision_feature_layer={feature_layer}: several feature layers are not supported")
+def feature_block(feature_layer: int | Sequence[int], blocks: int) -> int:
+    """Number of the block whose output ``vision_feature_layer`` (a number, or a list of one) means.
+
+    Raises:
+        FoveateError: if it means several, or the embedding before the first block.
+    """
+    layers = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
+    if len(layers) != 1:
+        raise FoveateError(f"vision_feature_layer={feature_layer}: several feature layers are not supported; use one")
     # hidden_states[0] is the embedding, so hidden_states[i] is the output of block i - 1.
-    return feature_layer - 1 if feature_layer >= 0 else blocks + feature_layer
+    block = layers[0] - 1 if layers[0] >= 0 else blocks + layers[0]
+    if not 0 <= block < blocks:
+        raise FoveateError(f"vision_feature_layer={feature_layer}: must be the output of one of {blocks} encoder blocks")
+    return block
 
 
 def halves(block: Any) -> Halves:
