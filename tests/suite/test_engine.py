@@ -212,6 +212,35 @@ def test_a_sample_without_padding_is_decoded_without_a_mask(recipe: str) -> None
     assert masks == [None] * 4 * 6
 
 
+@pytest.mark.parametrize("samples", [ONE, RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "none",
+        "random(keep=5)",
+        "fastv(layer=1, keep=6)",
+        "ivc_prune",
+        "snapkv(keep=0.5, window=4)",
+        "prefixkv(keep=0.5, distance=-4)",
+        "sparsevila(keep=6, decode_keep=0.5)",
+    ],
+)
+def test_a_cache_that_knows_of_no_windows_gives_the_same_answer(recipe: str, samples: list[tuple[int, int, int]]) -> None:
+    """Made without the configuration, it holds everything of layers with sliding attention, too."""
+    body = BODIES["gemma3"]
+    model, inputs = body.model(), body.inputs(samples)
+    with foveate.attach(model, recipe):
+        windows = generate(model, inputs)
+        none = generate(model, inputs, past_key_values=DynamicCache())
+        turns = [body.extended(inputs, torch.cat([out.sequences[:, -16:], out.sequences[:, -4:]], 1)) for out in (windows, none)]
+        later = [
+            generate(model, body.without_pictures(turn), past_key_values=out.past_key_values)
+            for turn, out in zip(turns, (windows, none))
+        ]
+    torch.testing.assert_close(logits(none), logits(windows), **CLOSE)
+    torch.testing.assert_close(logits(later[1]), logits(later[0]), **CLOSE)
+
+
 def test_static_caches_are_refused_with_the_remedy() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     cache = StaticCache(config=model.config.text_config, max_cache_len=64)
