@@ -270,6 +270,18 @@ def test_a_cache_that_knows_of_no_windows_gives_the_same_answer(recipe: str, sam
     torch.testing.assert_close(logits(later[1]), logits(later[0]), **CLOSE)
 
 
+@pytest.mark.parametrize("recipe", ["random(keep=5)", "fastv(layer=1, keep=6)", "snapkv(keep=0.5, window=4)"])
+def test_layers_with_sliding_attention_hold_no_more_than_their_window(recipe: str) -> None:
+    body = BODIES["gemma3"]
+    model, inputs = body.model(), body.inputs(RAGGED)
+    plain = generate(model, inputs).past_key_values
+    with foveate.attach(model, recipe):
+        cache = generate(model, inputs).past_key_values
+    sliding = [layer for layer, kind in enumerate(model.config.text_config.layer_types) if kind == "sliding_attention"]
+    for layer in sliding:
+        assert cache.layers[layer].keys.shape == plain.layers[layer].keys.shape
+
+
 def test_static_caches_are_refused_with_the_remedy() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     cache = StaticCache(config=model.config.text_config, max_cache_len=64)

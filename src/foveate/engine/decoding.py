@@ -123,7 +123,9 @@ class Decoding:
             kwargs["position_embeddings"] = rows.rope(layer, x, kwargs["position_embeddings"], cache.ledger)
         if layer in self._masked:
             kwargs["attention_mask"] = self._mask(layer, kwargs.get("attention_mask"), x)
-        return forward(*args, **kwargs)
+        x = forward(*args, **kwargs)
+        cache.settle()
+        return x
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
@@ -175,5 +177,6 @@ class Decoding:
 def _held(layers: Sequence[Any]) -> list[int]:
     """The same as long as nothing but steps of decoding happens to a cache."""
     # One comprehension and no call for each layer: this runs in every step.
+    # What has left a sliding window makes no difference: nothing that depends on it is carried to the next step.
     own = [layer for layer in layers if type(layer) is FoveateLayer]
-    return [id(part) for c in own for part in (c, c._ledger.prefix, c._ledger.shift, c.blocks)]
+    return [id(part) for c in own for part in (c, c.is_sliding or c._ledger.prefix, c._ledger.shift, c.blocks)]
