@@ -72,7 +72,9 @@ class Decoding:
         turned = [i for i, c in own.items() if c.ledger.shift is not None]
         self._turned = turned if self._shift is None else []
         gaps = [i for i, c in own.items() if not c.ledger.complete or c.sliding_window is not None]
-        self._masked = [i for i in gaps if padding is not None or own[i].ledger.holes or own[i].sliding_window is not None]
+        # Eager attention gets a mask from the model even where nothing is padding.
+        always = padding is not None or program.anatomy.kernel == "eager"
+        self._masked = [i for i in gaps if always or own[i].ledger.holes or own[i].sliding_window is not None]
         self._touched = {*self._masked, *self._turned}
         method = program.cache
         self._evicts = method is not None and type(method).step is not Cache.step

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+
+
+class StandIn(functools.partial[Any]):
+    """``function(*given, original, *args, **kwargs)``, in the place of ``original``. A copy of its module gets that back."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.args[-1], memo)
+
+
+class Attached(functools.partial[Any]):
+    """A function that a session lays on a module or hooks into it. A copy of the module gets one that does nothing."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return nothing
+
+
+def nothing(*args: Any, **kwargs: Any) -> None:
+    """Leave things alone."""
 
 
 def stand_in(module: nn.Module, name: str, function: Callable[..., Any], *given: Any) -> Callable[[], None]:
@@ -16,8 +35,7 @@ def stand_in(module: nn.Module, name: str, function: Callable[..., Any], *given:
     which comes back. What others put around it meanwhile stays.
     """
     own, original = module.__dict__.get(name), getattr(module, name)
-    # Not a closure: copying the module then copies the session, which refuses, instead of sharing it in silence.
-    standing = functools.update_wrapper(functools.partial(function, *given, original), original)
+    standing = functools.update_wrapper(StandIn(function, *given, original), original)
     module.__dict__[name] = standing
 
     def undo() -> None:
