@@ -12,7 +12,10 @@ import foveate
 from tests.suite.bodies import BODIES, ONE
 
 LLAVA = BODIES["llava-clip"]
-RECIPES = ["none", "hiprune(keep=6)", "fastv(keep=4) + snapkv(keep=0.5, window=4)", "shortv(layers=(1,))", "tome(keep=6)"]
+RECIPES = [
+    "hiprune(keep=6) + fastv(keep=4) + snapkv(keep=0.5, window=4)",
+    *(pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("none", "shortv(layers=(1,))", "tome(keep=6)")),
+]
 BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.slow)]
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 
@@ -76,6 +79,13 @@ def test_models_may_be_compiled_while_attached(compiled: Callable[..., Any], bac
         with foveate.attach(LLAVA.model(), recipe) as session:
             called = compiled(session.anatomy.model, backend)
             torch.testing.assert_close(called(**inputs).logits, right, **CLOSE)
+
+
+def test_a_layer_that_is_compiled_while_attached_is_refused() -> None:
+    with foveate.attach(LLAVA.model(), "shortv(layers=(1,))") as session:
+        model = layer(session.anatomy.model, "eager")
+        with pytest.raises(foveate.FoveateError, match=r"decoder layer 1 was compiled while .*; compile it before"):
+            model(**LLAVA.inputs(ONE))
 
 
 def test_generate_runs_on_a_compiled_model() -> None:

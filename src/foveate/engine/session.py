@@ -206,7 +206,9 @@ class Session:
         if parts.encoder is not None:
             self._install_vision()
         for layer, module in enumerate(parts.layers):
-            self._stand_in(module, "forward", self._layer, layer)
+            # A compiled layer would be traced all the same.
+            around = torch.compiler.disable(self._layer) if layer in program.compiled else self._layer
+            self._stand_in(module, "forward", around, layer)
             if layer not in program.traits.recurrent:
                 put(parts.attention(layer), attention.TAP, Attached(self._tap, layer))
         for layer in program.experts:
@@ -290,6 +292,7 @@ class Session:
         if call is not None and call.look is not None:
             call.look.observe(layer, query, key, scale, mask)
 
+    # All that runs inside of `_outer` is not traced, so this costs a step of decoding no more than one call for each layer.
     def _layer(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         call = self._seat.call
         if call is None or call.run is None:

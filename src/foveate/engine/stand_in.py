@@ -28,6 +28,15 @@ def nothing(*args: Any, **kwargs: Any) -> None:
     """Leave things alone."""
 
 
+def _straight(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return original(*args, **kwargs)
+
+
+def compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` was told to compile this very module, or its forward."""
+    return module._compiled_call_impl is not None or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+
+
 def stand_in(module: nn.Module, name: str, function: Callable[..., Any], *given: Any) -> Callable[[], None]:
     """Let ``function(*given, original, *args, **kwargs)`` take the place of ``module.name``; returns what undoes it.
 
@@ -40,8 +49,9 @@ def stand_in(module: nn.Module, name: str, function: Callable[..., Any], *given:
 
     def undo() -> None:
         if module.__dict__.get(name) is not standing:
-            return
-        if own is None:
+            # Somebody holds on to it, in a wrapper of their own: from now on it only calls what was there before.
+            standing.__setstate__((_straight, (original,), {}, standing.__dict__))
+        elif own is None:
             del module.__dict__[name]
         else:
             module.__dict__[name] = own

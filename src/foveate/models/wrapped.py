@@ -12,7 +12,7 @@ from foveate.core.errors import FoveateError
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The transformers model inside adapters of PEFT, `DistributedDataParallel` and ``torch.compile``, which call it as it is.
+    """The transformers model inside PEFT's adapters, `DistributedDataParallel` and ``torch.compile``: they call it as it is.
 
     Raises:
         FoveateError: if what is around it does not.
