@@ -66,16 +66,6 @@ def test_a_model_in_distributed_training(alone: None) -> None:
         assert torch.equal(logits(wrapped), expected)
 
 
-def compiled() -> nn.Module:
-    return torch.compile(BODIES["llava-clip"].model())
-
-
-def compiled_in_place() -> nn.Module:
-    model = BODIES["llava-clip"].model()
-    model.model.language_model.compile()
-    return model
-
-
 def prompted() -> nn.Module:
     settings = PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=3, token_dim=48, num_layers=4, num_attention_heads=4
@@ -86,8 +76,6 @@ def prompted() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (compiled, "model: is compiled, .*; attach to the model itself"),
-        (compiled_in_place, "model: is compiled"),
         (prompted, r"prompt learning .*; attach to its get_base_model\(\)"),
         (lambda: nn.DataParallel(BODIES["llava-clip"].model()), r"model: DataParallel .*; attach to its \.module"),
     ],

@@ -69,6 +69,8 @@ class ItemTokens(Tokens):
     keep: Annotated[int | float, Keep()]
     positions: Positions
     identity_at = {"keep": 1.0}  # noqa: RUF012
+    asks: ClassVar[bool] = False
+    """Whether it reads the question, so that a prompt must come in one forward."""
     needs_grid: ClassVar[bool] = False
     """Whether it works only on a whole grid, so that nothing may be dropped or merged before it."""
 

@@ -191,6 +191,11 @@ class Cache(Method):
     """
 
     @property
+    def by_head(self) -> bool:
+        """Whether heads may keep different numbers of entries, which are then stored by head."""
+        return False
+
+    @property
     def layer_by_layer(self) -> bool:
         """Whether `plan` looks at each layer alone: a layer's cache may then shrink as soon as it is scored."""
         return False

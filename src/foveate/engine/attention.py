@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from foveate.core.errors import FoveateError
 from foveate.core.signal import Attention
 from foveate.ops.attention import columns, row_logits
 
@@ -26,6 +27,9 @@ TAP = "_foveate_tap"
 Tap = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor | None]
 """Called with query ``[B, H, q, d]``, key and value ``[B, Hkv, K, d]`` (both rotated), mask and scale of one attention call;
 the output ``[B, H, q, d]`` if it takes the fused kernel's place."""
+
+BEYOND = {"s_aux": "sinks", "softcap": "a soft cap"}
+"""Arguments of attention functions that say what our own attention over a cache stored by head does not know."""
 
 _LOCK = threading.Lock()
 _OPEN: dict[str, int] = {}
@@ -90,6 +94,12 @@ class _Wrapper:
             scale = query.shape[-1] ** -0.5 if scale is None else scale
             output = tap(query, key, value, attention_mask, scale)
             if output is not None:
+                unknown = [what for name, what in BEYOND.items() if kwargs.get(name) is not None]
+                if unknown:
+                    raise FoveateError(
+                        f"past_key_values: the cache is stored by head, where attention with {unknown[0]} cannot be read; "
+                        "start with a new cache"
+                    )
                 return output.transpose(1, 2).contiguous(), None
         return self._original(module)(module, query, key, value, attention_mask, *args, **kwargs)
 
@@ -105,6 +115,13 @@ class _Wrapper:
             if found is not None:
                 return found  # type: ignore[no-any-return]
         raise LookupError(f"no eager attention in the file of {type(module).__name__}")
+
+
+def beyond_logits(module: nn.Module) -> str | None:
+    """What goes into the softmax of an attention module besides logits and mask; None if nothing does."""
+    if getattr(module, "sinks", None) is not None:
+        return BEYOND["s_aux"]
+    return BEYOND["softcap"] if getattr(module.config, "attn_logit_softcapping", None) else None
 
 
 def chosen_rows(

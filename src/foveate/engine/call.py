@@ -23,6 +23,7 @@ from foveate.engine.intake import Intake
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.run import Run
+from foveate.engine.stand_in import compiled
 from foveate.engine.vision import Kind, Look
 
 LOOK = "_foveate_look"
@@ -251,6 +252,11 @@ class Call:
             if decoding.stored_by_head:
                 stack.enter_context(attention.tapped(self._attentions(range(len(layers)))))
             return decoding, kwargs
+        late = [n for n, layer in enumerate(anatomy.layers) if compiled(layer) and n not in program.compiled]
+        if late:
+            raise FoveateError(
+                f"torch.compile: decoder layer {late[0]} was compiled while {program.recipe} is attached; compile it before"
+            )
         kwargs = dict(kwargs)
         hidden = kwargs.pop("output_hidden_states", None)
         hidden = getattr(anatomy.config, "output_hidden_states", False) if hidden is None else hidden

@@ -8,6 +8,7 @@ from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.signal import Function, Halves
 from foveate.core.traits import Traits
+from foveate.engine.attention import beyond_logits
 from foveate.engine.program import layer_of
 from foveate.models.anatomy import Anatomy
 from foveate.models.decoder import RECURRENT, WINDOWS
@@ -38,6 +39,14 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
     owners = [method.name for method in recipe.methods if isinstance(method, Cache)]
     if len(owners) > 1:
         raise FoveateError(f"{owners[0]} + {owners[1]}: each owns the cache; use one of them")
+    for method in (m for m in recipe.methods if isinstance(m, Cache) and m.by_head):
+        attending = (parts.attention(layer) for layer in range(len(parts.layers)) if layer not in traits.recurrent)
+        beyond = next(filter(None, map(beyond_logits, attending)), None)
+        if beyond:
+            raise FoveateError(
+                f"{method}: stores the cache by head, where attention with {beyond} cannot be read; use one that keeps as "
+                "many entries of every head, such as snapkv"
+            )
     _check_grids(recipe, traits)
     _check_experts(recipe, traits)
     routed: dict[int, str] = {}

@@ -73,7 +73,9 @@ class Decoding:
         self._turned = turned if self._shift is None else []
         sliding = self._sliding = frozenset(program.traits.sliding)
         gaps = [i for i, c in own.items() if not c.ledger.complete or i in sliding]
-        self._masked = [i for i in gaps if padding is not None or own[i].ledger.holes or i in sliding]
+        # Eager attention gets a mask from the model even where nothing is padding.
+        always = padding is not None or program.anatomy.kernel == "eager"
+        self._masked = [i for i in gaps if always or own[i].ledger.holes or i in sliding]
         self._touched = {*self._masked, *self._turned}
         method = program.cache
         self._evicts = method is not None and type(method).step is not Cache.step

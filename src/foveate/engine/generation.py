@@ -26,7 +26,7 @@ def prefill(
 ) -> Any:
     """Read a prompt, in one forward or in parts."""
     in_parts = generation_config.prefill_chunk_size is not None
-    inside = [m.name for m in program.methods if not isinstance(m, ItemTokens) or isinstance(m, Cache)]
+    inside = [m.name for m in program.methods if not isinstance(m, ItemTokens) or isinstance(m, Cache) or m.asks]
     if inside and in_parts:
         raise FoveateError(
             f"prefill_chunk_size={generation_config.prefill_chunk_size}: {inside[0]} needs the prompt in one forward; use "

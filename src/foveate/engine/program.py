@@ -30,6 +30,7 @@ from foveate.core.signal import (
 )
 from foveate.core.traits import Traits
 from foveate.engine.functions import function
+from foveate.engine.stand_in import compiled
 from foveate.models.anatomy import Anatomy
 
 
@@ -53,6 +54,7 @@ class Program:
         signals_by_item: signals of pictures.
         halves, hidden, key_value: decoder layers of which these are read.
         given: functions and numbers, which no forward changes.
+        compiled: decoder layers that are compiled one by one.
         devices: where each decoder layer is run, if accelerate says so.
         asks_companion: whether the question's embedding is read.
         passing: queries and keys of encoder blocks that nobody reads behind their own block.
@@ -103,6 +105,7 @@ class Program:
         self.asks_companion = False
         self.retain = False
         self.watched = False
+        self.compiled = {number for number, layer in enumerate(anatomy.layers) if compiled(layer)}
         self.devices = [anatomy.device(layer) for layer in range(len(anatomy.layers))]
         every = dict.fromkeys(
             signal for signals in self.reads.values() for signal in signals if layer_of(signal) not in traits.recurrent

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from foveate.core.artifact import Artifact
@@ -26,7 +27,7 @@ from foveate.engine.check import check
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.run import Run
-from foveate.engine.stand_in import stand_in
+from foveate.engine.stand_in import Attached, stand_in
 from foveate.engine.vision import Kind
 from foveate.models import anatomy
 
@@ -101,11 +102,8 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.detach()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
-        raise FoveateError(
-            f"model: runs under {self.recipe}, and a copy would go on running this model's weights; detach, copy and attach "
-            "again"
-        )
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of the model is plain: it runs under no session."""
 
     def __reduce__(self) -> Any:
         raise FoveateError(f"model: runs under {self.recipe}, which cannot be saved with it; detach before saving")
@@ -208,14 +206,16 @@ class Session:
         if parts.encoder is not None:
             self._install_vision()
         for layer, module in enumerate(parts.layers):
-            self._stand_in(module, "forward", self._layer, layer)
+            # A compiled layer would be traced all the same.
+            around = torch.compiler.disable(self._layer) if layer in program.compiled else self._layer
+            self._stand_in(module, "forward", around, layer)
             if layer not in program.traits.recurrent:
-                put(parts.attention(layer), attention.TAP, functools.partial(self._tap, layer))
+                put(parts.attention(layer), attention.TAP, Attached(self._tap, layer))
         for layer in program.experts:
             self._stand_in(parts.experts(layer), "forward", experts.weighed, functools.partial(self._weigh, layer))
         for layer in program.halves:
             for number, part in enumerate(parts.halves(layer)):
-                hook = functools.partial(self._half, layer, number)
+                hook = Attached(self._half, layer, number)
                 self._undo.append(part.register_forward_hook(hook).remove)
 
     def _install_vision(self) -> None:
@@ -223,7 +223,7 @@ class Session:
         encoder, program = self.anatomy.encoder, self._program
         assert encoder is not None
         for layer in program.encoder_signals:
-            self._put(encoder.attention[layer], attention.TAP, functools.partial(self._tap_encoder, layer))
+            self._put(encoder.attention[layer], attention.TAP, Attached(self._tap_encoder, layer))
         inside = {layer for kind, layer, _ in program.vision if kind == "encoder"}
         if not inside and ("patches", 0, "before") not in program.vision:
             return
@@ -245,12 +245,14 @@ class Session:
     def _current(self) -> Call | None:
         return self._seat.call
 
+    @torch.compiler.disable
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         generation.refuse_assistant(self._program, kwargs.get("assistant_model"))
         with self._entered(generating=True) as call:
             call.know(kwargs.get("mm_encoder_outputs"))
             return original(*args, **kwargs)
 
+    @torch.compiler.disable
     def _features(self, kind: Kind, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(original).bind(*args, **kwargs)
         bound.apply_defaults()
@@ -262,14 +264,17 @@ class Session:
                 setattr(output, LOOK, call.looks[-1])
             return output
 
+    @torch.compiler.disable
     def _outer(self, body: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with self._entered() as call:
             return body(call, original, *args, **kwargs)
 
+    @torch.compiler.disable
     def _vision(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = self._seat.call
         return original(*args, **kwargs) if call is None else call.vision(original, *args, **kwargs)
 
+    @torch.compiler.disable
     def _projector(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = self._seat.call
         return original(*args, **kwargs) if call is None else call.projector(original, *args, **kwargs)
@@ -287,6 +292,7 @@ class Session:
         if call is not None and call.look is not None:
             call.look.observe(layer, query, key, scale, mask)
 
+    # All that runs inside of `_outer` is not traced, so this costs a step of decoding no more than one call for each layer.
     def _layer(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         call = self._seat.call
         if call is None or call.run is None:

@@ -5,26 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from foveate.core.errors import FoveateError
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The transformers model inside adapters of PEFT and torch's `DistributedDataParallel`, which call it as it is.
+    """The transformers model inside PEFT's adapters, `DistributedDataParallel` and ``torch.compile``: they call it as it is.
 
     Raises:
         FoveateError: if what is around it does not.
     """
-    if any(part._compiled_call_impl is not None or hasattr(part, "_orig_mod") for part in model.modules()):
-        # A compiled forward does not look for hooks that came later.
-        raise FoveateError(
-            "model: is compiled, and would run as if nothing were attached; attach to the model itself, and call that"
-        )
     if isinstance(model, DataParallel):
         raise FoveateError("model: DataParallel runs copies of it; attach to its .module, and call that")
     if isinstance(model, DistributedDataParallel):
         return unwrapped(model.module)
+    if isinstance(model, OptimizedModule):
+        return unwrapped(model._orig_mod)
     inner: Any = getattr(model, "get_base_model", None)
     if inner is None:
         return model

@@ -62,6 +62,7 @@ class CDPruner(ItemTokens):
     title = "CDPruner"
     group = "before_llm"
     paper = "arXiv 2506.10967"
+    asks = True
     needs = ("projected tokens", "question embeddings, or a companion text tower")
 
     keep: int | float = 64

@@ -163,6 +163,11 @@ class MixKV(Cache, Offline):
             artifact.check(traits.fingerprint)
         return None
 
+    @property
+    def by_head(self) -> bool:
+        """AdaKV parts the budget among the heads."""
+        return self.host == "adakv"
+
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer, and the table."""
         rows = tuple(Rows(Site("decoder", layer), self.window, keys="cache") for layer in _attention_layers(traits))
