@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 
 from foveate.core.signal import on
-from foveate.engine import blocks
 from foveate.engine.session import Session
+from foveate.engine.stand_in import stand_in
 from foveate.models import anatomy
 
 ROOM = 2**30
@@ -55,7 +55,7 @@ class Encodings:
         owner: Any = anatomy(model).multimodal
         for name in ("get_image_features", "get_video_features"):
             if hasattr(owner, name):
-                blocks.stand_in(owner, name, self._keeping(getattr(owner, name)))
+                stand_in(owner, name, self._keeping(getattr(owner, name)))
 
     def about(self, task: str) -> None:
         """Forget what was kept of another task."""
