@@ -120,6 +120,20 @@ class Intake:
         if named is not None:
             raise FoveateError(f"{named}: several prompts are packed into one row; give each a row of its own, with padding")
 
+    def refuse_encoded_elsewhere(self, looks: Sequence[Look]) -> None:
+        """Refuse pictures that were not encoded under this session: nobody knows their grids, nor what methods read there.
+
+        Raises:
+            FoveateError: with the remedy.
+        """
+        known = {look.kind for look in looks if look.pictures}
+        for kind, shown in (("image", self.visual & ~self.video), ("video", self.video)):
+            if kind not in known and bool(shown.any()):
+                raise FoveateError(
+                    f"input_ids: {int(shown.sum())} {kind} placeholders, but no {kind} was encoded under this session; hand "
+                    "in pixels, or mm_encoder_outputs from session.encode(...)"
+                )
+
     def layout(self, positions: Tensor) -> Layout:
         """The layout of the unedited sequence, on the device of ``positions``."""
         return Layout.build(
