@@ -88,6 +88,16 @@ class Generation:
         inputs = self.model_tester.body.inputs(ONE)
         self._same(lambda model: model(**inputs, output_hidden_states=True).hidden_states)
 
+    def test_ask_hidden_states_of_some_layers(self) -> None:
+        inputs = self.model_tester.body.inputs(ONE)
+        for chosen in (1, [0, 2, -1]):
+            self._same(lambda model, chosen=chosen: model(**inputs, output_hidden_states=chosen).hidden_states)
+
+    def test_ask_hidden_states_again(self) -> None:
+        """transformers sets up what collects them in the first call that asks for them."""
+        inputs = self.model_tester.body.inputs(ONE)
+        self._same(lambda model: [model(**inputs, output_hidden_states=True).hidden_states for _ in range(2)])
+
     def test_ask_attentions_of_all_layers(self) -> None:
         inputs = self.model_tester.body.inputs(ONE)
         self._same(lambda model: model(**inputs, output_attentions=True).attentions, attention="eager")
@@ -131,6 +141,14 @@ class Generation:
         mask = torch.zeros(1, 1, 7, 7).masked_fill(allowed == 0, torch.finfo(torch.float32).min)
         positions = torch.tensor([[0, 1, 2, 3, 4, 3, 4]])
         self._same(lambda model: model(input_ids=ids, attention_mask=mask, position_ids=positions).logits)
+
+    def test_ask_a_mask_of_four_dimensions_alone(self) -> None:
+        """Without positions: one word is not seen by those behind it."""
+        ids = torch.tensor([[1, 20, 21, 30, 31, 40, 41]])
+        allowed = torch.ones(7, 7).tril()
+        allowed[4:, 3] = 0
+        mask = torch.zeros(1, 1, 7, 7).masked_fill(allowed == 0, torch.finfo(torch.float32).min)
+        self._same(lambda model: model(input_ids=ids, attention_mask=mask).logits)
 
     def test_ask_embeddings_instead_of_ids(self) -> None:
         ids = self.model_tester.body.inputs([(3, 0, 6)])["input_ids"]

@@ -36,6 +36,10 @@ class Everyone(Routing):
         return Plan(layout.valid, frozen=layer % 2 == 0, counts=layout.live)
 
 
+def measured(traits: Traits) -> Recipe:
+    return Recipe()
+
+
 def pruned(traits: Traits) -> Recipe:
     """Before and inside the language model, and in its cache."""
     layer = next(layer for layer in range(1, traits.decoder_layers) if layer - 1 not in traits.recurrent)
@@ -53,6 +57,7 @@ def cached(traits: Traits) -> Recipe:
 
 RECIPES: dict[str, Callable[[Traits], Recipe] | None] = {
     "plain": None,
+    "measured": measured,
     "pruned": pruned,
     "routed": routed,
     "cached": cached,
@@ -76,7 +81,7 @@ class Attached:
         with pytest.MonkeyPatch.context() as patch:
             for kind in classes:
                 for name in ("__call__", "generate"):
-                    patch.setattr(kind, name, self._wrapped(getattr(kind, name)))
+                    patch.setattr(kind, name, self._wrapped(name, getattr(kind, name)))
             yield
 
     @contextmanager
@@ -88,13 +93,13 @@ class Attached:
         finally:
             self._inside = inside
 
-    def _wrapped(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrapped(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(model: Any, *args: Any, **kwargs: Any) -> Any:
             self.calls += 1
             if self._inside or self._recipe is None:
                 return original(model, *args, **kwargs)
             with self.paused(), foveate.attach(model, self._recipe(anatomy(model).traits())):
-                return original(model, *args, **kwargs)
+                return getattr(model, name)(*args, **kwargs)  # as a user would: what is attached may stand in for it
 
         return call

@@ -32,6 +32,32 @@ def test_plain_forward_returns_the_callers_layout() -> None:
     assert output.logits.shape[:2] == inputs["input_ids"].shape
 
 
+@pytest.mark.parametrize("name", ["llava-clip", "qwen3_vl"])
+@pytest.mark.parametrize("asked", [True, 2, [0, 3, -1]], ids=str)
+def test_hidden_states_are_those_of_the_model_and_zero_where_a_row_is_gone(name: str, asked: Any) -> None:
+    """Also where rows of the encoder are added between two layers (Qwen3-VL)."""
+    body = BODIES[name]
+    model, inputs = body.model(), body.inputs(ONE)
+    with torch.no_grad():
+        plain = body.model()(**inputs, output_hidden_states=asked).hidden_states
+        with foveate.attach(model, "fastv(layer=2, keep=1.0)"):
+            whole = [model(**inputs, output_hidden_states=asked).hidden_states for _ in range(2)]
+        with foveate.attach(model, "fastv(layer=2, keep=5)") as session:
+            pruned = model(**inputs, output_hidden_states=asked).hidden_states
+    torch.testing.assert_close(whole, [plain, plain])
+    entered = session.trace.log[0]
+    for number, (layout, x, expected) in enumerate(zip([entered[0], *entered], pruned, plain)):
+        if expected is None:
+            assert x is None
+            continue
+        gone = torch.ones(x.shape[1], dtype=torch.bool)
+        gone[layout.origin[0, layout.origin[0] >= 0]] = False
+        assert int(gone.sum()) == (11 if number > 2 else 0)
+        assert not x[0, gone].any()
+        if number <= 2:
+            torch.testing.assert_close(x, expected)
+
+
 def test_right_padded_prompts_are_answered_as_alone() -> None:
     model = LLAVA.model().double()
     left = LLAVA.inputs(RAGGED)
@@ -210,6 +236,50 @@ def test_a_sample_without_padding_is_decoded_without_a_mask(recipe: str) -> None
             layer.register_forward_pre_hook(note, with_kwargs=True)
         generate(model, inputs, 6)
     assert masks == [None] * 4 * 6
+
+
+@pytest.mark.parametrize("samples", [ONE, RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "none",
+        "random(keep=5)",
+        "fastv(layer=1, keep=6)",
+        "ivc_prune",
+        "snapkv(keep=0.5, window=4)",
+        "prefixkv(keep=0.5, distance=-4)",
+        "sparsevila(keep=6, decode_keep=0.5)",
+    ],
+)
+def test_a_cache_that_knows_of_no_windows_gives_the_same_answer(recipe: str, samples: list[tuple[int, int, int]]) -> None:
+    """Made without the configuration, it holds everything of layers with sliding attention, too."""
+    body = BODIES["gemma3"]
+    model, inputs = body.model(), body.inputs(samples)
+    with foveate.attach(model, recipe):
+        windows = generate(model, inputs)
+        none = generate(model, inputs, past_key_values=DynamicCache())
+        outputs = (windows, none)
+        turns = [
+            body.extended(inputs, torch.cat([out.sequences[:, -16:], inputs["input_ids"][:, -3:]], 1)) for out in outputs
+        ]
+        later = [
+            generate(model, body.without_pictures(turn), past_key_values=out.past_key_values)
+            for turn, out in zip(turns, outputs)
+        ]
+    torch.testing.assert_close(logits(none), logits(windows), **CLOSE)
+    torch.testing.assert_close(logits(later[1]), logits(later[0]), **CLOSE)
+
+
+@pytest.mark.parametrize("recipe", ["random(keep=5)", "fastv(layer=1, keep=6)", "snapkv(keep=0.5, window=4)"])
+def test_layers_with_sliding_attention_hold_no_more_than_their_window(recipe: str) -> None:
+    body = BODIES["gemma3"]
+    model, inputs = body.model(), body.inputs(RAGGED)
+    plain = generate(model, inputs).past_key_values
+    with foveate.attach(model, recipe):
+        cache = generate(model, inputs).past_key_values
+    sliding = [layer for layer, kind in enumerate(model.config.text_config.layer_types) if kind == "sliding_attention"]
+    for layer in sliding:
+        assert cache.layers[layer].keys.shape == plain.layers[layer].keys.shape
 
 
 def test_static_caches_are_refused_with_the_remedy() -> None:

@@ -274,7 +274,7 @@ class Call:
         with recording.clock.lap("engine"):
             intake = self._intake(*positions.shape[1:], past)
             looks = self.looks if any(map(len, intake.items)) else ()
-            run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, collect_hidden=bool(hidden))
+            run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, hidden=hidden or False)
             _take_deepstack(run, kwargs, positions.device)
         by_head = [number for number, layer in enumerate(layers) if getattr(layer, "blocks", None) is not None]
         stack.enter_context(attention.tapped(self._attentions({*program.decoder_signals, *by_head})))
@@ -315,7 +315,8 @@ class Call:
         with recording.clock.lap("engine"):
             output["last_hidden_state"] = run.finish(output["last_hidden_state"])
             if run.hidden is not None:
-                output["hidden_states"] = (*run.hidden[:-1], output["last_hidden_state"])
+                *before, last = run.hidden
+                output["hidden_states"] = (*before, last if last is None else output["last_hidden_state"])
             labels = self._labels
             if labels is not None and run.rows.edited:
                 labels[:, 1:].masked_fill_(~run.rows.alive[:, :-1].to(labels.device), -100)

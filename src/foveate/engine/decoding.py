@@ -71,10 +71,11 @@ class Decoding:
         self._shift = shifts[0] if all(shift is shifts[0] for shift in shifts) else None
         turned = [i for i, c in own.items() if c.ledger.shift is not None]
         self._turned = turned if self._shift is None else []
-        gaps = [i for i, c in own.items() if not c.ledger.complete or c.sliding_window is not None]
+        sliding = self._sliding = frozenset(program.traits.sliding)
+        gaps = [i for i, c in own.items() if not c.ledger.complete or i in sliding]
         # Eager attention gets a mask from the model even where nothing is padding.
         always = padding is not None or program.anatomy.kernel == "eager"
-        self._masked = [i for i in gaps if always or own[i].ledger.holes or own[i].sliding_window is not None]
+        self._masked = [i for i in gaps if always or own[i].ledger.holes or i in sliding]
         self._touched = {*self._masked, *self._turned}
         method = program.cache
         self._evicts = method is not None and type(method).step is not Cache.step
@@ -123,8 +124,10 @@ class Decoding:
             rows = self._of_rows(x.device)
             kwargs["position_embeddings"] = rows.rope(layer, x, kwargs["position_embeddings"], cache.ledger)
         if layer in self._masked:
-            kwargs["attention_mask"] = self._mask(cache, kwargs.get("attention_mask"), x)
-        return forward(*args, **kwargs)
+            kwargs["attention_mask"] = self._mask(layer, kwargs.get("attention_mask"), x)
+        x = forward(*args, **kwargs)
+        cache.settle()
+        return x
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
@@ -134,11 +137,11 @@ class Decoding:
 
     # Inside.
 
-    def _mask(self, cache: FoveateLayer, base: Tensor | None, x: Tensor) -> Tensor | None:
-        ledger = cache.ledger
+    def _mask(self, layer: int, base: Tensor | None, x: Tensor) -> Tensor | None:
+        ledger = self.layers[layer].ledger
         if base is None and not ledger.holes:
             return None
-        if cache.sliding_window is not None:  # which old tokens it sees changes with every step
+        if layer in self._sliding:  # which old tokens it sees changes with every step
             rows = self._of_rows(x.device)
             return rows.mask(base, rows.extended(ledger), x)
         columns = self._columns.get(id(ledger.prefix))
@@ -176,5 +179,6 @@ class Decoding:
 def _held(layers: Sequence[Any]) -> list[int]:
     """The same as long as nothing but steps of decoding happens to a cache."""
     # One comprehension and no call for each layer: this runs in every step.
+    # What has left a sliding window makes no difference: nothing that depends on it is carried to the next step.
     own = [layer for layer in layers if type(layer) is FoveateLayer]
-    return [id(part) for c in own for part in (c, c._ledger.prefix, c._ledger.shift, c.blocks)]
+    return [id(part) for c in own for part in (c, c.is_sliding or c._ledger.prefix, c._ledger.shift, c.blocks)]

@@ -37,6 +37,8 @@ class Keeping:
     def __init__(self, program: Program, layers: list[Any], rows: Rows, clock: Clock, *, turn: bool) -> None:
         self.program, self.layers, self.rows, self.clock = program, layers, rows, clock
         self.turn = turn
+        # Asked of the model: a cache that was made without its configuration holds everything, whatever its layers may see.
+        self._sliding = frozenset(program.traits.sliding)
         self.cached: list[Layout] = []
         self.steps: list[Step] = []
         self._scores: list[Tensor | None] = []
@@ -53,7 +55,8 @@ class Keeping:
 
         It should where nothing was compressed yet, and where pictures come.
         """
-        held = [layer for layer in self.layers if isinstance(layer, FoveateLayer) and layer.sliding_window is None]
+        full = [layer for number, layer in enumerate(self.layers) if number not in self._sliding]
+        held = [layer for layer in full if isinstance(layer, FoveateLayer)]
         dense = all(layer.blocks is None and _same_for_all_heads(layer.ledger) for layer in held)
         return dense and (self.rows.has_pictures or all(layer.ledger.complete for layer in held))
 
@@ -73,7 +76,7 @@ class Keeping:
         self.cached.append(layout)
         self._scored.append(layout)
         self._scores.append(None)
-        if method is None or cache.sliding_window is not None:  # which holds the last tokens only, whatever they score
+        if method is None or layer in self._sliding:  # which sees the last tokens only, whatever they score
             return
         if self.rows.has_pictures and layer < self.program.cut:
             self._unscored[layer] = dict(seen)
@@ -88,7 +91,7 @@ class Keeping:
     def cut(self, layer: int, route_froze: bool) -> None:
         """Cut the rows that are gone from a finished layer's cache; ``route_froze``: no row had skipped it."""
         cache, rows = self.layers[layer], self.rows
-        if not isinstance(cache, FoveateLayer) or cache.sliding_window is not None:
+        if not isinstance(cache, FoveateLayer) or layer in self._sliding:
             return
         before, ledger = self.cached[layer], cache.ledger
         edit = rows.once("left", (id(before), route_froze), lambda: self._rows_left(before, route_froze), keep=before)
@@ -179,7 +182,7 @@ class Keeping:
             holes = len(set(zip(counts, self._answers))) > 1
             cache.keep(kept.entries.to(cache.keys.device), holes=holes)
             live = counts
-        if type(method).step is not Cache.step and cache.sliding_window is None and cache.blocks is None:
+        if type(method).step is not Cache.step and layer not in self._sliding and cache.blocks is None:
             if kept is not None and kept.counts is None:
                 live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
             spare = tuple(cache.keys.shape[2] - count for count in live)

@@ -44,7 +44,8 @@ class Run:
         layouts, ran, routes: for each layer: what entered it, how many rows of each sample were there and were active, and
             what a routing method said; ``layouts`` ends with what left the last one.
         slots: surviving pairs of row and expert of each sample, by layer.
-        hidden: what left each layer, in the caller's layout, if that was asked for.
+        hidden: what entered the first layer and what left each, in the caller's layout; None = was not asked for, also in
+            the place of a single one.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Run:
         clock: Clock,
         *,
         turn: bool,
-        collect_hidden: bool = False,
+        hidden: bool | int | Sequence[int] = False,
     ) -> None:
         self.program, self.clock, self.turn = program, clock, turn
         past = next(layer for layer in layers if isinstance(layer, FoveateLayer)).get_seq_length()
@@ -70,7 +71,8 @@ class Run:
         self.routes: list[Plan | None] = []
         self.slots: dict[int, Tensor] = {}
         self.steps = self.keeping.steps
-        self.hidden: list[Tensor] | None = [] if collect_hidden else None
+        self.hidden: list[Tensor | None] | None = [] if hidden else None
+        self._hidden_asked = _numbers(hidden, len(program.anatomy.layers) + 1)
         self._looks = sorted(looks, key=lambda look: look.kind)  # as the intake counts them: images first
         self._route: Route | None = None
         self._inside = False
@@ -97,8 +99,8 @@ class Run:
         """What decoder ``layer`` is to be called with instead."""
         rows, program = self.rows, self.program
         rows.go(x.device)
-        if self.hidden is not None and layer == 0:
-            self.hidden.append(rows.restored(x))
+        if layer == 0:
+            self._note_hidden(x)
         if rows.has_pictures:
             if layer == 0:
                 edit = arrival(self._looks, rows.layout)
@@ -140,8 +142,7 @@ class Run:
         route, cache, rows = self._route, self.keeping.layers[layer], self.rows
         if route is not None:
             x = route.leave(cache, x)
-        if self.hidden is not None:
-            self.hidden.append(rows.restored(x))
+        self._note_hidden(x)
         levels = self.state.get("prefill", "deepstack")
         if levels is not None and layer < levels.shape[2]:
             x = x + levels[:, :, layer].to(x.device, x.dtype)
@@ -211,6 +212,10 @@ class Run:
     @property
     def _watches(self) -> bool:
         return self.rows.has_pictures or self.keeping.scoring or self.turn
+
+    def _note_hidden(self, x: Tensor) -> None:
+        if self.hidden is not None:
+            self.hidden.append(self.rows.restored(x) if len(self.hidden) in self._hidden_asked else None)
 
     def _read(self, method: Any) -> dict[Signal, Any]:
         self.state.to(self.rows.device)
@@ -286,6 +291,15 @@ def _refuse_losing_the_end(before: Layout, layer: int, method: Tokens, edit: Edi
             f"input_ids: the prompt ends in its picture, whose last row predicts the next token, and {method.name} does "
             f"away with it before layer {layer}; put text behind the picture"
         )
+
+
+def _numbers(asked: bool | int | Sequence[int], count: int) -> frozenset[int]:
+    """Which of ``count`` hidden states are asked for: all, none, or some by number (negative: from the end)."""
+    numbers = range(count)
+    if isinstance(asked, bool):
+        return frozenset(numbers if asked else ())
+    chosen = [asked] if isinstance(asked, int) else asked
+    return frozenset(numbers[number] for number in chosen if -count <= number < count)
 
 
 def attend_blocks(cache: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor | None:
