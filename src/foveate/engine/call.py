@@ -134,7 +134,8 @@ class Call:
 
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
-        incoming = self._incoming = by_name(original, args, kwargs)
+        incoming = by_name(original, args, kwargs)
+        self._incoming = self._read_early(incoming)
         if any(incoming.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
             self.looks = []  # encoded from now on; what was before has not come to a prompt
         elif not self.looks:
@@ -304,12 +305,23 @@ class Call:
             return Intake.plain(batch, rows)
         # Without a cache, generate reads the prompt again with every token, and what it wrote since.
         prompt = self._prompt_rows if past == 0 and self.prompt_is_read else None
-        intake = Intake.read(self._program.anatomy, self._incoming, self.looks, labels=self._labels, prompt=prompt)
+        intake = Intake.read(self._program.anatomy, self._incoming, self.looks, prompt=prompt)
         if self._program.methods:
             intake.refuse_encoded_elsewhere(self.looks)
             if not self._generating:
                 intake.refuse_packed(self._incoming)
         return intake
+
+    def _read_early(self, incoming: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the intake is to ask of a prompt, on the host already: asked later, it would wait for the encoder."""
+        ids = incoming.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.shape[1] == 1:
+            return incoming
+        asked = {"input_ids": ids, "attention_mask": incoming.get("attention_mask"), "labels": self._labels}
+        if not self._generating and self._program.methods:
+            asked["position_ids"] = incoming.get("position_ids")
+        known = {name: value.cpu() for name, value in asked.items() if isinstance(value, Tensor) and value.ndim < 4}
+        return {**incoming, **known}
 
     def _end(self, recording: Recording, run: Run, output: Any, note: bool) -> None:
         with recording.clock.lap("engine"):

@@ -97,7 +97,7 @@ class ShortV(Routing, Offline):
         if not any(layout.visual):
             return None
         counts = tuple(n - v for n, v in zip(layout.live, layout.visual))
-        return Plan(layout.valid & ~layout.rows(*VISUAL), frozen=True, counts=counts)
+        return Plan(layout.valid & ~layout.rows(*VISUAL), frozen=True, counts=counts, visual=(0,) * len(counts))
 
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
         """Freeze one layer at a time and see how far the last prompt token's distribution moves."""
