@@ -80,8 +80,9 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
     body, made = BODIES[body] if isinstance(body, str) else body, []
     traits = parts(body).traits()
     if not traits.recurrent:
+        # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
-        made.append(Artifact("alvts", traits.fingerprint, numbers))
+        made.append(ALVTS().artifact(traits.fingerprint, numbers))
     if traits.cell is not None:
         cells = torch.randn(64, *traits.cell, generator=torch.Generator().manual_seed(0))
         weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)
