@@ -95,5 +95,5 @@ def test_blocks_beyond_the_encoder_s_depth() -> None:
 
 
 def test_experts_of_layers_beyond_the_depth() -> None:
-    with pytest.raises(FoveateError, match=r"weighs: decoder layer 40: must be in 0\.\.3"):
-        foveate.attach(BODIES["qwen3-vl-moe"].model(), Weighs(40))
+    with pytest.raises(FoveateError, match=r"weighs: decoder layer 40: must be in 0\.\.4"):
+        foveate.attach(BODIES["qwen3_vl_moe"].model(), Weighs(40))
