@@ -6,7 +6,7 @@ A method that registers is covered: without an entry in `VARIANTS` it runs with 
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -88,6 +88,11 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)
         made.append(Artifact("index_preserving", traits.fingerprint, weights | {"cell": list(traits.cell)}))
     return tuple(made)
+
+
+def lent(body: Body | str, model: Any) -> list[Artifact]:
+    """The same for another model of that shape, where it does not matter what the numbers are."""
+    return [replace(artifact, fingerprint=anatomy(model).traits().fingerprint) for artifact in artifacts(body)]
 
 
 def refusal(method: Method, body: Body) -> str | None:
