@@ -32,6 +32,7 @@ import foveate
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.engine import limit
+from foveate.methods import ALVTS, IndexPreserving
 from foveate.methods.before_encoder.index_preserving import cell_logits
 from foveate.models import Anatomy, anatomy
 
@@ -188,8 +189,11 @@ def _inputs(images: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
 def _artifacts(parts: Anatomy, inputs: dict[str, Tensor]) -> list[Artifact]:
     """Random numbers of the right shapes for methods that cannot run without theirs."""
     fingerprint = parts.traits().fingerprint
-    made = {"alvts": _selectors(parts), "index_preserving": _classifier(parts, inputs["pixel_values"])}
-    return [Artifact(name, fingerprint, numbers) for name, numbers in made.items()]
+    classifier = _classifier(parts, inputs["pixel_values"])
+    return [
+        ALVTS().artifact(fingerprint, _selectors(parts)),
+        Artifact(IndexPreserving.name, fingerprint, classifier),
+    ]
 
 
 def _selectors(parts: Anatomy) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from foveate.core.method import Method
 from foveate.core.recipe import Recipe
 from tests import pretend, tiny
 from tests.suite.bodies import BODIES, Body, Sample
-from tests.suite.pairs import artifacts
+from tests.suite.pairs import lent
 
 STEPS = 3
 """Decode steps that are counted, behind one that is not."""
@@ -76,7 +76,7 @@ def _request(
     layers: int, recipe: Recipes, model: Any, inputs: dict[str, Tensor], counting: Callable[[], Any], steps: int
 ) -> Iterator[Any]:
     """What is counted while the prompt is read, and in each decode step."""
-    attached = nullcontext() if recipe is None else foveate.attach(model, recipe, artifacts=artifacts(body(layers)))
+    attached = nullcontext() if recipe is None else foveate.attach(model, recipe, artifacts=lent(body(layers), model))
     token, mask = inputs["input_ids"][:, -1:], inputs.get("attention_mask")
     with torch.no_grad(), attached:
         with counting() as counted:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tests.thirdparty import package
 
 from foveate import reference
@@ -245,6 +246,24 @@ def test_a_calibrated_method_runs_by_its_name(call: Any, tiny: Path, picture: Pa
     assert made.exit_code == 0, made.output
     assert Path(made.stdout.strip()).parent.parent == own
     assert result.exit_code == 0, result.output
+
+
+def test_numbers_of_another_fine_tune_are_refused_until_they_are_made_anew(
+    call: Any, tiny: Path, picture: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(tiny, tmp_path / "own")
+    made = call("calibrate", "prefixkv(start_size=2)", "--model", own, "--n", 1)
+    weights = load_file(own / "model.safetensors")
+    save_file({name: weight * 1.01 for name, weight in weights.items()}, own / "model.safetensors", {"format": "pt"})
+    asked = ["run", "--model", own, "--image", picture, "--prompt", "where is it?", "--recipe"]
+    stale = call(*asked, "prefixkv(search='offline', start_size=2)")
+    again = call("calibrate", "prefixkv(start_size=2)", "--model", own, "--n", 1)
+
+    assert made.exit_code == again.exit_code == 0, again.output
+    assert stale.exit_code == 2
+    assert "made on other weights" in stale.stderr
+    assert "calibrate it again with start_size=1" in call(*asked, "prefixkv(search='offline')").stderr
+    assert call(*asked, "prefixkv(search='offline', start_size=2)").exit_code == 0
 
 
 def test_a_cell_classifier_is_kept_with_its_model(

@@ -105,6 +105,8 @@ def test_results_in_the_way_are_named_with_the_remedy(call: Any, tmp_path: Path)
 
 def test_a_method_with_nothing_to_calibrate_is_named(call: Any) -> None:
     assert_one_line(call("calibrate", "uniform"), "uniform", "nothing to calibrate")
+    assert_one_line(call("calibrate", "shortv + alvts"), "shortv + alvts", "must be one method")
+    assert_one_line(call("calibrate", "none"), "none", "must be one method")
 
 
 def test_a_model_without_a_folder_cannot_keep_its_numbers(call: Any) -> None:

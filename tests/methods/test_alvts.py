@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.artifact import Fingerprint
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.method import Plan
@@ -281,18 +281,19 @@ def test_it_reads_selectors_and_norms() -> None:
     assert ALVTS().reads(traits(SMALL)) == (Numbers("alvts"), Function("norm", 0), Function("norm", 1))
 
 
-FITTED = Artifact("alvts", SMALL, {})
+FITTED = ALVTS().artifact(SMALL, {})
 
 
 @pytest.mark.parametrize(
     ("method", "model", "remedy"),
     [
-        (ALVTS(), traits(SMALL), "run `foveate calibrate alvts` on it"),
+        (ALVTS(), traits(SMALL), "run `foveate calibrate alvts` on this model"),
+        (ALVTS(causal=False, rank=4), traits(SMALL), 'run `foveate calibrate "alvts(causal=False, rank=4)"` on this model'),
         (ALVTS(ratios=(0.5,)), traits(SMALL, artifacts={"alvts": FITTED}), "must be 2 shares, one for each layer"),
         (ALVTS(), traits(SMALL, artifacts={"alvts": FITTED}, recurrent=(1,)), "use fastv"),
         (ALVTS(), traits(SMALL, artifacts={"alvts": FITTED}), None),
     ],
-    ids=["no selectors", "other depth", "recurrent", "hosted"],
+    ids=["no selectors", "none of this kind", "other depth", "recurrent", "hosted"],
 )
 def test_what_cannot_be_routed_is_refused_with_the_remedy(method: ALVTS, model: Any, remedy: str | None) -> None:
     reason = method.check(model)
@@ -304,6 +305,16 @@ def test_selectors_of_another_model_are_refused() -> None:
     other = replace(FITTED, fingerprint=Fingerprint("llava", 3, DIM, 64))
     with pytest.raises(FoveateError, match="calibrate it again"):
         ALVTS().check(traits(SMALL, artifacts={"alvts": other}))
+
+
+@pytest.mark.parametrize("other", [{"causal": False}, {"head_mode": "joint"}, {"rope": True}, {"rank": 2}, {"steps": 3}])
+def test_selectors_that_were_fitted_otherwise_are_refused(other: dict[str, Any]) -> None:
+    known = traits(SMALL, artifacts={"alvts": FITTED})
+    ((name, value),) = other.items()
+
+    with pytest.raises(FoveateError, match=f"made with {name}=.*calibrate it again with {name}={value!r}"):
+        ALVTS(**other).check(known)
+    assert ALVTS(keep=0.7).check(known) is None
 
 
 @pytest.mark.parametrize(

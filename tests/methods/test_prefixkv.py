@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.artifact import Fingerprint
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.method import Kept
@@ -263,11 +263,20 @@ def test_a_profile_cuts_each_layer_by_its_share() -> None:
 
 
 def test_a_profile_that_is_not_there_is_refused() -> None:
-    there = {"prefixkv": Artifact("prefixkv", SMALL, {})}
+    there = {"prefixkv": PrefixKV().artifact(SMALL, {})}
 
     assert "foveate calibrate prefixkv" in str(PrefixKV(search="offline").check(traits()))
     assert PrefixKV(search="offline").check(traits(SMALL, artifacts=there)) is None
     assert PrefixKV().check(traits()) is None
+
+
+def test_a_profile_of_other_protected_entries_is_refused() -> None:
+    there = {"prefixkv": PrefixKV(start_size=4).artifact(SMALL, {})}
+
+    with pytest.raises(FoveateError, match="made with start_size=4; use that, or calibrate it again with start_size=1"):
+        PrefixKV(search="offline").check(traits(SMALL, artifacts=there))
+    assert PrefixKV(search="offline", start_size=4).check(traits(SMALL, artifacts=there)) is None
+    assert PrefixKV(start_size=2).check(traits(SMALL, artifacts=there)) is None
 
 
 def test_it_reads_columns_where_caches_may_shrink() -> None:

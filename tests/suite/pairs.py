@@ -6,7 +6,7 @@ A method that registers is covered: without an entry in `VARIANTS` it runs with 
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -80,13 +80,19 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
     body, made = BODIES[body] if isinstance(body, str) else body, []
     traits = parts(body).traits()
     if not traits.recurrent:
+        # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
-        made.append(Artifact("alvts", traits.fingerprint, numbers))
+        made.append(ALVTS().artifact(traits.fingerprint, numbers))
     if traits.cell is not None:
         cells = torch.randn(64, *traits.cell, generator=torch.Generator().manual_seed(0))
         weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)
         made.append(Artifact("index_preserving", traits.fingerprint, weights | {"cell": list(traits.cell)}))
     return tuple(made)
+
+
+def lent(body: Body | str, model: Any) -> list[Artifact]:
+    """The same for another model of that shape, where it does not matter what the numbers are."""
+    return [replace(artifact, fingerprint=anatomy(model).traits().fingerprint) for artifact in artifacts(body)]
 
 
 def refusal(method: Method, body: Body) -> str | None:

@@ -23,8 +23,7 @@ from foveate.core.method import Method
 from foveate.core.recipe import Recipe
 from foveate.methods import ToMe
 from tests import tiny
-from tests.suite.bodies import BODIES
-from tests.suite.pairs import artifacts, variants
+from tests.suite.pairs import lent, variants
 
 GRID = 12
 LOOSEST = 8
@@ -105,7 +104,7 @@ def no_collector() -> Iterator[None]:
 
 def measure(recipe: Recipe | Method, samples: int) -> Bytes:
     model, inputs = model_and_inputs(samples)
-    with no_collector(), foveate.attach(model, recipe, artifacts=artifacts(BODIES["llava-clip"])) as session, Live() as live:
+    with no_collector(), foveate.attach(model, recipe, artifacts=lent("llava-clip", model)) as session, Live() as live:
         for _ in range(2):
             model.generate(**inputs, max_new_tokens=3, do_sample=False)
     return Bytes(live.peak, live.peak_ours, session.report.workspace)

@@ -21,7 +21,7 @@ from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import fed_lengths, generate, logits
 from tests.suite.oracle import Notes, masked_logits, noting, short_logits
-from tests.suite.pairs import HOSTED, REFUSED, artifacts, refusal
+from tests.suite.pairs import HOSTED, REFUSED, lent, refusal
 
 hosted = pytest.mark.parametrize(("method", "body"), HOSTED)
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -197,7 +197,7 @@ def oracle(model: Any, whole: dict[str, torch.Tensor], session: Session, notes: 
 
 def attach(model: Any, method: Method, body: Body) -> Session:
     """With what the method needs on this body."""
-    return foveate.attach(model, method, artifacts=artifacts(body))
+    return foveate.attach(model, method, artifacts=lent(body, model))
 
 
 def fingerprint(model: Any) -> tuple[Any, ...]:

@@ -349,8 +349,9 @@ def inspect(
 
 @app.command()
 def calibrate(
-    name: Annotated[
-        str, typer.Argument(metavar="METHOD", help="A method that needs numbers from the model, such as shortv.")
+    method: Annotated[
+        str,
+        typer.Argument(metavar="METHOD", help="A method that needs numbers from the model: shortv, 'alvts(steps=500)'."),
     ],
     model: Model = "reference",
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Calibration questions per task.")] = 16,
@@ -368,7 +369,7 @@ def calibrate(
     """
     from foveate.cli.calibrate import calibrate as work
 
-    work(name, model, n, seed, device, dtype, batch_size)
+    work(method, model, n, seed, device, dtype, batch_size)
 
 
 @app.command()

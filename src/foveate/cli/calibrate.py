@@ -6,17 +6,15 @@ import typer
 
 from foveate import tasks
 from foveate.bench import checkpoint
-from foveate.core import registry
 from foveate.core.errors import FoveateError
-from foveate.core.method import Offline
 from foveate.engine.calibrate import calibrate as make_artifact
+from foveate.engine.calibrate import to_calibrate
 from foveate.models.anatomy import ARTIFACTS
 
 
-def calibrate(name: str, model: str, n: int, seed: int, device: str, dtype: str, batch_size: int) -> None:
-    """Make the artifact of method ``name`` and keep it in the model's folder."""
-    if not issubclass(registry.get(name), Offline):
-        raise FoveateError(f"{name}: has nothing to calibrate; it runs on any model that it supports as it is")
+def calibrate(method: str, model: str, n: int, seed: int, device: str, dtype: str, batch_size: int) -> None:
+    """Make the artifact of ``method`` and keep it in the model's folder."""
+    offline = to_calibrate(method)
     folder = checkpoint.local_folder(model)
     if folder is None:
         raise FoveateError(f"model={model!r}: must be a checkpoint folder, to keep the numbers in; download the model first")
@@ -26,6 +24,6 @@ def calibrate(name: str, model: str, n: int, seed: int, device: str, dtype: str,
     asked = [each for task in tasks.SPINE for each in tasks.questions(task, n, seed, split="validation")]
     chunks = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
     batches = [loaded.inputs([each.images for each in chunk], [each.prompt for each in chunk]) for chunk in chunks]
-    path = folder / ARTIFACTS / f"{name}.json"
-    make_artifact(name, loaded.model, batches).save(path)
+    path = folder / ARTIFACTS / f"{offline.name}.json"
+    make_artifact(offline, loaded.model, batches).save(path)
     typer.echo(f"{path}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,43 @@ from safetensors.torch import save as as_bytes
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_json, write_whole
 
+CLOSE = 2**-8
+"""Weights are the same up to this share of their size, twice what bfloat16 rounds by ..."""
+TINY = 1e-7
+"""... or up to this much, float16's smallest steps."""
+
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What an artifact's numbers depend on: the model family and the shape of its language model."""
+    """What an artifact's numbers depend on: the model family, the shape of its language model, and its weights.
+
+    Equal where family and shape are; `unlike` compares the weights, which are not the same to the last bit in every dtype.
+
+    Attributes:
+        family: the model family.
+        layers: of the language model.
+        width: of its hidden states.
+        vocabulary: rows of its embedding.
+        weights: a few entries of each parameter, by its name; none where they cannot be read (offloaded, quantized).
+    """
 
     family: str
     layers: int
     width: int
     vocabulary: int
+    weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def unlike(self, other: Fingerprint) -> str | None:
+        """A parameter of ``other`` whose weights differ from these, or that is not among these; None if there is none.
+
+        Nothing is compared where either cannot be read. One that ``other`` lacks counts as such: quantized models may hold
+        it in another form, under another name.
+        """
+        for name, theirs in other.weights.items():
+            ours = self.weights.get(name)
+            if theirs and (ours is None or (ours and not _alike(ours, theirs))):
+                return name
+        return None
 
     def __str__(self) -> str:
         return f"{self.family} ({self.layers} layers, width {self.width}, vocabulary {self.vocabulary})"
@@ -32,11 +61,15 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Numbers and tensors by name, made by ``method`` on the model with ``fingerprint``."""
+    """Numbers and tensors by name, made by ``method`` with ``parameters`` on the model with ``fingerprint``.
+
+    ``parameters`` are those of the method that the numbers depend on (`foveate.core.method.Offline.bound`).
+    """
 
     method: str
     fingerprint: Fingerprint
     numbers: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> Artifact:
@@ -47,8 +80,10 @@ class Artifact:
             numbers = dict(content["numbers"])
             if content.get("tensors"):
                 numbers |= load_file(path.with_suffix(".safetensors"))
-            return cls(content["method"], Fingerprint(**content["fingerprint"]), numbers)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            weights = {name: tuple(map(float, text.split())) for name, text in content.get("weights", {}).items()}
+            fingerprint = Fingerprint(**content["fingerprint"], weights=weights)
+            return cls(content["method"], fingerprint, numbers, content.get("parameters", {}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise FoveateError(f"artifact {str(path)!r}: cannot be read ({error})") from error
 
     def save(self, path: str | Path) -> None:
@@ -58,17 +93,48 @@ class Artifact:
         tensors = {name: value.contiguous() for name, value in self.numbers.items() if isinstance(value, torch.Tensor)}
         if tensors:
             write_whole(path.with_suffix(".safetensors"), as_bytes(tensors))
+        fingerprint = asdict(self.fingerprint)
+        weights = fingerprint.pop("weights")
         content = {
             "method": self.method,
-            "fingerprint": asdict(self.fingerprint),
+            "parameters": dict(self.parameters),
+            "fingerprint": fingerprint,
+            # A line for each parameter; six digits are more than the comparison needs.
+            "weights": {name: " ".join(f"{entry:.6g}" for entry in entries) for name, entries in weights.items()},
             "numbers": {name: value for name, value in self.numbers.items() if name not in tensors},
             "tensors": sorted(tensors),
         }
         write_json(path, content)
 
-    def check(self, fingerprint: Fingerprint) -> None:
-        """Refuse a model other than the one the numbers were made on."""
+    def check(self, fingerprint: Fingerprint, parameters: Mapping[str, Any]) -> None:
+        """Refuse a model, or parameters of the method, other than those that the numbers were made with."""
         if fingerprint != self.fingerprint:
             raise FoveateError(
                 f"artifact of {self.method}: made on {self.fingerprint}, this model is {fingerprint}; calibrate it again"
             )
+        if fingerprint.weights and not self.fingerprint.weights:
+            raise FoveateError(
+                f"artifact of {self.method}: does not say on which weights it was made, as artifacts once did not; "
+                "calibrate it again"
+            )
+        other = self.fingerprint.unlike(fingerprint)
+        if other is not None:
+            known = other in self.fingerprint.weights
+            raise FoveateError(
+                f"artifact of {self.method}: made on other weights than this model's, as {other} shows; calibrate it again"
+                if known
+                else f"artifact of {self.method}: made on a model without {other}; merge adapters, or calibrate it again"
+            )
+        for name, value in parameters.items():
+            made = self.parameters.get(name, "unknown")
+            if made != value:
+                raise FoveateError(
+                    f"artifact of {self.method}: made with {name}={made!r}; use that, or calibrate it again with "
+                    f"{name}={value!r}"
+                )
+
+
+def _alike(ours: tuple[float, ...], theirs: tuple[float, ...]) -> bool:
+    return len(ours) == len(theirs) and all(
+        math.isclose(a, b, rel_tol=CLOSE, abs_tol=TINY) for a, b in zip(ours, theirs, strict=True)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import gt
 
 import torch
 from torch import Tensor
@@ -316,6 +317,16 @@ class Layout:
         """``[B, N]`` bool: visual rows that predict the next token (see `pinned`)."""
         return torch.zeros_like(self.valid).scatter(1, self.last, True) & self.rows(*VISUAL)
 
+    def with_predicting(self, chosen: Tensor, visual: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+        """The visual rows that predict the next token (see `pinned`), and of those ``chosen`` as many as then fit.
+
+        ``chosen`` ``[B, N]`` (bool) holds ``visual`` of them in each sample; so does what is returned, at least the former.
+        """
+        predicting, visual = self.predicting, tuple(map(max, visual, self.pinned))
+        others = chosen & ~predicting & self.rows(*VISUAL)
+        room = [count - pinned for count, pinned in zip(visual, self.pinned)]
+        return predicting | (others & (others.cumsum(1) <= upload(room, others.device)[:, None])), visual
+
     def keeping(
         self,
         chosen: Tensor,
@@ -331,13 +342,8 @@ class Layout:
         budget holds, but that one row stays where it is nothing.
         """
         if any(self.pinned):
-            predicting = self.predicting
-            if any(pinned > count for count, pinned in zip(visual, self.pinned)):
-                visual, by_item = tuple(map(max, visual, self.pinned)), None
-            others = chosen & ~predicting & self.rows(*VISUAL)
-            room = [count - pinned for count, pinned in zip(visual, self.pinned)]
-            fits = others.cumsum(1) <= upload(room, others.device)[:, None]
-            chosen = (others & fits) | predicting
+            by_item = None if any(map(gt, self.pinned, visual)) else by_item
+            chosen, visual = self.with_predicting(chosen, visual)
         live = tuple(n - v + k for n, v, k in zip(self.live, self.visual, visual))
         keep = self.valid & (chosen | ~self.rows(*VISUAL))
         kept = Reduction.keeping(keep, live)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor
 
+from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.parameters import rules
@@ -246,9 +247,36 @@ class ModelCall(Protocol):
 class Offline(Method):
     """Has numbers that are calibrated on a model before it can run."""
 
+    bound: ClassVar[tuple[str, ...]] = ()
+    """Parameters that the numbers depend on: numbers that were made with others are refused."""
+
     @abstractmethod
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
         """The numbers of its `Artifact`; tensors among them are stored as such."""
+
+    def artifact(self, fingerprint: Fingerprint, numbers: Mapping[str, Any]) -> Artifact:
+        """``numbers`` that were made with these parameters on the model with ``fingerprint``."""
+        return Artifact(self.name, fingerprint, numbers, self._bound())
+
+    def numbers(self, traits: Traits) -> Mapping[str, Any] | None:
+        """Its numbers for such a model, None if there are none.
+
+        Raises:
+            FoveateError: if they were made on another model, or with other parameters.
+        """
+        return traits.numbers(self.name, self._bound())
+
+    def refuse_numbers(self, traits: Traits, lacking: str, otherwise: str = "") -> str | None:
+        """Why it cannot run without numbers, None if they are there: what is ``lacking``, and what to do ``otherwise``."""
+        if self.numbers(traits) is not None:
+            return None
+        defaults = {f.name: f.default for f in fields(self)}
+        changed = ", ".join(f"{name}={value!r}" for name, value in self._bound().items() if value != defaults[name])
+        what = f'"{self.name}({changed})"' if changed else self.name
+        return f"{lacking}; run `foveate calibrate {what}` on this model{otherwise}"
+
+    def _bound(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.bound}
 
 
 def protocols(method: type[Method] | Method) -> tuple[str, ...]:

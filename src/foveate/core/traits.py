@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from foveate.core.artifact import Artifact, Fingerprint
 
@@ -52,6 +53,18 @@ class Traits:
     patches: int | None = None
     experts: int | None = None
     sparse: tuple[int, ...] = ()
+
+    def numbers(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The numbers of the artifact of ``method``, None if there is none.
+
+        Raises:
+            FoveateError: if they were made on another model, or with other ``parameters`` of the method.
+        """
+        artifact = self.artifacts.get(method)
+        if artifact is None:
+            return None
+        artifact.check(self.fingerprint, parameters)
+        return artifact.numbers
 
     def refuse_sites(self, *kinds: str) -> str | None:
         """Why rows cannot be dropped at vision sites of these kinds; None if they can."""

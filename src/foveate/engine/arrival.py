@@ -23,8 +23,8 @@ def arrival(looks: Sequence[Look], layout: Layout) -> Edit | None:
     edited = [look for look in looks if look.edited]
     if not edited:
         return None
-    ranks, counts = _survivors(looks)
-    table = pad_sequence([rank.to(device) for rank in ranks], batch_first=True, padding_value=-1)
+    ranks, counts = _survivors(looks, device)
+    table = pad_sequence(ranks, batch_first=True, padding_value=-1)
     sources = [torch.tensor([grid.source for grid in grids] or [0]) for grids in layout.items]
     owner = upload(pad_sequence(sources, batch_first=True), device)
     source = owner.gather(1, layout.item.clamp(min=0))
@@ -48,12 +48,13 @@ def arrival(looks: Sequence[Look], layout: Layout) -> Edit | None:
     )
 
 
-def _survivors(looks: Sequence[Look]) -> tuple[list[Tensor], list[int]]:
+def _survivors(looks: Sequence[Look], device: torch.device) -> tuple[list[Tensor], list[int]]:
     """Rank of each token and number of survivors of every grid, in the order in which the intake numbers them."""
     ranks, counts = [], []
     for look in looks:
         for left, view in zip(look.survivors, look.views):
-            ranks.append(torch.arange(view.rows * view.columns) if left.rank is None else left.rank)
+            every = view.rows * view.columns
+            ranks.append(torch.arange(every, device=device) if left.rank is None else left.rank.to(device))
             counts.append(left.count)
     return ranks, counts
 

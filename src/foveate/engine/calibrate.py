@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.core import registry
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Offline, Tokens
+from foveate.core.method import Method, Offline, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.signal import Seen, Signal, Site
 from foveate.core.state import State
@@ -75,14 +74,28 @@ class Calibration:
             return torch.cat([self._model(**batch, logits_to_keep=1).logits[:, -1].float() for batch in self._batches])
 
 
-def calibrate(name: str, model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Artifact:
-    """The artifact of method ``name`` for ``model``.
+def calibrate(method: Method | str, model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Artifact:
+    """The artifact of ``method``, such as ``"alvts(steps=500)"``, for ``model``.
 
     Raises:
-        FoveateError: if the method is unknown or has nothing to calibrate.
+        FoveateError: if the method is unknown or has nothing to calibrate, or the model's weights cannot be read.
     """
-    kind = registry.get(name)
-    if not issubclass(kind, Offline):
-        raise FoveateError(f"{name}: has nothing to calibrate")
+    method = to_calibrate(method)
     call = Calibration(model, batches)
-    return Artifact(name, call.traits.fingerprint, kind().calibrate(call))
+    if not any(call.traits.fingerprint.weights.values()):
+        raise FoveateError("model: all of its weights are offloaded; calibrate on a model loaded without offloading")
+    return method.artifact(call.traits.fingerprint, method.calibrate(call))
+
+
+def to_calibrate(method: Method | str) -> Offline:
+    """The one method that ``method`` says.
+
+    Raises:
+        FoveateError: if there is none or several, or nothing to calibrate.
+    """
+    methods = Recipe.of(method).methods
+    if len(methods) != 1:
+        raise FoveateError(f"calibrate {str(method)!r}: must be one method, such as 'shortv' or 'alvts(steps=500)'")
+    if not isinstance(methods[0], Offline):
+        raise FoveateError(f"{methods[0].name}: has nothing to calibrate; it runs on any model that it supports as it is")
+    return methods[0]

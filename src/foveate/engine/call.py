@@ -17,6 +17,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen, on
 from foveate.engine import attention
+from foveate.engine.arguments import by_name
 from foveate.engine.cache import Owner, adopt
 from foveate.engine.decoding import Decoding
 from foveate.engine.intake import Intake
@@ -58,6 +59,7 @@ class Call:
         self._incoming: Mapping[str, Any] | None = None
         self._labels: Tensor | None = None
         self._cache: DynamicCache | None = None
+        self._rows = 0
         self._decoding: Decoding | None = None
 
     # Pictures.
@@ -125,15 +127,15 @@ class Call:
                 f"gradient checkpointing: not possible under {self._program.recipe}, as layers that are run again have no "
                 "cache and show no attention; turn it off"
             )
-        if kwargs.get("labels") is None:
-            return original(*args, **kwargs)
-        self._labels = kwargs["labels"].clone()
-        return original(*args, **dict(kwargs, labels=self._labels))
+        kwargs = by_name(original, args, kwargs)
+        if kwargs.get("labels") is not None:
+            kwargs["labels"] = self._labels = kwargs["labels"].clone()
+        return original(**kwargs)
 
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
-        incoming = {"input_ids": args[0], **kwargs} if args else kwargs
-        self._incoming = incoming
+        incoming = by_name(original, args, kwargs)
+        self._incoming = self._read_early(incoming)
         if any(incoming.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
             self.looks = []  # encoded from now on; what was before has not come to a prompt
         elif not self.looks:
@@ -143,40 +145,40 @@ class Call:
             # Before the model sizes its masks, which some families do outside of the language model.
             adopt(cache, len(self._program.anatomy.layers), self._owner)
         try:
-            return original(*args, **kwargs)
+            return original(**incoming)
         finally:
             self._incoming = None
 
     def language_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the language model: a prompt, a part of one, tokens that are tried out, or a step of decoding."""
-        if args:
-            kwargs = {"input_ids": args[0], **kwargs}
+        kwargs, config = by_name(original, args, kwargs), self._program.anatomy.config
+        wanted = kwargs.pop("return_dict", None)
+        as_tuple = not (config.return_dict if wanted is None else wanted)
         given = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         batch, rows = given.shape[:2]
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         prompt = past == 0 or (not self.prompt_is_read if self._generating else rows > 1)
-        # A second branch (guidance) has a cache of its own, and is not what was asked for.
-        branch = self._generating and self._cache is not None and cache is not self._cache
-        recording = Recording(self._program) if branch else self._recording_of(prompt)
         wanted = kwargs.get("use_cache")
-        unwanted = cache is None and not (self._program.anatomy.config.use_cache if wanted is None else wanted)
+        unwanted = cache is None and not (config.use_cache if wanted is None else wanted)
         self._check(kwargs, unwanted)
         self._caching = not unwanted
-        if cache is None:
-            cache = kwargs["past_key_values"] = DynamicCache(config=self._program.anatomy.config)
-        if not branch:
-            self._cache = cache
-        with ExitStack() as stack, recording.clock.lap("prefill" if prompt else "decode"):
+        branch = self._is_branch(cache, rows)
+        recording = Recording(self._program) if branch else self._recording_of(prompt)
+        # Without a cache, generate reads the prompt again with every token.
+        begins = prompt and not (self._generating and self.prompt_is_read)
+        if cache is None and self._program.methods:  # without a recipe the model finds packed rows, where it has none
+            cache = kwargs["past_key_values"] = DynamicCache(config=config)
+        with ExitStack() as stack, recording.clock.lap("prefill" if begins else "decode"):
             positions = _positions(kwargs.get("position_ids"), batch, rows, past, given.device)
             if self._program.methods:
                 run, kwargs = self._begin(recording, cache, kwargs, positions, past, prompt, stack)
             else:
                 run = None
-                if prompt and not branch:
+                if begins and not branch:
                     recording.unmodified(self._intake(batch, rows, past), positions, self.looks)
             try:
-                output = original(**kwargs)
+                output = original(**kwargs, return_dict=True)
                 if isinstance(run, Run):
                     self._end(recording, run, output, prompt or run.rows.has_pictures)
             finally:
@@ -189,7 +191,10 @@ class Call:
             self.prompt_was_read()
         if unwanted:
             output["past_key_values"] = None
-        return output
+        if not branch:
+            kept = output.past_key_values if cache is None else cache
+            self._cache, self._rows = None if unwanted else kept, rows
+        return output.to_tuple() if as_tuple else output
 
     # The course of a generation.
 
@@ -210,6 +215,13 @@ class Call:
         return self.recording
 
     # Inside.
+
+    def _is_branch(self, cache: DynamicCache | None, rows: int) -> bool:
+        """Whether this is the second branch of guidance, which is not what was asked for."""
+        if not self._generating or self._prompt_rows is None:
+            return False
+        # It has a cache of its own; where there is none, what was asked for comes again and is a token longer.
+        return cache is not self._cache if self._caching else rows != self._rows + 1
 
     def _recording_of(self, prompt: bool) -> Recording:
         """Steps of a loop of the caller's own go on with what the prompt cost."""
@@ -293,10 +305,23 @@ class Call:
             return Intake.plain(batch, rows)
         # Without a cache, generate reads the prompt again with every token, and what it wrote since.
         prompt = self._prompt_rows if past == 0 and self.prompt_is_read else None
-        intake = Intake.read(self._program.anatomy, self._incoming, self.looks, labels=self._labels, prompt=prompt)
-        if not self._generating and self._program.methods:
-            intake.refuse_packed(self._incoming)
+        intake = Intake.read(self._program.anatomy, self._incoming, self.looks, prompt=prompt)
+        if self._program.methods:
+            intake.refuse_encoded_elsewhere(self.looks)
+            if not self._generating:
+                intake.refuse_packed(self._incoming)
         return intake
+
+    def _read_early(self, incoming: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the intake is to ask of a prompt, on the host already: asked later, it would wait for the encoder."""
+        ids = incoming.get("input_ids")
+        if not isinstance(ids, Tensor) or ids.shape[1] == 1:
+            return incoming
+        asked = {"input_ids": ids, "attention_mask": incoming.get("attention_mask"), "labels": self._labels}
+        if not self._generating and self._program.methods:
+            asked["position_ids"] = incoming.get("position_ids")
+        known = {name: value.cpu() for name, value in asked.items() if isinstance(value, Tensor) and value.ndim < 4}
+        return {**incoming, **known}
 
     def _end(self, recording: Recording, run: Run, output: Any, note: bool) -> None:
         with recording.clock.lap("engine"):

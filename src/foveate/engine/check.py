@@ -6,7 +6,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.items import ItemTokens
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
-from foveate.core.signal import Function, Halves
+from foveate.core.signal import Aligned, Features, Function, Halves, Numbers, Question
 from foveate.core.traits import Traits
 from foveate.engine.attention import beyond_logits
 from foveate.engine.program import layer_of
@@ -29,6 +29,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
         reason = method.check(traits)
         if reason:
             raise FoveateError(f"{method.name}: {reason}")
+        _check_depth(method.fitted(traits), traits)
         needed = {layer_of(signal) for signal in method.reads(traits)}
         missing = [layer for layer in traits.recurrent if layer in needed]
         if missing and not isinstance(method, Cache):
@@ -76,6 +77,31 @@ def _check_layers(parts: Anatomy) -> None:
             )
         if layer not in parts.recurrent:
             parts.build(layer)
+
+
+def _check_depth(method: Method, traits: Traits) -> None:
+    """No layer beyond the model's, where a method would silently do nothing."""
+    signals = method.reads(traits)
+    read = [signal.site for signal in signals if not isinstance(signal, Features | Aligned | Question | Function | Numbers)]
+    acts = list(method.sites(traits)) if isinstance(method, Tokens) else []
+    decoder = [site.layer for site in (*read, *acts) if site.kind == "decoder"]
+    decoder += [signal.layer for signal in signals if isinstance(signal, Function) and signal.layer is not None]
+    decoder += method.routed(traits) if isinstance(method, Routing) else ()
+    decoder += method.weighed(traits) if isinstance(method, Experts) else ()
+    # Blocks behind the one that feeds the projector may be read, but rows there reach nothing.
+    within = {
+        "decoder layer": (decoder, traits.decoder_layers),
+        "encoder block": ([site.layer for site in read if site.kind == "encoder"], traits.encoder_layers or 0),
+        "encoder block as a site": (
+            [site.layer for site in acts if site.kind == "encoder"],
+            0 if traits.feature_layer is None else traits.feature_layer + 1,
+        ),
+    }
+    for what, (layers, depth) in within.items():
+        beyond = [layer for layer in layers if not 0 <= layer < depth]
+        if beyond:
+            there = f"must be in 0..{depth - 1}" if depth else f"{traits.family} offers none; use another method"
+            raise FoveateError(f"{method.name}: {what} {beyond[0]}: {there}")
 
 
 def _check_parts(method: Method, parts: Anatomy, traits: Traits) -> None:

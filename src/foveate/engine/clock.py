@@ -1,4 +1,4 @@
-"""Wall-clock seconds by name; on a GPU by events, so that measuring waits for nothing."""
+"""Wall-clock seconds by name; on a GPU by events of its own, so that measuring waits for nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Clock:
     """Adds up laps under names."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._laps: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
         self._open: dict[str, Any] = {}
@@ -49,7 +50,7 @@ class Clock:
         """Their sum (on a GPU this waits for the work to finish)."""
         laps = self._laps.get(name, ())
         if self._cuda and laps:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
             return sum(begun.elapsed_time(ended) for begun, ended in laps) / 1e3
         return sum(ended - begun for begun, ended in laps)
 
@@ -57,5 +58,5 @@ class Clock:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # the current device may be another
         return event

@@ -83,6 +83,26 @@ def ranks(layout: Layout, rows: int) -> Tensor:
     return dense(layout.valid.long().cumsum(1)[..., None], layout, rows)[..., 0] - 1
 
 
+def survivors(rank: Tensor, fed: Sequence[Tensor], rows: int, counts: Sequence[int]) -> list[Survivors]:
+    """What is left of views, given the `ranks` of their tokens within the tiles that these are rows of.
+
+    Args:
+        rank: of the tokens of all views, one view after the other.
+        fed: for each view, the rows of its tokens, counted over tiles of ``rows`` (on the host).
+        rows: of a tile.
+        counts: how many live in each tile.
+    """
+    tiles = [of.div(rows, rounding_mode="floor").tolist() for of in fed]
+    own = list(rank.split([len(of) for of in tiles]))
+    # Several tiles make one grid: raster order, whatever the order inside of each tile.
+    joined = [number for number, of in enumerate(tiles) if len(of) != rows or len(set(of)) > 1]
+    alive = [own[number] >= 0 for number in joined]
+    known = [counts[of[0]] for of in tiles]
+    for number, mine, count in zip(joined, alive, torch.stack([of.sum() for of in alive]).tolist() if alive else ()):
+        own[number], known[number] = in_raster_order(mine), count
+    return [Survivors(*left) for left in zip(own, known)]
+
+
 def in_raster_order(alive: Tensor) -> Tensor:
     """``[n]`` place of each token among those ``alive`` ``[n]`` (bool), -1 = gone."""
     return torch.where(alive, alive.long().cumsum(0) - 1, -1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.roles import Item, behind
@@ -57,16 +58,14 @@ class Intake:
         kwargs: Mapping[str, Any],
         looks: Sequence[Look],
         *,
-        labels: Tensor | None = None,
         prompt: int | None = None,
     ) -> Intake:
         """From the keyword arguments of the multimodal model and what was encoded for this prompt.
 
         Args:
             anatomy: of the model.
-            kwargs: what the multimodal model was called with.
+            kwargs: what the multimodal model was called with, and the ``labels`` ``[B, q]``, if any (see `answers`).
             looks: what was encoded.
-            labels: ``[B, q]`` what is to be predicted, -100 elsewhere (see `answers`).
             prompt: columns of the prompt, where others (generated without a cache) come behind.
         """
         ids = kwargs.get("input_ids")
@@ -100,6 +99,7 @@ class Intake:
         visual = ordinal >= 0
         placeholder = shown["image"] | shown["video"]
         answer = valid & (torch.arange(rows) >= prompt) if prompt is not None and prompt < rows else None
+        labels = kwargs.get("labels")
         if labels is not None:
             answer = answers(labels.cpu(), placeholder, valid)
         newline, video = placeholder & ~visual, shown["video"] & visual
@@ -120,6 +120,20 @@ class Intake:
         if named is not None:
             raise FoveateError(f"{named}: several prompts are packed into one row; give each a row of its own, with padding")
 
+    def refuse_encoded_elsewhere(self, looks: Sequence[Look]) -> None:
+        """Refuse pictures that were not encoded under this session: nobody knows their grids, nor what methods read there.
+
+        Raises:
+            FoveateError: with the remedy.
+        """
+        known = {look.kind for look in looks if look.pictures}
+        for kind, shown in (("image", self.visual & ~self.video), ("video", self.video)):
+            if kind not in known and bool(shown.any()):
+                raise FoveateError(
+                    f"input_ids: {int(shown.sum())} {kind} placeholders, but no {kind} was encoded under this session; hand "
+                    "in pixels, or mm_encoder_outputs from session.encode(...)"
+                )
+
     def layout(self, positions: Tensor) -> Layout:
         """The layout of the unedited sequence, on the device of ``positions``."""
         return Layout.build(
@@ -133,16 +147,18 @@ class Intake:
             answer=self.answer,
         )
 
-    def earlier(self, tokens: Tensor, past: int) -> tuple[Tensor, tuple[int, ...]]:
-        """Which entries ``tokens`` ``[B, n]`` of a cache that was shown ``past`` tokens are no padding, and how many."""
+    def there(self, tokens: Tensor, past: int) -> Tensor:
+        """Which entries ``tokens`` ``[B, n]`` of a cache that was shown ``past`` tokens are no padding."""
         there = tokens >= 0
-        known = self.before is not None and self.before.shape[1] == past
-        if known:
-            there = there & self.before.to(tokens.device).gather(1, tokens.clamp(min=0))  # type: ignore[union-attr]
-        if tokens.shape[1] == past:  # all of them
-            counts = self.before.sum(1) if known else torch.full((len(tokens),), past)  # type: ignore[union-attr]
-            return there, tuple(counts.tolist())
-        return there, tuple(there.sum(1).tolist())
+        if self.before is None or self.before.shape[1] != past:
+            return there
+        return there & upload(self.before, tokens.device).gather(1, tokens.clamp(min=0))
+
+    def shown(self, past: int) -> tuple[int, ...]:
+        """How many of the ``past`` tokens before these are no padding, of each sample."""
+        if self.before is None or self.before.shape[1] != past:
+            return (past,) * len(self.valid)
+        return tuple(self.before.sum(1).tolist())
 
     @property
     def lengths(self) -> tuple[int, ...]:

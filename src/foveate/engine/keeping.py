@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Cache, Entries, Kept
+from foveate.core.method import Cache, Entries, Kept, Plan
 from foveate.core.reduction import Reduction
-from foveate.core.roles import last_of
+from foveate.core.roles import VISUAL, last_of
 from foveate.core.signal import Columns, Signal, Site, follow, on
 from foveate.core.signal import Rows as AttentionRows
 from foveate.core.step import Step
@@ -47,6 +48,7 @@ class Keeping:
         for layer in layers if turn else ():
             if isinstance(layer, FoveateLayer):
                 layer.widen()
+        self._before = {n: layer.ledger for n, layer in enumerate(layers) if turn and self._is_full(n)}
         self.scoring = program.cache is not None and rows.given > 1 and turn and self._whole
 
     @property
@@ -55,10 +57,13 @@ class Keeping:
 
         It should where nothing was compressed yet, and where pictures come.
         """
-        full = [layer for number, layer in enumerate(self.layers) if number not in self._sliding]
-        held = [layer for layer in full if isinstance(layer, FoveateLayer)]
+        held = [layer for number, layer in enumerate(self.layers) if self._is_full(number)]
         dense = all(layer.blocks is None and _same_for_all_heads(layer.ledger) for layer in held)
         return dense and (self.rows.has_pictures or all(layer.ledger.complete for layer in held))
+
+    def _is_full(self, layer: int) -> bool:
+        """Whether a layer has attention over more than the last tokens."""
+        return isinstance(self.layers[layer], FoveateLayer) and layer not in self._sliding
 
     def skip(self) -> None:
         """A layer without a cache of keys and values."""
@@ -88,14 +93,18 @@ class Keeping:
         while self._unscored:
             self._score(*self._unscored.popitem())
 
-    def cut(self, layer: int, route_froze: bool) -> None:
-        """Cut the rows that are gone from a finished layer's cache; ``route_froze``: no row had skipped it."""
-        cache, rows = self.layers[layer], self.rows
-        if not isinstance(cache, FoveateLayer) or layer in self._sliding:
-            return
-        before, ledger = self.cached[layer], cache.ledger
-        edit = rows.once("left", (id(before), route_froze), lambda: self._rows_left(before, route_froze), keep=before)
-        past = cache.keys.shape[2] - before.shape[1]
+    def cut(self, routes: Sequence[Plan | None]) -> None:
+        """Cut the rows that are gone from the caches of finished layers, given what routed each of them."""
+        finished = [layer for layer in range(len(routes)) if self._is_full(layer)]
+        skipped = [(route := routes[layer]) is not None and not route.frozen for layer in finished]
+        befores = {(id(self.cached[layer]), some): self.cached[layer] for layer, some in zip(finished, skipped)}
+        edits = dict(zip(befores, self._rows_left([(before, some) for (_, some), before in befores.items()])))
+        for layer, some in zip(finished, skipped):
+            self._cut(layer, edits[id(self.cached[layer]), some])
+
+    def _cut(self, layer: int, edit: Edit) -> None:
+        cache, rows, before = self.layers[layer], self.rows, self.cached[layer]
+        ledger, past = cache.ledger, cache.keys.shape[2] - before.shape[1]
         entries = rows.once("entries", (id(edit), past), lambda: behind(edit.reduction, past), keep=edit)
         after = rows.once("after", (id(before), id(edit)), lambda: before.after(edit), keep=(before, edit))
         self.cached[layer] = self._scored[layer] = after
@@ -146,26 +155,22 @@ class Keeping:
 
     def _joined(self, layer: int) -> Layout:
         """The rows that a layer wrote, behind what it held before; answers are padding to the owner."""
-        cache, rows, written = self.layers[layer], self.rows, self.cached[layer]
+        rows, written, before = self.rows, self.cached[layer], self._before[layer]
         now = rows.once("asked", id(written), lambda: written.without_answers, keep=written)
-        earlier = cache.keys.shape[2] - now.shape[1]
-        if not earlier:
+        if self.layers[layer].keys.shape[2] == now.shape[1]:
             return now
-        ledger = cache.ledger
         return rows.once(  # type: ignore[no-any-return]
-            "joined", (id(now), ledger.key), lambda: self._behind_earlier(now, ledger, earlier), keep=(now, ledger)
+            "joined", (id(now), before.key), lambda: now.behind(self._there(before), self._earlier[before.key]), keep=now
         )
-
-    def _behind_earlier(self, now: Layout, ledger: Ledger, earlier: int) -> Layout:
-        tokens = ledger.tokens(now.shape[0], now.origin.device)[:, 0, :earlier]
-        return now.behind(*self.rows.intake.earlier(tokens, self.rows.past))
 
     def _view(self, method: Cache, layer: int, cache: FoveateLayer, seen: Mapping[Signal, Any], layout: Layout) -> None:
         ledger = cache.ledger
         tokens = ledger.dense(layout.shape[0], cache.keys.device)
         visual = ledger.is_visual(tokens)
-        # How many there are is the same for layers that hold the same tokens: asked of the device once for them all.
-        counts = self.rows.once("visual counts", ledger.key, lambda: tuple(visual[:, 0].sum(1).tolist()), keep=ledger)
+        if any(layout.pinned):  # whose last row has the place of a visual token, whatever it is
+            counts = self.rows.once("visual counts", ledger.key, lambda: tuple(visual[:, 0].sum(1).tolist()), keep=ledger)
+        else:
+            counts = tuple(map(sum, zip(layout.visual, self._earlier_visual[self._before[layer].key])))
         chosen = method.view(layer, Entries(tokens, visual, counts), seen, layout)
         if chosen is not None:
             cache.narrow(chosen, holes=ledger.holes or len(set(counts)) > 1)
@@ -206,14 +211,54 @@ class Keeping:
         by_head = kept.by_head and tuple(tuple(n + more for n in of) for of, more in zip(kept.by_head, self._answers))
         return replace(kept, entries=entries, counts=counts, by_head=by_head)
 
-    def _rows_left(self, before: Layout, everything: bool) -> Edit:
-        """The edit that leaves, of the rows ``before``, those that are alive now; ``everything`` alive is among them."""
+    def _rows_left(self, befores: Sequence[tuple[Layout, bool]]) -> list[Edit]:
+        """The edits that leave, of the rows of each layout, those alive now; of these ``some`` may not be among them.
+
+        How many are left then is read from the device: once for all.
+        """
         layout = self.rows.layout
-        now = layout.origin.to(before.origin.device).contiguous()
+        alive = [self._alive(before) for before, _ in befores]
+        asked = [
+            torch.stack([rows, rows & before.rows(*VISUAL)]).sum(2).to(self.rows.device)
+            for rows, (before, some) in zip(alive, befores)
+            if some
+        ]
+        read = iter(torch.stack(asked).tolist() if asked else ())
+        counts = [map(tuple, next(read)) if some else (layout.live, layout.visual) for _, some in befores]
+        return [Edit(Reduction.keeping(rows, live), live=live, visual=visual) for rows, (live, visual) in zip(alive, counts)]
+
+    def _alive(self, before: Layout) -> Tensor:
+        """``[B, N]`` bool: which rows of a layout are alive now."""
+        now = self.rows.layout.origin.to(before.origin.device).contiguous()
         index = torch.searchsorted(now, before.origin.contiguous()).clamp(max=now.shape[1] - 1)
-        alive = (now.gather(1, index) == before.origin) & (before.origin >= 0)
-        live, visual = (layout.live, layout.visual) if everything else (None, None)
-        return Edit(Reduction.keeping(alive, live), live=live, visual=visual)
+        return (now.gather(1, index) == before.origin) & (before.origin >= 0)
+
+    # Entries from before this forward, by ledger. What the host does not know is read at once for all layers.
+
+    def _there(self, ledger: Ledger) -> Tensor:
+        """``[B, n]`` bool: no padding."""
+        tokens = ledger.dense(self.rows.batch, self.rows.device)[:, 0]
+        return self.rows.intake.there(tokens, self.rows.past)
+
+    @cached_property
+    def _earlier(self) -> dict[Any, tuple[int, ...]]:
+        """Entries of each sample that are no padding."""
+        shown = self.rows.intake.shown(self.rows.past)
+        return self._counted(self._there, {of.key: shown for of in self._before.values() if of.complete})
+
+    @cached_property
+    def _earlier_visual(self) -> dict[Any, tuple[int, ...]]:
+        """Visual entries of each sample."""
+        rows, none = self.rows, (0,) * self.rows.batch
+        return self._counted(
+            lambda of: of.is_visual(of.dense(rows.batch, rows.device))[:, 0],
+            {of.key: none for of in self._before.values() if of.visual is None},
+        )
+
+    def _counted(self, what: Callable[[Ledger], Tensor], known: dict[Any, tuple[int, ...]]) -> dict[Any, tuple[int, ...]]:
+        asked = {of.key: what(of).sum(1) for of in self._before.values() if of.key not in known}
+        read = torch.stack(list(asked.values())).tolist() if asked else ()
+        return known | {key: tuple(counts) for key, counts in zip(asked, read)}
 
 
 def _same_for_all_heads(ledger: Ledger) -> bool:

@@ -45,10 +45,12 @@ class Recording:
 
     def prompt(self, run: Run, looks: Sequence[Look]) -> None:
         """A forward read a prompt, or a part of it."""
-        if run.rows.past == 0:  # without a cache every step reads the prompt again
+        again = run.rows.past == 0 and bool(self._prefill)  # without a cache, with every token
+        if again:
             self.trace.log, self.trace.routes = [], []
         if run.rows.has_pictures or not self._prefill:
-            self._note(run.layouts, run.ran, run.slots, looks)
+            if not again:
+                self._note(run.layouts, run.ran, run.slots, looks)
             if any(run.layouts[0].items):
                 self.trace.log.append(run.layouts)
                 self.trace.routes.append(run.routes)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
 from foveate.engine import masks
 from foveate.engine.intake import Intake
@@ -39,6 +40,7 @@ class Rows:
         self._positions = positions
         self._shift: Tensor | None = None
         self._memo: dict[tuple[Any, ...], Any] = {}
+        self._visual_tokens: dict[tuple[int, torch.device], tuple[Tensor | None, Tensor]] = {}  # which no edit changes
 
     @cached_property
     def layout(self) -> Layout:
@@ -101,15 +103,14 @@ class Rows:
 
     def _visual(self, old: Ledger) -> Tensor:
         """Which tokens of the conversation are visual."""
-
-        def joined() -> Tensor:
-            now = self.intake.visual.to(self.device)
+        key = (id(old.visual), self.device)
+        if key not in self._visual_tokens:
+            now = upload(self.intake.visual, self.device)
             before = now.new_zeros(now.shape[0], self.past)
             if old.visual is not None:
                 before[:, : old.visual.shape[1]] = old.visual
-            return torch.cat([before, now], dim=1)
-
-        return self.once("visual", id(old.visual), joined)
+            self._visual_tokens[key] = old.visual, torch.cat([before, now], dim=1)
+        return self._visual_tokens[key][1]
 
     # Rotary tables and masks.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Plan, Tokens
+from foveate.core.roles import VISUAL
 from foveate.core.signal import Question, Signal, Site
 from foveate.core.state import State
 from foveate.core.step import Step
@@ -247,9 +248,7 @@ class Run:
         self.state.compact(edit.reduction)
         self.signals.edit(edit.reduction)
         if edit.all_layers:
-            for earlier in range(layer):
-                route = self.routes[earlier]
-                self.keeping.cut(earlier, route is None or route.frozen)
+            self.keeping.cut(self.routes[:layer])
         return edit.values if edit.values is not None else edit.reduction.apply(x)
 
     def _plan(self, layer: int, x: Tensor) -> Plan | None:
@@ -262,8 +261,7 @@ class Run:
         if scores is not None:
             self.steps.append(Step(method, Site("decoder", layer), "route", layout, layout, scores=tuple(scores)))
         if plan is not None and any(layout.pinned):
-            # What predicts the next token runs through every layer, on top of what the method chose.
-            plan = replace(plan, active=plan.active | layout.predicting, counts=None)
+            plan = _with_the_end(plan, layout)
         return plan
 
     def _recur(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -281,6 +279,15 @@ class Run:
             )
         mask = None if given is None and layout.dense else layout.valid
         return dict(kwargs, position_ids=None, attention_mask=mask)
+
+
+def _with_the_end(plan: Plan, before: Layout) -> Plan:
+    """What predicts the next token runs through every layer: in the place of a visual row that was chosen, if one was."""
+    if plan.counts is None or plan.visual is None:
+        return replace(plan, active=plan.active | before.predicting, counts=None, visual=None)
+    chosen, visual = before.with_predicting(plan.active, plan.visual)
+    counts = tuple(n - v + k for n, v, k in zip(plan.counts, plan.visual, visual))
+    return replace(plan, active=chosen | (plan.active & ~before.rows(*VISUAL)), counts=counts, visual=visual)
 
 
 def _refuse_losing_the_end(before: Layout, layer: int, method: Tokens, edit: Edit) -> None:

@@ -22,6 +22,7 @@ from foveate.core.recipe import Recipe
 from foveate.core.report import Report, Trace
 from foveate.core.signal import Seen
 from foveate.engine import attention, blocks, experts, generation
+from foveate.engine.arguments import by_name
 from foveate.engine.call import LOOK, Call
 from foveate.engine.check import check
 from foveate.engine.program import Program
@@ -247,10 +248,11 @@ class Session:
 
     @torch.compiler.disable
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        kwargs = by_name(original, args, kwargs)
         generation.refuse_assistant(self._program, kwargs.get("assistant_model"))
         with self._entered(generating=True) as call:
             call.know(kwargs.get("mm_encoder_outputs"))
-            return original(*args, **kwargs)
+            return original(**kwargs)
 
     @torch.compiler.disable
     def _features(self, kind: Kind, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

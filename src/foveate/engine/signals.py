@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.method import Method
 from foveate.core.reduction import Reduction
 from foveate.core.roles import last_of
@@ -164,7 +165,7 @@ class ByPicture:
         """The signal of some items, given as (sample, number), that have n tokens alive each: ``[I, n, ...]``."""
         layout = self._rows.layout
         where = layout.where(items)
-        sample = torch.tensor([b for b, _ in items], device=where.device)
+        sample = upload([b for b, _ in items], where.device)
         ordinal = layout.ordinal[sample[:, None], where]
         sources = [layout.items[b][number].source for b, number in items]
         return self._gather(self._signal, sources, ordinal)

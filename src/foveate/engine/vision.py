@@ -15,9 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
+from foveate.core.reduction import Reduction
 from foveate.core.signal import Signal, Site, on
 from foveate.core.state import State
 from foveate.core.step import Step
@@ -77,9 +79,10 @@ class Look:
         first = counts.cumsum(0) - counts
         place = torch.arange(longest).expand(len(shapes), -1)
         there = place < counts[:, None]
-        index = (first[:, None] + place).masked_fill(~there, 0).to(cells.device)
-        layout = grids.picture_layout(shapes, there.to(cells.device), prefix=0)
-        x = cells[index] * there.to(cells.device)[..., None]
+        index = upload((first[:, None] + place).masked_fill(~there, 0), cells.device)
+        there = upload(there, cells.device)
+        layout = grids.picture_layout(shapes, there, prefix=0)
+        x = cells[index] * there[..., None]
         for method in methods:
             edit = self._ask(method, Site("patches"), x, layout, self.program.given, range(len(shapes)))
             if edit is None:
@@ -90,10 +93,11 @@ class Look:
         if self._pending is None or encoder.patches.keep is None:
             return args, kwargs
         alive = torch.zeros(len(shapes), longest + 1, dtype=torch.bool, device=cells.device)
-        alive.scatter_(1, torch.where(layout.valid, layout.ordinal, longest), True)
-        self._kept_cells = self.signals.kept_cells = alive[:, :longest][there.to(cells.device)].nonzero()[:, 0]
+        alive = alive.scatter(1, torch.where(layout.valid, layout.ordinal, longest), True)[:, :longest]
+        kept = Reduction.keeping(alive.reshape(1, -1), (sum(layout.live),)).anchor[0]
+        self._kept_cells = self.signals.kept_cells = index.flatten()[kept]
         self._pending = None
-        for number, (view, mine) in enumerate(zip(self.views, alive[:, :longest])):
+        for number, (view, mine) in enumerate(zip(self.views, alive)):
             mine = mine[: view.rows * view.columns]
             self.survivors[number] = grids.Survivors(grids.in_raster_order(mine), layout.visual[number])
         return encoder.patches.keep(args, kwargs, self._kept_cells)
@@ -162,19 +166,12 @@ class Look:
         layout = layout.to(x.device)
         full = grids.dense(x, layout, self._rows)
         self.signals.refill(layout, self._rows, x.device)
-        rank, counts = grids.ranks(layout, self._rows).flatten(), layout.visual
-        for number, view in enumerate(self.views):
-            fed = self._encoder.fed(view)
-            if fed is None or fed.shape[1] != 1:
-                family = self.program.anatomy.family
-                raise FoveateError(f"{family}: its tokens are not rows of the encoder, so none may go in there")
-            tile = fed[:, 0].div(self._rows, rounding_mode="floor")
-            mine = rank[fed[:, 0].to(x.device)]
-            if len(fed) == self._rows and bool((tile == tile[0]).all()):
-                self.survivors[number] = grids.Survivors(mine, counts[int(tile[0])])
-            else:  # several tiles make one grid: raster order, whatever the order inside of each tile
-                alive = mine >= 0
-                self.survivors[number] = grids.Survivors(grids.in_raster_order(alive), int(alive.sum()))
+        fed = [cells[:, 0] for cells in map(self._encoder.fed, self.views) if cells is not None and cells.shape[1] == 1]
+        if len(fed) < len(self.views):
+            family = self.program.anatomy.family
+            raise FoveateError(f"{family}: its tokens are not rows of the encoder, so none may go in there")
+        rank = grids.ranks(layout, self._rows).flatten()[upload(torch.cat(fed), x.device)]
+        self.survivors = grids.survivors(rank, fed, self._rows, layout.visual)
         return full
 
     def finish(self, output: Any) -> None:
@@ -299,9 +296,9 @@ class Look:
         return groups
 
     def _edit_views(self, method: Tokens, members: list[int], flat: Tensor) -> Tensor:
-        slots = torch.stack([self._slots[number] for number in members]).to(flat.device)  # [I, count] rows of `flat`
+        slots = upload(torch.stack([self._slots[number] for number in members]), flat.device)  # [I, count] rows of `flat`
         view, count = self.views[members[0]], self.survivors[members[0]].count
-        ordinal = torch.stack([self._alive(number, count) for number in members]).to(flat.device)
+        ordinal = torch.stack([self._alive(number, count, flat.device) for number in members])
         rows = slots.gather(1, ordinal)
         items = [(view.rows, view.columns)] * len(members)
         layout = grids.picture_layout(items, torch.ones_like(rows, dtype=torch.bool), 0, ordinal)
@@ -323,13 +320,13 @@ class Look:
         flat[slots.flatten()] = full.flatten(0, 1).to(flat.dtype)
         return flat
 
-    def _alive(self, number: int, count: int) -> Tensor:
+    def _alive(self, number: int, count: int, device: torch.device) -> Tensor:
         """``[count]`` raster indices of a view's survivors, in their order."""
         rank = self.survivors[number].rank
         if rank is None:
-            return torch.arange(count)
+            return torch.arange(count, device=device)
         spare = torch.where(rank >= 0, rank, len(rank))
-        return spare.argsort(stable=True)[:count].cpu()
+        return spare.argsort(stable=True)[:count].to(device)
 
     @cached_property
     def _slots(self) -> list[Tensor]:

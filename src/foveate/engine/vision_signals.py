@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.companion import Companion
+from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.reduction import Reduction
@@ -150,7 +151,7 @@ class PictureSignals:
         """Rows ``[P, ...]`` of a packed encoder in the order of its input; those of cells that were not encoded are zero."""
         cells = [view.cells for view in self._views if view.cells is not None]
         total, group = sum(c.numel() for c in cells), cells[0].shape[1]
-        place = torch.arange(total, device=rows.device) if order is None else order.to(rows.device)
+        place = torch.arange(total, device=rows.device) if order is None else upload(order, rows.device)
         if self.kept_cells is not None:
             kept = self.kept_cells.to(rows.device)
             encoded = torch.zeros(total // group, dtype=torch.bool, device=rows.device).index_fill(0, kept, True)
@@ -180,11 +181,10 @@ class PictureSignals:
         if isinstance(value, Attention):
             # Logits relative to their row's log-sum-exp: each tile has its own.
             logits = (value.logits - value.lse[..., None]).permute(0, 3, 1, 2).flatten(0, 1)
-            index = index.to(logits.device)
-            logits = logits[index].logsumexp(2) - math.log(index.shape[2])
+            logits = logits[upload(index, logits.device)].logsumexp(2) - math.log(index.shape[2])
             return Attention(logits.permute(0, 2, 3, 1), logits.new_zeros(logits.shape[0], *logits.shape[2:]))
         flat = value if self._encoder.packed else value.flatten(0, 1)
-        index = index.to(flat.device)
+        index = upload(index, flat.device)
         return flat[index[..., 0]] if index.shape[2] == 1 else flat[index].mean(2)
 
 

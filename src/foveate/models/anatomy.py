@@ -17,6 +17,7 @@ from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.traits import Traits
 from foveate.models import decoder
+from foveate.models.sketch import sketch
 
 ARTIFACTS = "foveate"
 """Folder inside a checkpoint that holds calibrated numbers, one ``<method>.json`` each."""
@@ -192,6 +193,14 @@ class Anatomy:
     rotary_rows: int = 1
     video_tokens: tuple[int, ...] = ()
     config: Any = field(repr=False, default=None)
+
+    @cached_property
+    def weights(self) -> dict[str, tuple[float, ...]]:
+        """A sketch of the weights of embedding, projector and decoder layers: a few entries of each parameter."""
+        parts = {"embedding": self.model.get_input_embeddings()}  # type: ignore[operator]
+        if self.encoder is not None:
+            parts["projector"] = self.encoder.projector
+        return sketch(parts | {f"layers.{number}": layer for number, layer in enumerate(self.layers)})
 
     @property
     def kernel(self) -> str:
@@ -402,8 +411,8 @@ class Anatomy:
 
     def traits(self, companion: bool = False, artifacts: Iterable[Artifact] = ()) -> Traits:
         """What methods may know of the model; ``artifacts`` go before those in its folder."""
-        fingerprint = Fingerprint(self.family, len(self.layers), self.config.hidden_size, self.config.vocab_size)
-        encoder = self.encoder
+        config, encoder = self.config, self.encoder
+        fingerprint = Fingerprint(self.family, len(self.layers), config.hidden_size, config.vocab_size, self.weights)
         experts = getattr(self.config, "num_experts_per_tok", None)
         sparse = tuple(layer for layer in range(len(self.layers)) if experts and self.experts(layer) is not None)
         return Traits(

@@ -151,17 +151,14 @@ class IndexPreserving(Tokens):
         reason = traits.refuse_sites("patches")
         if reason is not None:
             return f"{reason}; use a method that acts behind the encoder, such as uniform"
-        artifact = traits.artifacts.get(self.name)
-        if traits.cell is None or artifact is None:
+        numbers = traits.numbers(self.name, {})
+        if traits.cell is None or numbers is None:
             return (
                 "needs a classifier of this model's cells in its folder; fit one with "
                 "foveate.methods.before_encoder.index_preserving.train (reference model: `foveate reference classifier`)"
             )
-        artifact.check(traits.fingerprint)
-        if tuple(artifact.numbers["cell"]) != traits.cell:
-            return (
-                f"its classifier reads cells {tuple(artifact.numbers['cell'])}, this model has {traits.cell}; train it again"
-            )
+        if tuple(numbers["cell"]) != traits.cell:
+            return f"its classifier reads cells {tuple(numbers['cell'])}, this model has {traits.cell}; train it again"
         return None
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:

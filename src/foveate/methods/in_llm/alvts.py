@@ -96,6 +96,7 @@ class ALVTS(Routing, Offline):
     paper = "arXiv 2606.14277"
     needs = ("low-rank selectors (calibrated)",)
     identity_at = {"keep": 1.0, "ratios": None}  # noqa: RUF012
+    bound = ("head_mode", "causal", "rope", "rank", "steps", "rate")
 
     keep: Annotated[int | float, Keep()] = 1 / 3
     ratios: Annotated[tuple[float, ...], Shares()] | None = None
@@ -119,11 +120,7 @@ class ALVTS(Routing, Offline):
             return f"ratios={self.ratios}: must be {traits.decoder_layers} shares, one for each layer"
         if not self.routed(traits):
             return None
-        artifact = traits.artifacts.get(self.name)
-        if artifact is None:
-            return "needs selectors fitted to this model; run `foveate calibrate alvts` on it"
-        artifact.check(traits.fingerprint)
-        return None
+        return self.refuse_numbers(traits, "needs selectors fitted to this model")
 
     def routed(self, traits: Traits) -> tuple[int, ...]:
         """All layers that do not take everything."""

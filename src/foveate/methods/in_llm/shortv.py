@@ -70,10 +70,7 @@ class ShortV(Routing, Offline):
             return f"layers={self.layers}: must be in 0..{traits.decoder_layers - 1}" if bad else None
         order = self._order(traits)
         if order is None:
-            return (
-                f"no layer order is known for {traits.fingerprint}; run `foveate calibrate shortv` on this model, "
-                "or give layers=(...)"
-            )
+            return self.refuse_numbers(traits, f"no layer order is known for {traits.fingerprint}", ", or give layers=(...)")
         if self._count(traits) > len(order):
             return f"frozen={self.frozen}: the order known for this model has {len(order)} layers"
         return None
@@ -97,7 +94,7 @@ class ShortV(Routing, Offline):
         if not any(layout.visual):
             return None
         counts = tuple(n - v for n, v in zip(layout.live, layout.visual))
-        return Plan(layout.valid & ~layout.rows(*VISUAL), frozen=True, counts=counts)
+        return Plan(layout.valid & ~layout.rows(*VISUAL), frozen=True, counts=counts, visual=(0,) * len(counts))
 
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
         """Freeze one layer at a time and see how far the last prompt token's distribution moves."""
@@ -115,8 +112,5 @@ class ShortV(Routing, Offline):
         return self.frozen if isinstance(self.frozen, int) else round(self.frozen * traits.decoder_layers)
 
     def _order(self, traits: Traits) -> tuple[int, ...] | None:
-        artifact = traits.artifacts.get("shortv")
-        if artifact is not None:
-            artifact.check(traits.fingerprint)
-            return tuple(artifact.numbers["order"])
-        return PRESETS.get(traits.fingerprint)
+        numbers = self.numbers(traits)
+        return PRESETS.get(traits.fingerprint) if numbers is None else tuple(numbers["order"])

@@ -157,10 +157,7 @@ class MixKV(Cache, Offline):
     def check(self, traits: Traits) -> str | None:
         """A table must be there to be read."""
         if self.redundancy == "table":
-            artifact = traits.artifacts.get(self.name)
-            if artifact is None:
-                return "redundancy='table': needs a table; run `foveate calibrate mixkv` on this model, or use 'online'"
-            artifact.check(traits.fingerprint)
+            return self.refuse_numbers(traits, "redundancy='table': needs a table", ", or use 'online'")
         return None
 
     @property

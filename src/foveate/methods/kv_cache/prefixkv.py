@@ -133,6 +133,7 @@ class PrefixKV(Cache, Offline):
     paper = "arXiv 2412.03409"
     needs = ("decoder attention columns (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
+    bound = ("start_size",)
 
     keep: Annotated[int | float, Keep()] = 0.8
     """Share of the prompt, or entries, that stays in a layer on average."""
@@ -144,10 +145,7 @@ class PrefixKV(Cache, Offline):
     def check(self, traits: Traits) -> str | None:
         """A profile must be there to be read."""
         if self.search == "offline":
-            artifact = traits.artifacts.get(self.name)
-            if artifact is None:
-                return "search='offline': needs a profile; run `foveate calibrate prefixkv` on this model, or use 'exact'"
-            artifact.check(traits.fingerprint)
+            return self.refuse_numbers(traits, "search='offline': needs a profile", ", or use 'exact'")
         return None
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
