@@ -63,6 +63,9 @@ class Generation:
         inputs = _right_padded(self.model_tester.body.inputs(RAGGED))
         self._same(lambda model: model(**inputs).logits[inputs["attention_mask"].bool()])
 
+    def test_ask_forward_with_eager_attention(self) -> None:
+        self._same(self._forward(), attention="eager")
+
     def test_ask_forward_of_text_alone(self) -> None:
         self._same(self._forward([(3, 0, 6), (2, 0, 9)]))
 
@@ -235,6 +238,9 @@ class Generation:
 
     def test_ask_greedy(self) -> None:
         self._same(self._generate())
+
+    def test_ask_greedy_with_eager_attention(self) -> None:
+        self._same(self._generate(), attention="eager")
 
     def test_ask_greedy_without_cache(self) -> None:
         self._same(self._generate(use_cache=False))
