@@ -31,6 +31,8 @@ class Owner(Protocol):
     """Who builds masks for a compressed cache."""
 
     attached: bool
+    reference: weakref.ref[Any]
+    """To itself, the same one always."""
 
 
 @dataclass
@@ -101,7 +103,7 @@ class FoveateLayer(DynamicLayer):
 
     def own(self, owner: Owner) -> None:
         """Let ``owner`` build the masks for this layer."""
-        self._owner = weakref.ref(owner)
+        self._owner = owner.reference
 
     @property
     def columns(self) -> int:
@@ -157,7 +159,8 @@ class FoveateLayer(DynamicLayer):
             self._columns -= 1
             return self.keys, self.values
         keys, values = DynamicLayer.update(self, key_states, value_states)
-        if not self._owned:
+        owner = self._owner and self._owner()  # not `_owned`: a call less in every layer of every step
+        if owner is None or not owner.attached:
             self.refuse_unless_consecutive()
             self.settle()
         return keys, values
@@ -327,6 +330,9 @@ def adopt(cache: Cache, count: int, owner: Owner) -> list[Any]:
             "past_key_values: an offloaded DynamicCache moves its layers away while they are compressed; use "
             "DynamicCache(offloading=False) (cache_implementation='dynamic')"
         )
+    mine = owner.reference
+    if len(cache.layers) >= count and all([type(c) is FoveateLayer and c._owner is mine for c in cache.layers]):
+        return cache.layers
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, FoveateLayer, LinearAttentionLayer):
             raise FoveateError(f"past_key_values: layers of {type(layer).__name__} are not supported; use a DynamicCache")

@@ -19,9 +19,11 @@ from foveate.engine.cache import FoveateLayer
 from foveate.engine.intake import Intake
 from foveate.engine.ledger import Ledger
 from foveate.engine.program import Program
-from foveate.engine.rows import Rows
+from foveate.engine.rows import Rows, positions_of
 from foveate.engine.run import attend_blocks
 
+STEPS = "_foveate_steps"
+"""Attribute of a cache: the steps of decoding that go on over it."""
 SLACK = 64
 """Columns of later tokens that a mask is made with."""
 
@@ -77,24 +79,46 @@ class Decoding:
         always = padding is not None or program.anatomy.kernel == "eager"
         self._masked = [i for i in gaps if always or own[i].ledger.holes or i in sliding]
         self._touched = {*self._masked, *self._turned}
+        sliding = any(own[i].sliding_window is not None for i in self._masked)
+        self._turns = bool(self._turned) or self._shift is not None or sliding
         method = program.cache
         self._evicts = method is not None and type(method).step is not Cache.step
         self.busy = bool(self._touched) or self.stored_by_head
 
-    def goes_on(self, layers: Sequence[Any]) -> bool:
-        """Whether these are still the layers for which everything was made."""
-        return self.steady and self.held == _held(layers)
+    @classmethod
+    def of(
+        cls, cache: Any, program: Program, layers: Sequence[Any], past: int, padding: Tensor | None, steady: bool
+    ) -> Decoding:
+        """The steps that go on over ``cache``, or new ones where something else has happened to it since."""
+        known: Decoding | None = cache.__dict__.get(STEPS)
+        if known is None or known.program is not program or known.steady != steady or known.held != _held(layers):
+            known = cls(program, layers, padding, steady)
+        if known._evict(past):
+            known = cls(program, layers, padding, steady)
+        known._padding = padding
+        cache.__dict__[STEPS] = known
+        return known
 
-    def begin(self, kwargs: dict[str, Any], positions: Tensor, past: int) -> dict[str, Any]:
-        """What the language model is to be called with; ``positions`` ``[R, B, 1]`` of the new tokens."""
-        self._rows, self._positions, self._past = None, positions, past
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of the cache goes its own way."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+    def begin(self, kwargs: dict[str, Any], given: Tensor, past: int) -> dict[str, Any]:
+        """What the language model is to be called with; ``given`` ``[B, 1, ...]`` are the new tokens."""
+        self._rows = None
+        if not self._turns:
+            return kwargs
+        batch, device = given.shape[0], given.device
+        self._past, self._positions = past, positions_of(kwargs.get("position_ids"), batch, 1, past, device)
         if self._shift is None:
             return kwargs
         moved = self._moved(self._shift)
         given = kwargs.get("position_ids")
         return dict(kwargs, position_ids=moved if given is not None and given.ndim == 3 else moved[0])
 
-    def evict(self, past: int) -> bool:
+    def _evict(self, past: int) -> bool:
         """Let the owner of the cache evict step by step; whether anything went."""
         method = self.program.cache
         if not self._evicts or method is None:

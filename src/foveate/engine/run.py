@@ -84,6 +84,17 @@ class Run:
                 asked = [ids[q] for ids, q in zip(intake.ids, intake.question)]
                 self.signals.seen[Question()] = program.companion.question(asked)
 
+    def take_deepstack(self, kwargs: dict[str, Any]) -> None:
+        """Take over what the language model would add to visual rows after its first layers."""
+        levels, where = kwargs.pop("deepstack_visual_embeds", None), kwargs.pop("visual_pos_masks", None)
+        if levels is None or where is None:
+            return
+        device = self.rows.device
+        stacked = torch.stack([level.to(device) for level in levels], dim=1)  # [visual, L, D]
+        rows = stacked.new_zeros(*where.shape, *stacked.shape[1:])
+        filled = rows.masked_scatter(where.to(device)[..., None, None], stacked)
+        self.state.put("prefill", "deepstack", filled, rows=True)
+
     def through(self, layer: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Run decoder ``layer``, whose own forward this is."""
         with self.timed("engine"):

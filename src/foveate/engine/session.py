@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -87,6 +88,7 @@ class Session:
     def __init__(self, program: Program) -> None:
         self.recipe, self.anatomy = program.recipe, program.anatomy
         self.attached = True
+        self.reference = weakref.ref(self)
         self._program = program
         self._seat = _Seat()
         self._last = Recording(program)
@@ -180,10 +182,13 @@ class Session:
         call = seat.call = Call(self._program, self, seat.recording, generating=generating)
         try:
             yield call
-            self._last = seat.recording = call.close()
-            seat.read = call.read
+            self._end(call)
         finally:
             seat.call = outer
+
+    def _end(self, call: Call) -> None:
+        self._last = self._seat.recording = call.close()
+        self._seat.read = call.read
 
     def _install(self) -> None:
         parts, program, put = self.anatomy, self._program, self._put
@@ -268,8 +273,17 @@ class Session:
 
     @torch.compiler.disable
     def _outer(self, body: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self._entered() as call:
+        call = self._seat.call
+        # Not by `_entered`, in a few calls less: each step of decoding passes here for each of three modules.
+        if call is not None:
             return body(call, original, *args, **kwargs)
+        call = self._seat.call = Call(self._program, self, self._seat.recording)
+        try:
+            output = body(call, original, *args, **kwargs)
+            self._end(call)
+        finally:
+            self._seat.call = None
+        return output
 
     @torch.compiler.disable
     def _vision(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
