@@ -167,5 +167,7 @@ def test_pictures_encoded_elsewhere_are_refused_with_the_remedy(name: str) -> No
         for outputs in (elsewhere, under_another):
             with attached(model, "uniform(keep=6)", body), pytest.raises(FoveateError) as refused:
                 model(**text(body, inputs), **outputs)
-            assert str(refused.value).startswith(f"input_ids: {body.placeholders()} image placeholders, but no image was encoded under")
+            assert str(refused.value).startswith(
+                f"input_ids: {body.placeholders()} image placeholders, but no image was encoded under"
+            )
             assert str(refused.value).endswith("hand in pixels, or mm_encoder_outputs from session.encode(...)")
