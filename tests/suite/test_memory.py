@@ -164,21 +164,20 @@ def test_a_recipe_declares_the_sum_of_its_methods() -> None:
     assert together.ours <= together.workspace
 
 
-COMPOSED = [
-    "none",
-    "hiprune(keep=40) + fastv(keep=0.5) + snapkv",
-    "tome(keep=0.4) + shortv(layers=(1,)) + mixkv(host='adakv')",
-]
+COMPOSED = ["none", "hiprune(keep=40) + fastv(keep=0.5) + snapkv", "tome(keep=0.4) + shortv(layers=(1,))"]
+everything = pytest.mark.parametrize(
+    "recipe", [*map(Recipe.of, COMPOSED), *{type(method): method for method in _methods()}.values()], ids=str
+)
 
 
-@pytest.mark.parametrize("recipe", [*map(Recipe.of, COMPOSED), *_methods()], ids=str)
+@everything
 def test_nothing_but_ledgers_outlives_the_forward(recipe: Recipe | Method) -> None:
     left, pictures = _left_behind(recipe)
     assert left <= 3 * _left_behind(Recipe())[0]
     assert pictures == 0
 
 
-@pytest.mark.parametrize("recipe", [*map(Recipe.of, COMPOSED), *_methods()], ids=str)
+@everything
 def test_while_decoding_a_session_holds_no_picture(recipe: Recipe | Method) -> None:
     model, _ = model_and_inputs(1)
     expected = _held_in_steps(model)  # by generate itself, which hands its own arguments on

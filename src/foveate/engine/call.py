@@ -59,6 +59,7 @@ class Call:
         self._labels: Tensor | None = None
         self._cache: DynamicCache | None = None
         self._rows = 0
+        self._as_dict = bool(program.anatomy.config.return_dict)
         self._decoding: Decoding | None = None
 
     # Pictures.
@@ -126,14 +127,15 @@ class Call:
                 f"gradient checkpointing: not possible under {self._program.recipe}, as layers that are run again have no "
                 "cache and show no attention; turn it off"
             )
-        kwargs = by_name(original, args, kwargs)
+        if args:
+            kwargs = by_name(original, args, kwargs)
         if kwargs.get("labels") is not None:
             kwargs["labels"] = self._labels = kwargs["labels"].clone()
         return original(**kwargs)
 
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
-        incoming = self._incoming = by_name(original, args, kwargs)
+        incoming = self._incoming = by_name(original, args, kwargs) if args else kwargs
         if any(incoming.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
             self.looks = []  # encoded from now on; what was before has not come to a prompt
         elif not self.looks:
@@ -149,9 +151,10 @@ class Call:
 
     def language_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the language model: a prompt, a part of one, tokens that are tried out, or a step of decoding."""
-        kwargs, config = by_name(original, args, kwargs), self._program.anatomy.config
-        wanted = kwargs.pop("return_dict", None)
-        as_tuple = not (config.return_dict if wanted is None else wanted)
+        if args:
+            kwargs = by_name(original, args, kwargs)
+        config, wanted = self._program.anatomy.config, kwargs.pop("return_dict", None)
+        as_tuple = not (self._as_dict if wanted is None else wanted)
         given = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         batch, rows = given.shape[:2]
         cache = kwargs.get("past_key_values")
@@ -161,7 +164,7 @@ class Call:
         unwanted = cache is None and not (config.use_cache if wanted is None else wanted)
         self._check(kwargs, unwanted)
         self._caching = not unwanted
-        branch = self._is_branch(cache, rows)
+        branch = self._generating and self._prompt_rows is not None and self._is_branch(cache, rows)
         recording = Recording(self._program) if branch else self._recording_of(prompt)
         # Without a cache, generate reads the prompt again with every token.
         begins = prompt and not (self._generating and self.prompt_is_read)
@@ -215,9 +218,7 @@ class Call:
     # Inside.
 
     def _is_branch(self, cache: DynamicCache | None, rows: int) -> bool:
-        """Whether this is the second branch of guidance, which is not what was asked for."""
-        if not self._generating or self._prompt_rows is None:
-            return False
+        """Whether this, behind the prompt, is the second branch of guidance, which is not what was asked for."""
         # It has a cache of its own; where there is none, what was asked for comes again and is a token longer.
         return cache is not self._cache if self._caching else rows != self._rows + 1
 

@@ -248,7 +248,7 @@ class Session:
         return self._seat.call
 
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kwargs = by_name(original, args, kwargs)
+        kwargs = by_name(original, args, kwargs) if args else kwargs
         generation.refuse_assistant(self._program, kwargs.get("assistant_model"))
         with self._entered(generating=True) as call:
             outputs = kwargs.get("mm_encoder_outputs")
