@@ -164,7 +164,7 @@ def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Not
     The oracle of models with a recurrent state, where a row that is gone was never there; one turn with images.
     """
     parts, ids = anatomy(model), inputs["input_ids"]
-    out = torch.zeros(*ids.shape, parts.config.vocab_size)
+    out = torch.zeros(*ids.shape, parts.config.vocab_size, dtype=parts.dtype)
     layouts, arriving = trace.log[0], notes.arriving[0]
     assert arriving is not None
     prompt = int(layouts[0].origin.max()) + 1

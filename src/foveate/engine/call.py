@@ -124,14 +124,14 @@ class Call:
         if not self._program.methods:
             return original(*args, **kwargs)
         check_training(self._program)
-        kwargs = by_name(original, args, kwargs)
+        kwargs = by_name(original, args, kwargs) if args else kwargs
         if kwargs.get("labels") is not None:
             kwargs["labels"] = self._labels = kwargs["labels"].clone()
         return original(**kwargs)
 
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
-        incoming = by_name(original, args, kwargs)
+        incoming = by_name(original, args, kwargs) if args else kwargs
         self._incoming = self._read_early(incoming)
         if incoming.get("pixel_values") is not None or incoming.get("pixel_values_videos") is not None:
             self.looks = []  # encoded from now on; what was before has not come to a prompt
@@ -148,7 +148,7 @@ class Call:
 
     def language_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the language model: a prompt, a part of one, tokens that are tried out, or a step of decoding."""
-        kwargs, program = by_name(original, args, kwargs), self._program
+        kwargs, program = by_name(original, args, kwargs) if args else kwargs, self._program
         given = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         batch, rows = given.shape[:2]
         cache = kwargs.get("past_key_values")
@@ -243,9 +243,7 @@ class Call:
     # Inside.
 
     def _is_branch(self, cache: DynamicCache | None, rows: int) -> bool:
-        """Whether this is the second branch of guidance, which is not what was asked for."""
-        if not self._generating or self._prompt_rows is None:
-            return False
+        """Whether this, behind the prompt, is the second branch of guidance, which is not what was asked for."""
         # It has a cache of its own; where there is none, what was asked for comes again and is a token longer.
         return cache is not self._cache if self._caching else rows != self._rows + 1
 

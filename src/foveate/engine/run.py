@@ -28,6 +28,7 @@ from foveate.engine.route import Route
 from foveate.engine.rows import Rows
 from foveate.engine.signals import ByPicture, Signals
 from foveate.engine.vision import Look
+from foveate.engine.vision_signals import joined
 from foveate.ops import ragged
 
 Forward = Callable[..., Tensor]
@@ -234,12 +235,19 @@ class Run:
         return self.signals.read(method)
 
     def _gather(self, signal: Signal, sources: Sequence[int], ordinal: Tensor) -> Any:
+        """A signal of grids by their numbers in the prompt; pictures and videos were encoded in calls of their own."""
+        parts: list[Any] = []
+        places: list[int] = []
         start = 0
         for look in self._looks:
-            if sources[0] < start + len(look.views):
-                return look.signals.gather(signal, [source - start for source in sources], ordinal)
-            start += len(look.views)
-        raise LookupError(f"grid {sources[0]} was encoded elsewhere")
+            end = start + len(look.views)
+            mine = [place for place, source in enumerate(sources) if start <= source < end]
+            if mine:
+                views = [sources[place] - start for place in mine]
+                parts.append(look.signals.gather(signal, views, ordinal if len(mine) == len(sources) else ordinal[mine]))
+                places += mine
+            start = end
+        return parts[0] if len(parts) == 1 else joined(parts, places)
 
     def _edit(self, layer: int, site: Site, method: Tokens, x: Tensor) -> Tensor:
         before = self.rows.layout

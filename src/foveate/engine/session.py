@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import threading
@@ -253,10 +254,13 @@ class Session:
 
     @torch.compiler.disable
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kwargs = by_name(original, args, kwargs)
+        kwargs = by_name(original, args, kwargs) if args else kwargs
         generation.refuse_assistant(self._program, kwargs.get("assistant_model"))
         with self._entered(generating=True) as call:
-            call.know(kwargs.get("mm_encoder_outputs"))
+            outputs = kwargs.get("mm_encoder_outputs")
+            if outputs:  # repeated in place for every beam, and good for another prompt
+                kwargs["mm_encoder_outputs"] = {kind: copy.copy(output) for kind, output in outputs.items()}
+                call.know(outputs)
             return original(**kwargs)
 
     @torch.compiler.disable
