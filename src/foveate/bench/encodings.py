@@ -5,7 +5,6 @@ No time that a bench reports has the encoder in it, and where no method looks in
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput  # type: ignore[attr-defined]
 
 from foveate.core.signal import on
-from foveate.engine import blocks
 from foveate.engine.session import Session
+from foveate.engine.stand_in import stand_in
 from foveate.models import anatomy
 
 ROOM = 2**30
@@ -55,7 +54,7 @@ class Encodings:
         owner: Any = anatomy(model).multimodal
         for name in ("get_image_features", "get_video_features"):
             if hasattr(owner, name):
-                blocks.stand_in(owner, name, self._keeping(getattr(owner, name)))
+                stand_in(owner, name, self._features)
 
     def about(self, task: str) -> None:
         """Forget what was kept of another task."""
@@ -72,22 +71,18 @@ class Encodings:
         finally:
             self._serving = False
 
-    def _keeping(self, encode: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(encode)
-        def features(*args: Any, **kwargs: Any) -> Any:
-            if not self._serving:
-                return encode(*args, **kwargs)
-            key = _digest(args, kwargs)
-            if key not in self._kept:
-                output = encode(*args, **kwargs)
-                size = sum(tensor.nbytes for tensor in _tensors(output.values()))
-                if size <= self._left:
-                    self._left -= size
-                    self._kept[key] = _Kept.of(output)
-                return output
-            return self._kept[key].again()
-
-        return features
+    def _features(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._serving:
+            return encode(*args, **kwargs)
+        key = _digest(args, kwargs)
+        if key not in self._kept:
+            output = encode(*args, **kwargs)
+            size = sum(tensor.nbytes for tensor in _tensors(output.values()))
+            if size <= self._left:
+                self._left -= size
+                self._kept[key] = _Kept.of(output)
+            return output
+        return self._kept[key].again()
 
 
 def _digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
