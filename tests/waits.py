@@ -46,8 +46,22 @@ def waits(layers: int, samples: Sequence[Sample], recipe: Recipes = None, steps:
     """
     with pretend.Pretended() as there:
         inputs = {name: value.to(pretend.device(0)) for name, value in _inputs(layers, samples).items()}
-        prompt, *rest = _request(layers, recipe, _elsewhere(layers), inputs, lambda: _collected(there.waits), steps)
+        prompt, *rest = _request(layers, recipe, elsewhere(layers), inputs, lambda: _collected(there.waits), steps)
     return prompt, max(rest[1:], key=len, default=[])
+
+
+def turns(layers: int, recipe: Recipes, prompts: Sequence[dict[str, Tensor]]) -> list[Waits]:
+    """While each turn of a conversation is read; pixels and ids of ``prompts``, without padding."""
+    mask, cache, found = None, None, []
+    with pretend.Pretended() as there, torch.no_grad(), _attached(elsewhere(layers), layers, recipe) as model:
+        for prompt in prompts:
+            given = {name: value.to(pretend.device(0)) for name, value in prompt.items()}
+            new = torch.ones_like(given["input_ids"])
+            mask = new if mask is None else torch.cat([mask, new], dim=1)
+            with _collected(there.waits) as waited:
+                cache = model(**given, attention_mask=mask, past_key_values=cache, logits_to_keep=1).past_key_values
+            found.append(waited)
+    return found
 
 
 def kernels(layers: int, samples: Sequence[Sample], recipe: Recipes = None) -> int:
@@ -76,9 +90,8 @@ def _request(
     layers: int, recipe: Recipes, model: Any, inputs: dict[str, Tensor], counting: Callable[[], Any], steps: int
 ) -> Iterator[Any]:
     """What is counted while the prompt is read, and in each decode step."""
-    attached = nullcontext() if recipe is None else foveate.attach(model, recipe, artifacts=artifacts(body(layers)))
     token, mask = inputs["input_ids"][:, -1:], inputs.get("attention_mask")
-    with torch.no_grad(), attached:
+    with torch.no_grad(), _attached(model, layers, recipe):
         with counting() as counted:
             cache = model(**inputs, logits_to_keep=1).past_key_values
         yield counted
@@ -89,6 +102,12 @@ def _request(
             with counting() as counted:
                 model(input_ids=token, past_key_values=cache, **grown)
             yield counted
+
+
+@contextmanager
+def _attached(model: Any, layers: int, recipe: Recipes) -> Iterator[Any]:
+    with nullcontext() if recipe is None else foveate.attach(model, recipe, artifacts=artifacts(body(layers))):
+        yield model
 
 
 @contextmanager
@@ -134,7 +153,7 @@ def _model(layers: int) -> Any:
 
 
 @cache
-def _elsewhere(layers: int) -> Any:
+def elsewhere(layers: int) -> Any:
     """The same model on a pretended device."""
     model = body(layers).model()
     for module in model.modules():
