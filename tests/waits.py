@@ -53,7 +53,7 @@ def waits(layers: int, samples: Sequence[Sample], recipe: Recipes = None, steps:
 def turns(layers: int, recipe: Recipes, prompts: Sequence[dict[str, Tensor]]) -> list[Waits]:
     """While each turn of a conversation is read; pixels and ids of ``prompts``, without padding."""
     mask, cache, found = None, None, []
-    with pretend.Pretended() as there, torch.no_grad(), _attached(elsewhere(layers), layers, recipe) as model:
+    with pretend.Pretended() as there, _attached(elsewhere(layers), layers, recipe) as model, torch.no_grad():
         for prompt in prompts:
             given = {name: value.to(pretend.device(0)) for name, value in prompt.items()}
             new = torch.ones_like(given["input_ids"])
@@ -91,7 +91,7 @@ def _request(
 ) -> Iterator[Any]:
     """What is counted while the prompt is read, and in each decode step."""
     token, mask = inputs["input_ids"][:, -1:], inputs.get("attention_mask")
-    with torch.no_grad(), _attached(model, layers, recipe):
+    with _attached(model, layers, recipe), torch.no_grad():
         with counting() as counted:
             cache = model(**inputs, logits_to_keep=1).past_key_values
         yield counted
