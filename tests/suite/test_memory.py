@@ -180,7 +180,7 @@ def test_nothing_but_ledgers_outlives_the_forward(recipe: Recipe | Method) -> No
 def test_while_decoding_a_session_holds_no_picture(recipe: Recipe | Method) -> None:
     model, _ = model_and_inputs(1)
     expected = _held_in_steps(model)  # by generate itself, which hands its own arguments on
-    with foveate.attach(model, recipe, artifacts=artifacts(BODIES["llava-clip"])):
+    with foveate.attach(model, recipe, artifacts=lent("llava-clip", model)):
         assert _held_in_steps(model) == expected
 
 
@@ -204,7 +204,7 @@ def _left_behind(recipe: Recipe | Method) -> tuple[int, int]:
     """Bytes that are alive behind a forward, and pictures, or what was made of them in the encoder and behind it."""
     model, inputs = model_and_inputs(1)
     given = {name: value.clone() for name, value in inputs.items()}
-    needed = artifacts(BODIES["llava-clip"])
+    needed = lent("llava-clip", model)
     with no_collector(), foveate.attach(model, recipe, artifacts=needed), torch.no_grad(), _features(model) as made:
         made.append(weakref.ref(given["pixel_values"]))
         with Live() as live:

@@ -243,7 +243,9 @@ class Call:
     # Inside.
 
     def _is_branch(self, cache: DynamicCache | None, rows: int) -> bool:
-        """Whether this, behind the prompt, is the second branch of guidance, which is not what was asked for."""
+        """Whether this is the second branch of guidance, which is not what was asked for."""
+        if not self._generating or self._prompt_rows is None:
+            return False
         # It has a cache of its own; where there is none, what was asked for comes again and is a token longer.
         return cache is not self._cache if self._caching else rows != self._rows + 1
 
