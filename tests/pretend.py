@@ -105,7 +105,12 @@ class Pretended(TorchDispatchMode):
     def wait(cls, operator: str) -> None:
         """The host waits."""
         if cls._on:
-            cls._on[-1].waits.append(Wait(operator, tuple(_stack())))
+            cls.current().waits.append(Wait(operator, tuple(_stack())))
+
+    @classmethod
+    def current(cls) -> Pretended:
+        """The one that is on."""
+        return cls._on[-1]
 
     def __enter__(self) -> Pretended:
         self._on.append(self)

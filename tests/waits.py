@@ -22,7 +22,6 @@ from foveate.core.method import Method
 from foveate.core.recipe import Recipe
 from tests import pretend, tiny
 from tests.suite.bodies import BODIES, Body, Sample
-from tests.suite.pairs import lent
 
 STEPS = 3
 """Decode steps that are counted, behind one that is not."""
@@ -46,8 +45,22 @@ def waits(layers: int, samples: Sequence[Sample], recipe: Recipes = None, steps:
     """
     with pretend.Pretended() as there:
         inputs = {name: value.to(pretend.device(0)) for name, value in _inputs(layers, samples).items()}
-        prompt, *rest = _request(layers, recipe, _elsewhere(layers), inputs, lambda: _collected(there.waits), steps)
+        prompt, *rest = _request(layers, recipe, elsewhere(layers), inputs, lambda: _collected(there.waits), steps)
     return prompt, max(rest[1:], key=len, default=[])
+
+
+def turns(layers: int, recipe: Recipes, prompts: Sequence[dict[str, Tensor]]) -> list[Waits]:
+    """While each turn of a conversation is read; pixels and ids of ``prompts``, without padding."""
+    mask, cache, found = None, None, []
+    with pretend.Pretended() as there, _attached(elsewhere(layers), layers, recipe) as model, torch.no_grad():
+        for prompt in prompts:
+            given = {name: value.to(pretend.device(0)) for name, value in prompt.items()}
+            new = torch.ones_like(given["input_ids"])
+            mask = new if mask is None else torch.cat([mask, new], dim=1)
+            with _collected(there.waits) as waited:
+                cache = model(**given, attention_mask=mask, past_key_values=cache, logits_to_keep=1).past_key_values
+            found.append(waited)
+    return found
 
 
 def kernels(layers: int, samples: Sequence[Sample], recipe: Recipes = None) -> int:
@@ -76,9 +89,8 @@ def _request(
     layers: int, recipe: Recipes, model: Any, inputs: dict[str, Tensor], counting: Callable[[], Any], steps: int
 ) -> Iterator[Any]:
     """What is counted while the prompt is read, and in each decode step."""
-    attached = nullcontext() if recipe is None else foveate.attach(model, recipe, artifacts=lent(body(layers), model))
     token, mask = inputs["input_ids"][:, -1:], inputs.get("attention_mask")
-    with torch.no_grad(), attached:
+    with _attached(model, layers, recipe), torch.no_grad():
         with counting() as counted:
             cache = model(**inputs, logits_to_keep=1).past_key_values
         yield counted
@@ -89,6 +101,12 @@ def _request(
             with counting() as counted:
                 model(input_ids=token, past_key_values=cache, **grown)
             yield counted
+
+
+@contextmanager
+def _attached(model: Any, layers: int, recipe: Recipes) -> Iterator[Any]:
+    with nullcontext() if recipe is None else foveate.attach(model, recipe, artifacts=lent(body(layers), model)):
+        yield model
 
 
 @contextmanager
@@ -134,7 +152,7 @@ def _model(layers: int) -> Any:
 
 
 @cache
-def _elsewhere(layers: int) -> Any:
+def elsewhere(layers: int) -> Any:
     """The same model on a pretended device."""
     model = body(layers).model()
     for module in model.modules():

@@ -55,12 +55,16 @@ def noting() -> Iterator[Notes]:
         notes.held[-1][2].append(None if ledger is None else ledger.tokens(x.shape[0], x.device))
         return result
 
-    def stepped(decoding: Decoding, kwargs: dict[str, Any], positions: Tensor, past: int) -> Any:
-        ledgers = [getattr(cache, "ledger", None) for cache in decoding.layers]
-        batch, device = positions.shape[1], positions.device
-        held = [None if ledger is None else ledger.extended(1).tokens(batch, device) for ledger in ledgers]
-        notes.held.append((past, 1, held))
-        return begin(decoding, kwargs, positions, past)
+    def stepped(decoding: Decoding, kwargs: dict[str, Any], given: Tensor, past: int) -> Any:
+        def tokens(cache: Any) -> Tensor | None:
+            ledger = getattr(cache, "ledger", None)
+            if ledger is None:
+                return None
+            coming = ledger if cache.writes else ledger.extended(1)
+            return coming.tokens(given.shape[0], given.device)
+
+        notes.held.append((past, 1, [tokens(cache) for cache in decoding.layers]))
+        return begin(decoding, kwargs, given, past)
 
     with patch.object(Run, "enter", noted), patch.object(Decoding, "begin", stepped):
         yield notes
@@ -160,7 +164,7 @@ def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Not
     The oracle of models with a recurrent state, where a row that is gone was never there; one turn with images.
     """
     parts, ids = anatomy(model), inputs["input_ids"]
-    out = torch.zeros(*ids.shape, parts.config.vocab_size)
+    out = torch.zeros(*ids.shape, parts.config.vocab_size, dtype=parts.dtype)
     layouts, arriving = trace.log[0], notes.arriving[0]
     assert arriving is not None
     prompt = int(layouts[0].origin.max()) + 1

@@ -163,13 +163,71 @@ def test_a_recipe_declares_the_sum_of_its_methods() -> None:
     assert together.ours <= together.workspace
 
 
-@pytest.mark.parametrize("recipe", ["hiprune(keep=40) + fastv(keep=0.5)", "tome(keep=0.4)", "sparsevila", "transprune"])
-def test_nothing_but_ledgers_outlives_the_forward(recipe: str) -> None:
-    assert _left_behind(recipe) <= 3 * _left_behind("none")
+COMPOSED = ["none", "hiprune(keep=40) + fastv(keep=0.5) + snapkv", "tome(keep=0.4) + shortv(layers=(1,))"]
+everything = pytest.mark.parametrize(
+    "recipe", [*map(Recipe.of, COMPOSED), *{type(method): method for method in _methods()}.values()], ids=str
+)
 
 
-def _left_behind(recipe: str) -> int:
+@everything
+def test_nothing_but_ledgers_outlives_the_forward(recipe: Recipe | Method) -> None:
+    left, pictures = _left_behind(recipe)
+    assert left <= 3 * _left_behind(Recipe())[0]
+    assert pictures == 0
+
+
+@everything
+def test_while_decoding_a_session_holds_no_picture(recipe: Recipe | Method) -> None:
+    model, _ = model_and_inputs(1)
+    expected = _held_in_steps(model)  # by generate itself, which hands its own arguments on
+    with foveate.attach(model, recipe, artifacts=lent("llava-clip", model)):
+        assert _held_in_steps(model) == expected
+
+
+def _held_in_steps(model: Any) -> list[int]:
+    """Pictures, and what was made of them in the encoder and behind it, that are alive at each step of decoding."""
+    held: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["inputs_embeds"].shape[1] == 1:
+            held.append(_live(made))
+
+    inputs = {name: value.clone() for name, value in model_and_inputs(1)[1].items()}
+    with no_collector(), _features(model) as made:
+        hook = model.model.language_model.register_forward_pre_hook(count, with_kwargs=True)
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        hook.remove()
+    return held
+
+
+def _left_behind(recipe: Recipe | Method) -> tuple[int, int]:
+    """Bytes that are alive behind a forward, and pictures, or what was made of them in the encoder and behind it."""
     model, inputs = model_and_inputs(1)
-    with no_collector(), foveate.attach(model, recipe), torch.no_grad(), Live() as live:
-        model(**inputs)
-        return live.total
+    given = {name: value.clone() for name, value in inputs.items()}
+    needed = lent("llava-clip", model)
+    with no_collector(), foveate.attach(model, recipe, artifacts=needed), torch.no_grad(), _features(model) as made:
+        made.append(weakref.ref(given["pixel_values"]))
+        with Live() as live:
+            model(**given)
+            del given
+            return live.total, _live(made)
+
+
+@contextmanager
+def _features(model: Any) -> Iterator[list[weakref.ref[Tensor]]]:
+    """Collects what goes into the vision tower, and what comes out of its blocks and of the projector."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def note(module: Any, args: Any, output: Any) -> None:
+        made.append(weakref.ref(output[0] if isinstance(output, tuple) else output))
+
+    tower = model.model.vision_tower
+    hooks = [module.register_forward_hook(note) for module in (*tower.encoder.layers, model.model.multi_modal_projector)]
+    hooks.append(tower.register_forward_pre_hook(lambda module, args: made.append(weakref.ref(args[0])) if args else None))
+    yield made
+    for hook in hooks:
+        hook.remove()
+
+
+def _live(made: list[weakref.ref[Tensor]]) -> int:
+    return sum(tensor() is not None for tensor in made)

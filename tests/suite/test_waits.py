@@ -13,11 +13,11 @@ import torch
 from foveate.core import registry
 from foveate.core.device import upload
 from foveate.core.method import Cache, Method
-from tests import pretend
+from tests import pretend, tiny
 from tests.suite.bodies import ONE, RAGGED
 from tests.suite.pairs import refusal, variants
 from tests.thirdparty import installed
-from tests.waits import Waits, body, calls, kernels, waits
+from tests.waits import Waits, body, calls, elsewhere, kernels, turns, waits
 
 BATCHES = {"one": ONE, "ragged": RAGGED}
 SHALLOW, DEEP = 8, 16
@@ -43,6 +43,55 @@ def test_a_prompt_waits_twelve_times_at_most_whatever_the_depth(method: Method) 
 
     assert len(deep) - len(own) <= 12, listed(deep)
     assert len(deep) == len(shallow), listed(deep)
+
+
+@pytest.mark.parametrize("recipe", ["ivc_prune", "snapkv(keep=0.5, window=4)", "sparsevila(keep=1.0, decode_keep=0.4)"])
+def test_behind_layers_that_hold_different_tokens_a_prompt_waits_no_more(recipe: str) -> None:
+    routed = f"alvts(keep=0.4) + {recipe}"
+    shallow, deep = (waits(layers, RAGGED, routed, steps=0)[0] for layers in (SHALLOW, DEEP))
+
+    assert len(deep) == len(shallow), listed(deep)
+
+
+@pytest.mark.parametrize(
+    "recipe", ["snapkv(keep=0.5, window=4)", "prefixkv(keep=0.5)", "alvts(keep=0.4) + sparsevila(keep=1.0, decode_keep=0.4)"]
+)
+def test_a_later_turn_waits_whatever_the_depth_no_more(recipe: str) -> None:
+    shallow, deep = (turns(layers, recipe, [_prompt(layers), _prompt(layers)])[1] for layers in (SHALLOW, DEEP))
+
+    assert len(deep) == len(shallow), listed(deep)
+    assert len(deep) - len(turns(DEEP, None, [_prompt(DEEP)])[0]) <= 12, listed(deep)
+
+
+def test_a_prompt_that_ends_in_its_picture_waits_whatever_the_depth_no_more() -> None:
+    shallow, deep = (turns(layers, "alvts(keep=0.4)", [_prompt(layers, ends=True)])[0] for layers in (SHALLOW, DEEP))
+
+    assert len(deep) == len(shallow), listed(deep)
+
+
+def test_what_a_prompt_says_is_read_before_its_pictures_are_encoded() -> None:
+    encoded: list[tuple[Waits, int]] = []
+
+    def note(*_: Any) -> None:
+        so_far = pretend.Pretended.current().waits
+        encoded.append((so_far, len(so_far)))
+
+    with pretend.Pretended():
+        tower = elsewhere(SHALLOW).model.vision_tower
+    with tower.register_forward_hook(note):
+        for recipe in (None, "uniform(keep=6)"):
+            turns(SHALLOW, recipe, [_prompt(SHALLOW)])
+    own, found = (waited[count:] for waited, count in encoded)
+
+    assert len(found) == len(own), listed(found)
+
+
+def _prompt(layers: int, ends: bool = False) -> dict[str, torch.Tensor]:
+    inputs = body(layers).inputs(ONE)
+    ids = inputs["input_ids"]
+    if ends:
+        ids = ids[:, : int((ids == tiny.IMAGE).nonzero()[-1, 1]) + 1]
+    return {"input_ids": ids, "pixel_values": inputs["pixel_values"]}
 
 
 @every

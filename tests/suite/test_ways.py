@@ -356,7 +356,8 @@ def test_eviction_goes_on_step_by_step_in_a_later_turn() -> None:
         talk.ask(text(1, seed=1))
         talk.answer(model)
     for layer in range(4):
-        forwards = [(past, rows, held[layer][0, 0].tolist()) for past, rows, held in notes.held]
+        # New entries take the places of old ones, so they do not lie in order.
+        forwards = [(past, rows, sorted(held[layer][0, 0].tolist())) for past, rows, held in notes.held]
         tokens = forwards[1][2][:-1]  # what is left of the prompt
         prompt = len(tokens)
         for past, rows, held in forwards[1:]:

@@ -9,5 +9,4 @@ from typing import Any
 
 def by_name(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All of a call's arguments by name, those that were given by their place too."""
-    # A signature is slow to read, and nearly every call goes by name.
-    return {**dict(zip(inspect.signature(function).parameters, args)), **kwargs} if args else dict(kwargs)
+    return {**dict(zip(inspect.signature(function).parameters, args)), **kwargs}

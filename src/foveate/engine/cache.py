@@ -21,8 +21,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from foveate.core.device import upload
 from foveate.core.errors import FoveateError
+from foveate.engine.eviction import Eviction
 from foveate.engine.ledger import EMPTY, Ledger
 from foveate.ops.ragged import Blocks
 
@@ -31,6 +31,8 @@ class Owner(Protocol):
     """Who builds masks for a compressed cache."""
 
     attached: bool
+    reference: weakref.ref[Any]
+    """To itself, the same one always."""
 
 
 @dataclass
@@ -42,28 +44,6 @@ class _Full:
     ledger: Ledger
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """What a method that evicts step by step is told of a prompt, for each sample of the batch (on the host).
-
-    Attributes:
-        left: entries left of it.
-        spare: padding in front of them.
-        length: its tokens, before anything was dropped.
-        width: its tokens, padding included.
-    """
-
-    left: tuple[int, ...]
-    spare: tuple[int, ...]
-    length: tuple[int, ...]
-    width: int
-
-    def batched(self, samples: Sequence[int]) -> Prompt:
-        """With those ``samples``."""
-        left, spare, length = (tuple(of[sample] for sample in samples) for of in (self.left, self.spare, self.length))
-        return Prompt(left, spare, length, self.width)
-
-
 class FoveateLayer(DynamicLayer):
     """A dynamic cache layer whose entries need not be consecutive tokens.
 
@@ -71,7 +51,7 @@ class FoveateLayer(DynamicLayer):
 
     Attributes:
         blocks: entries by head, where heads keep different numbers; ``keys`` and ``values`` are then those that came later.
-        prompt: of the prompt whose entries a method evicts step by step, None where none does.
+        eviction: where entries lie while a method evicts step by step, None where none does.
         record_past: whether what leaves the sliding window stays until the next `crop`.
     """
 
@@ -80,11 +60,12 @@ class FoveateLayer(DynamicLayer):
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
         self.blocks: Blocks | None = None
-        self.prompt: Prompt | None = None
+        self.eviction: Eviction | None = None
         self.record_past = False
         self._ledger, self._columns = EMPTY, 0
         self._full: _Full | None = None
-        self._evicting: int | None = None
+        self._own_prefix = False
+        self._writing: tuple[Tensor, bool] | None = None
         self._owner: Any = None
 
     @classmethod
@@ -101,7 +82,7 @@ class FoveateLayer(DynamicLayer):
 
     def own(self, owner: Owner) -> None:
         """Let ``owner`` build the masks for this layer."""
-        self._owner = weakref.ref(owner)
+        self._owner = owner.reference
 
     @property
     def columns(self) -> int:
@@ -139,6 +120,11 @@ class FoveateLayer(DynamicLayer):
         return self.ledger if self._full is None else self._full.ledger.extended(self.ledger.tail)
 
     @property
+    def writes(self) -> bool:
+        """Whether the next entry takes a place among the others."""
+        return self._writing is not None
+
+    @property
     def held(self) -> float:
         """Entries that attention reads, on average over samples and heads (read from the device where they are ragged)."""
         early = 0.0 if self.blocks is None else float(self.blocks.there.sum()) / (self.keys.shape[0] * self.keys.shape[1])
@@ -150,14 +136,17 @@ class FoveateLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append."""
-        if self._evicting is not None:  # in one copy
-            slot, self._evicting = self._evicting, None
-            self.keys = torch.cat([self.keys[:, :, :slot], self.keys[:, :, slot + 1 :], key_states], dim=2)
-            self.values = torch.cat([self.values[:, :, :slot], self.values[:, :, slot + 1 :], value_states], dim=2)
-            self._columns -= 1
+        if self._writing is not None:
+            (places, grows), self._writing = self._writing, None
+            if grows:
+                DynamicLayer.update(self, key_states, value_states)
+            index = places[:, None, None, None].expand(key_states.shape)
+            self.keys, self.values = self.keys.scatter_(2, index, key_states), self.values.scatter_(2, index, value_states)
+            self.ledger = replace(self._ledger, start=self._ledger.start + 1)
             return self.keys, self.values
         keys, values = DynamicLayer.update(self, key_states, value_states)
-        if not self._owned:
+        owner = self._owner and self._owner()  # not `_owned`: a call less in every layer of every step
+        if owner is None or not owner.attached:
             self.refuse_unless_consecutive()
             self.settle()
         return keys, values
@@ -184,30 +173,18 @@ class FoveateLayer(DynamicLayer):
         self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
         self.ledger = kept
 
-    def evict(self, slots: Sequence[int | None]) -> None:
-        """Evict one entry, counted from each sample's first; None where a sample has none to evict.
-
-        Where it is the same one of all samples it goes when the next `update` copies the cache anyway.
-        """
-        assert self.prompt is not None
-        spare, width, ledger = self.prompt.spare, self.keys.shape[2], self.ledger
-        tokens = ledger.tokens(len(slots), self.keys.device)
-        if len(set(slots)) == 1 and slots[0] is not None and not any(spare):
-            self._evicting = slot = slots[0]
-            prefix = torch.cat([tokens[..., :slot], tokens[..., slot + 1 :]], dim=-1)
-            # The columns of today; the update takes one away and brings the next.
-            self._ledger = replace(ledger, prefix=prefix, start=ledger.past, tail=0)
-            return
-        left = [width - padding - (slot is not None) for padding, slot in zip(spare, slots)]
-        longest = max(left)
-        moved = tuple(longest - count for count in left)
-        down = [before - after for before, after in zip(spare, moved)]
-        gap = [width if slot is None else slot + padding for slot, padding in zip(slots, moved)]
-        by, behind, first = upload([down, gap, moved], self.keys.device)[..., None]
-        place = torch.arange(longest, device=self.keys.device)
-        entries = (place + by + (place >= behind)).masked_fill(place < first, -1)[:, None]
-        self.prompt = replace(self.prompt, spare=moved)
-        self.keep(entries, holes=any(moved) or ledger.holes)
+    def write_to(self, places: Tensor, grows: bool) -> None:
+        """The next entry of each sample goes to ``places`` ``[B]``; ``grows``: some of them behind the others."""
+        ledger = self.ledger
+        tokens = ledger.prefix
+        if tokens is None or ledger.tail or not self._own_prefix:
+            tokens, self._own_prefix = ledger.tokens(len(places), self.keys.device).clone(), True
+        if grows:
+            tokens = torch.nn.functional.pad(tokens, (0, 1), value=-1)
+        index = places[:, None, None].expand(-1, tokens.shape[1], 1)
+        holes = self.eviction is not None and self.eviction.gaps
+        self._ledger = replace(ledger, prefix=tokens.scatter_(2, index, ledger.past), start=ledger.past, tail=0, holes=holes)
+        self._writing = places, grows
 
     def narrow(self, entries: Tensor, holes: bool) -> None:
         """Let attention read ``entries`` ``[B, 1, k]`` and what comes later only; the rest stays, set aside."""
@@ -239,7 +216,7 @@ class FoveateLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.blocks, self.prompt, self._full = None, None, None
+        self.blocks, self.eviction, self._full = None, None, None
         self.ledger = EMPTY
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -260,13 +237,13 @@ class FoveateLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some samples."""
         super().batch_select_indices(indices)
-        self._batched(indices, indices.tolist() if self.prompt is not None else ())
+        self._batched(indices, indices.tolist() if self.eviction is not None else ())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sample."""
         batch = torch.arange(self.keys.shape[0], device=self.keys.device).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
-        self._batched(batch, batch.tolist() if self.prompt is not None else ())
+        self._batched(batch, batch.tolist() if self.eviction is not None else ())
 
     def refuse_unless_consecutive(self) -> None:
         """One clear line where a plain model would take the entries for other tokens than they are."""
@@ -295,8 +272,8 @@ class FoveateLayer(DynamicLayer):
         if self._full is not None:
             keys, values = (x.index_select(0, index.to(x.device)) for x in (self._full.keys, self._full.values))
             self._full = _Full(keys, values, self._full.ledger.batched(index))
-        if self.prompt is not None and samples:
-            self.prompt = self.prompt.batched(samples)
+        if self.eviction is not None and samples:
+            self.eviction.select(samples)
 
     @property
     def _owned(self) -> bool:
@@ -327,6 +304,9 @@ def adopt(cache: Cache, count: int, owner: Owner) -> list[Any]:
             "past_key_values: an offloaded DynamicCache moves its layers away while they are compressed; use "
             "DynamicCache(offloading=False) (cache_implementation='dynamic')"
         )
+    mine = owner.reference
+    if len(cache.layers) >= count and all([type(c) is FoveateLayer and c._owner is mine for c in cache.layers]):
+        return cache.layers
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, FoveateLayer, LinearAttentionLayer):
             raise FoveateError(f"past_key_values: layers of {type(layer).__name__} are not supported; use a DynamicCache")

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen, on
 from foveate.engine import attention
 from foveate.engine.arguments import by_name
 from foveate.engine.cache import Owner, adopt
+from foveate.engine.check import check_call, check_training
 from foveate.engine.decoding import Decoding
 from foveate.engine.intake import Intake
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
+from foveate.engine.rows import positions_of
 from foveate.engine.run import Run
-from foveate.engine.stand_in import compiled
 from foveate.engine.vision import Kind, Look
 
 LOOK = "_foveate_look"
@@ -36,7 +36,6 @@ class Call:
 
     Attributes:
         prompt_is_read: whether what comes now is generated or tried out.
-        recording: what it costs; of the prompt before, where this is a step of a loop of the caller's own.
         looks: calls of the encoder whose pictures the prompt shows.
         look: the one that is going on.
         run: the forward of the language model that is going on, where it has anything to do in the layers.
@@ -44,7 +43,6 @@ class Call:
     """
 
     def __init__(self, program: Program, owner: Owner, earlier: Recording | None, *, generating: bool = False) -> None:
-        self.recording = Recording(program)
         self.look: Look | None = None
         self.run: Run | Decoding | None = None
         self.read: tuple[Layout, Seen] | None = None
@@ -60,7 +58,11 @@ class Call:
         self._labels: Tensor | None = None
         self._cache: DynamicCache | None = None
         self._rows = 0
-        self._decoding: Decoding | None = None
+
+    @cached_property
+    def recording(self) -> Recording:
+        """What it costs; of the prompt before, where this is a step of a loop of the caller's own."""
+        return Recording(self._program)
 
     # Pictures.
 
@@ -119,27 +121,22 @@ class Call:
 
     def model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model: rows that are dropped need predict nothing."""
-        module = self._program.anatomy.model
         if not self._program.methods:
             return original(*args, **kwargs)
-        if module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
-            raise FoveateError(
-                f"gradient checkpointing: not possible under {self._program.recipe}, as layers that are run again have no "
-                "cache and show no attention; turn it off"
-            )
-        kwargs = by_name(original, args, kwargs)
+        check_training(self._program)
+        kwargs = by_name(original, args, kwargs) if args else kwargs
         if kwargs.get("labels") is not None:
             kwargs["labels"] = self._labels = kwargs["labels"].clone()
         return original(**kwargs)
 
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
-        incoming = by_name(original, args, kwargs)
+        incoming = by_name(original, args, kwargs) if args else kwargs
         self._incoming = self._read_early(incoming)
-        if any(incoming.get(name) is not None for name in ("pixel_values", "pixel_values_videos")):
+        if incoming.get("pixel_values") is not None or incoming.get("pixel_values_videos") is not None:
             self.looks = []  # encoded from now on; what was before has not come to a prompt
-        elif not self.looks:
-            self.know(incoming.get("mm_encoder_outputs"))
+        elif not self.looks and incoming.get("mm_encoder_outputs") is not None:
+            self.know(incoming["mm_encoder_outputs"])
         cache = incoming.get("past_key_values")
         if self._program.methods and cache is not None:
             # Before the model sizes its masks, which some families do outside of the language model.
@@ -151,39 +148,42 @@ class Call:
 
     def language_model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the language model: a prompt, a part of one, tokens that are tried out, or a step of decoding."""
-        kwargs, config = by_name(original, args, kwargs), self._program.anatomy.config
-        wanted = kwargs.pop("return_dict", None)
-        as_tuple = not (config.return_dict if wanted is None else wanted)
+        kwargs, program = by_name(original, args, kwargs) if args else kwargs, self._program
         given = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         batch, rows = given.shape[:2]
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         prompt = past == 0 or (not self.prompt_is_read if self._generating else rows > 1)
+        if not prompt and rows == 1 and not program.experts:
+            return self._step(original, kwargs, cache, past, given)
+
+        config = program.anatomy.config
+        wanted = kwargs.pop("return_dict", None)
+        as_tuple = not (config.return_dict if wanted is None else wanted)
         wanted = kwargs.get("use_cache")
         unwanted = cache is None and not (config.use_cache if wanted is None else wanted)
-        self._check(kwargs, unwanted)
+        check_call(program, kwargs, unwanted)
         self._caching = not unwanted
         branch = self._is_branch(cache, rows)
-        recording = Recording(self._program) if branch else self._recording_of(prompt)
+        recording = Recording(program) if branch else self.recording
         # Without a cache, generate reads the prompt again with every token.
         begins = prompt and not (self._generating and self.prompt_is_read)
-        if cache is None and self._program.methods:  # without a recipe the model finds packed rows, where it has none
+        if cache is None and program.methods:  # without a recipe the model finds packed rows, where it has none
             cache = kwargs["past_key_values"] = DynamicCache(config=config)
         with ExitStack() as stack, recording.clock.lap("prefill" if begins else "decode"):
-            positions = _positions(kwargs.get("position_ids"), batch, rows, past, given.device)
-            if self._program.methods:
+            positions = positions_of(kwargs.get("position_ids"), batch, rows, past, given.device)
+            run = None
+            if program.methods:
                 run, kwargs = self._begin(recording, cache, kwargs, positions, past, prompt, stack)
-            else:
-                run = None
-                if begins and not branch:
-                    recording.unmodified(self._intake(batch, rows, past), positions, self.looks)
+            elif begins and not branch:
+                recording.unmodified(self._intake(batch, rows, past), positions, self.looks)
             try:
                 output = original(**kwargs, return_dict=True)
-                if isinstance(run, Run):
+                if run is not None:
                     self._end(recording, run, output, prompt or run.rows.has_pictures)
             finally:
                 self.run = None
-                if isinstance(run, Run):
+                if run is not None:
                     run.close()
         if self._prompt_rows is None:
             self._prompt_rows = rows
@@ -195,6 +195,32 @@ class Call:
             kept = output.past_key_values if cache is None else cache
             self._cache, self._rows = None if unwanted else kept, rows
         return output.to_tuple() if as_tuple else output
+
+    def _step(self, original: Callable[..., Any], kwargs: dict[str, Any], cache: Any, past: int, given: Tensor) -> Any:
+        """One token more: nothing is dropped and nothing is watched, so this does as little as it can."""
+        # A second branch (guidance) is not what was asked for. Steps of a loop of the caller's own are the prompt's.
+        recording = None if self._is_branch(cache, 1) else self.recording if self._generating else self._earlier
+        begun = None if recording is None else recording.clock.now()
+        tap = None
+        if self._program.methods:
+            layers = adopt(cache, len(self._program.anatomy.layers), self._owner)
+            decoding = Decoding.of(cache, self._program, layers, past, self._padding(kwargs), self._generating)
+            kwargs = decoding.begin(kwargs, given, past)
+            self.run = decoding if decoding.busy else None
+            if decoding.stored_by_head:
+                tap = attention.tapped(self._attentions(range(len(layers))))
+        try:
+            if tap is None:
+                output = original(**kwargs)
+            else:
+                with tap:
+                    output = original(**kwargs)
+        finally:
+            self.run = None
+        if recording is not None:
+            recording.clock.add("decode", begun)
+            self.recording, self._cache, self._rows = recording, cache, 1
+        return output
 
     # The course of a generation.
 
@@ -211,7 +237,7 @@ class Call:
     def close(self) -> Recording:
         """The call is over; what it cost."""
         if self._cache is not None:
-            self.recording.count(self._cache.layers)
+            self.recording.holds(self._cache, now=self._generating)
         return self.recording
 
     # Inside.
@@ -223,27 +249,6 @@ class Call:
         # It has a cache of its own; where there is none, what was asked for comes again and is a token longer.
         return cache is not self._cache if self._caching else rows != self._rows + 1
 
-    def _recording_of(self, prompt: bool) -> Recording:
-        """Steps of a loop of the caller's own go on with what the prompt cost."""
-        if not prompt and not self._generating and self._earlier is not None:
-            self.recording = self._earlier
-        return self.recording
-
-    def _check(self, kwargs: Mapping[str, Any], unwanted: bool) -> None:
-        program = self._program
-        if not program.methods:
-            return
-        if unwanted and program.cache is not None:
-            raise FoveateError(
-                f"use_cache=False: {program.cache.name} compresses a cache that would not be kept; use use_cache=True, or a "
-                "recipe without it"
-            )
-        if kwargs.get("output_attentions") or getattr(program.anatomy.config, "output_attentions", False):
-            raise FoveateError(
-                f"output_attentions=True: not possible under {program.recipe}, as layers attend to different numbers of "
-                "rows; attach without a recipe ('none') to read attention maps"
-            )
-
     def _begin(
         self,
         recording: Recording,
@@ -253,22 +258,10 @@ class Call:
         past: int,
         prompt: bool,
         stack: ExitStack,
-    ) -> tuple[Run | Decoding, dict[str, Any]]:
+    ) -> tuple[Run, dict[str, Any]]:
         """What goes with this forward, and what the language model is to be called with."""
         program, anatomy = self._program, self._program.anatomy
         layers = adopt(cache, len(anatomy.layers), self._owner)
-        if not prompt and positions.shape[2] == 1 and not program.experts:
-            decoding = self._decoding_of(layers, kwargs, past)
-            kwargs = decoding.begin(kwargs, positions, past)
-            self.run = decoding if decoding.busy else None
-            if decoding.stored_by_head:
-                stack.enter_context(attention.tapped(self._attentions(range(len(layers)))))
-            return decoding, kwargs
-        late = [n for n, layer in enumerate(anatomy.layers) if compiled(layer) and n not in program.compiled]
-        if late:
-            raise FoveateError(
-                f"torch.compile: decoder layer {late[0]} was compiled while {program.recipe} is attached; compile it before"
-            )
         kwargs = dict(kwargs)
         hidden = kwargs.pop("output_hidden_states", None)
         hidden = getattr(anatomy.config, "output_hidden_states", False) if hidden is None else hidden
@@ -276,21 +269,11 @@ class Call:
             intake = self._intake(*positions.shape[1:], past)
             looks = self.looks if any(map(len, intake.items)) else ()
             run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, hidden=hidden or False)
-            _take_deepstack(run, kwargs, positions.device)
+            run.take_deepstack(kwargs)
         by_head = [number for number, layer in enumerate(layers) if getattr(layer, "blocks", None) is not None]
         stack.enter_context(attention.tapped(self._attentions({*program.decoder_signals, *by_head})))
         self.run = run
         return run, kwargs
-
-    def _decoding_of(self, layers: list[Any], kwargs: Mapping[str, Any], past: int) -> Decoding:
-        decoding = self._decoding
-        evicting = decoding is not None and decoding.goes_on(layers)
-        if decoding is None or not evicting:
-            decoding = Decoding(self._program, layers, self._padding(kwargs), self._generating)
-        if decoding.evict(past):
-            decoding = Decoding(self._program, layers, self._padding(kwargs), self._generating)
-        self._decoding = decoding
-        return decoding
 
     def _padding(self, kwargs: Mapping[str, Any]) -> Tensor | None:
         mask = (self._incoming or kwargs).get("attention_mask")
@@ -337,22 +320,3 @@ class Call:
             self.read = run.layouts[0].to(device), on(run.signals.seen, device)
         if note and run.rows.given > 1:
             recording.prompt(run, self.looks if run.rows.has_pictures else ())
-
-
-def _positions(given: Tensor | None, batch: int, rows: int, past: int, device: torch.device) -> Tensor:
-    """``[R, B, N]``, as the language model would make them itself."""
-    if given is None:
-        given = torch.arange(past, past + rows, device=device)[None]
-    return (given if given.ndim == 3 else given[None]).expand(-1, batch, -1)
-
-
-def _take_deepstack(run: Run, kwargs: dict[str, Any], device: torch.device) -> None:
-    """Take over what the language model would add to visual rows after its first layers."""
-    levels = kwargs.pop("deepstack_visual_embeds", None)
-    where = kwargs.pop("visual_pos_masks", None)
-    if levels is None or where is None:
-        return
-    stacked = torch.stack([level.to(device) for level in levels], dim=1)  # [visual, L, D]
-    rows = stacked.new_zeros(*where.shape, *stacked.shape[1:])
-    filled = rows.masked_scatter(where.to(device)[..., None, None], stacked)
-    run.state.put("prefill", "deepstack", filled, rows=True)

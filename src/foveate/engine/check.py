@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from foveate.core.errors import FoveateError
 from foveate.core.items import ItemTokens
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
@@ -9,7 +12,8 @@ from foveate.core.recipe import Recipe
 from foveate.core.signal import Aligned, Features, Function, Halves, Numbers, Question
 from foveate.core.traits import Traits
 from foveate.engine.attention import beyond_logits
-from foveate.engine.program import layer_of
+from foveate.engine.program import Program, layer_of
+from foveate.engine.stand_in import compiled
 from foveate.models.anatomy import Anatomy
 from foveate.models.decoder import RECURRENT, WINDOWS
 
@@ -114,6 +118,38 @@ def _check_parts(method: Method, parts: Anatomy, traits: Traits) -> None:
                 parts.turned(signal.layer or 0)
     except FoveateError as error:
         raise FoveateError(f"{method.name}: {error}") from error
+
+
+def check_training(program: Program) -> None:
+    """Refuse to train in a way that runs layers twice."""
+    module = program.anatomy.model
+    if module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
+        raise FoveateError(
+            f"gradient checkpointing: not possible under {program.recipe}, as layers that are run again have no cache and "
+            "show no attention; turn it off"
+        )
+
+
+def check_call(program: Program, kwargs: Mapping[str, Any], cache_unwanted: bool) -> None:
+    """Refuse what a call of the language model with ``kwargs`` asks for, where the recipe cannot give it."""
+    anatomy = program.anatomy
+    if not program.methods:
+        return
+    if cache_unwanted and program.cache is not None:
+        raise FoveateError(
+            f"use_cache=False: {program.cache.name} compresses a cache that would not be kept; use use_cache=True, or a "
+            "recipe without it"
+        )
+    if kwargs.get("output_attentions") or getattr(anatomy.config, "output_attentions", False):
+        raise FoveateError(
+            f"output_attentions=True: not possible under {program.recipe}, as layers attend to different numbers of rows; "
+            "attach without a recipe ('none') to read attention maps"
+        )
+    late = [number for number, layer in enumerate(anatomy.layers) if compiled(layer) and number not in program.compiled]
+    if late:
+        raise FoveateError(
+            f"torch.compile: decoder layer {late[0]} was compiled while {program.recipe} is attached; compile it before"
+        )
 
 
 def _check_grids(recipe: Recipe, traits: Traits) -> None:

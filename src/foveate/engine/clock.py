@@ -18,29 +18,25 @@ class Clock:
         self._device = device
         self._cuda = device.type == "cuda"
         self._laps: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
-        self._open: dict[str, Any] = {}
 
-    def start(self, name: str) -> None:
-        """Begin a lap (a lap left open by an exception is forgotten)."""
-        self._open[name] = self._now()
+    def now(self) -> Any:
+        """When it is; for `add`."""
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))  # the current device may be another
+        return event
 
-    def stop(self, name: str) -> None:
-        """End the lap begun last under this name, if any."""
-        begun = self._open.pop(name, None)
-        if begun is not None:
-            self._laps[name].append((begun, self._now()))
+    def add(self, name: str, begun: Any) -> None:
+        """A lap under ``name``, from ``begun`` to now."""
+        self._laps[name].append((begun, self.now()))
 
     @contextmanager
     def lap(self, name: str) -> Iterator[None]:
         """Time a block."""
-        begun = self._now()
+        begun = self.now()
         yield
-        self._laps[name].append((begun, self._now()))
-
-    def reset(self, *names: str) -> None:
-        """Forget the laps under ``names``."""
-        for name in names:
-            self._laps.pop(name, None)
+        self.add(name, begun)
 
     def count(self, name: str) -> int:
         """Laps under a name."""
@@ -53,10 +49,3 @@ class Clock:
             torch.cuda.synchronize(self._device)
             return sum(begun.elapsed_time(ended) for begun, ended in laps) / 1e3
         return sum(ended - begun for begun, ended in laps)
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))  # the current device may be another
-        return event

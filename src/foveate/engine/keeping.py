@@ -17,8 +17,9 @@ from foveate.core.roles import VISUAL, last_of
 from foveate.core.signal import Columns, Signal, Site, follow, on
 from foveate.core.signal import Rows as AttentionRows
 from foveate.core.step import Step
-from foveate.engine.cache import FoveateLayer, Prompt
+from foveate.engine.cache import FoveateLayer
 from foveate.engine.clock import Clock
+from foveate.engine.eviction import Eviction
 from foveate.engine.ledger import Ledger
 from foveate.engine.program import Program
 from foveate.engine.route import Route, behind
@@ -190,8 +191,8 @@ class Keeping:
         if type(method).step is not Cache.step and layer not in self._sliding and cache.blocks is None:
             if kept is not None and kept.counts is None:
                 live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
-            spare = tuple(cache.keys.shape[2] - count for count in live)
-            cache.prompt = Prompt(live, spare, self.rows.intake.lengths, self.rows.past + self.rows.given)
+            width = self.rows.past + self.rows.given
+            cache.eviction = Eviction(live, self.rows.intake.lengths, width, cache.keys.shape[2])
 
     @property
     def _answers(self) -> tuple[int, ...]:

@@ -33,8 +33,7 @@ def pick(base: Tensor | None, queries: Tensor, keys: Tensor, past: int, kernel: 
     if base is None:
         allowed = keys[:, :, None] <= queries[:, None, :, None]
     else:
-        sample = torch.arange(queries.shape[0], device=x.device) if base.shape[0] > 1 else torch.zeros((), dtype=torch.long)
-        sample = sample.to(x.device).reshape(-1, 1, 1, 1)
+        sample = torch.arange(base.shape[0], device=x.device).reshape(-1, 1, 1, 1)
         rows = (queries - past).clamp(min=0)[:, None, :, None]
         allowed = base[sample, 0, rows, keys.clamp(min=0)[:, :, None]]
     if base is None or base.dtype == torch.bool:

@@ -39,6 +39,7 @@ class Program:
 
     Attributes:
         recipe: as it was given; ``methods``: its methods, fitted to the model; ``anatomy``, ``traits``: the model's.
+        home: where the model runs.
         companion: a text tower beside the model.
         constants: what methods find in their `State` at any time.
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
@@ -67,6 +68,7 @@ class Program:
     ) -> None:
         methods: tuple[Any, ...] = tuple(method.fitted(traits) for method in recipe.methods)
         self.recipe, self.methods, self.anatomy, self.traits, self.companion = recipe, methods, anatomy, traits, companion
+        self.home = anatomy.home
         self.constants: dict[str, Any] = {"seed": seed, "traits": traits}
         self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,11 +33,12 @@ class Recording:
     """
 
     def __init__(self, program: Program) -> None:
-        self.clock = Clock(program.anatomy.home)
+        self.clock = Clock(program.home)
         self.trace = Trace()
         self.kv_bytes: tuple[int, ...] = ()
         self.kv_kept: tuple[float, ...] = ()
         self._program = program
+        self._cache: weakref.ref[Any] | None = None
         self._prefill: list[Layout] = []
         self._ran: list[tuple[Any, Any]] = []
         self._slots: dict[int, Tensor] = {}
@@ -65,14 +67,22 @@ class Recording:
             self.trace.log.append([layout] * (layers + 1))
             self.trace.routes.append([None] * layers)
 
-    def count(self, layers: Sequence[Any]) -> None:
-        """What the layers of a cache hold now."""
+    def holds(self, cache: Any, now: bool) -> None:
+        """What to count: the layers of ``cache``, ``now`` or, if the cache lives as long, when somebody asks."""
+        self._cache = None if now else weakref.ref(cache)
+        if now or not self.kv_bytes:
+            self._count(cache.layers)
+
+    def _count(self, layers: Sequence[Any]) -> None:
         self.kv_bytes = tuple([_bytes(layer) for layer in layers])
         self.kv_kept = tuple([_kept(layer) for layer in layers])
 
     def report(self) -> Report:
         """What it cost."""
         layouts, clock, program = self._prefill, self.clock, self._program
+        cache = None if self._cache is None else self._cache()
+        if cache is not None:
+            self._count(cache.layers)
         entering = layouts[:-1]
         samples = max((len(layout.live) for layout in entering), default=0)
 

@@ -182,3 +182,10 @@ def _end(layout: Layout) -> Tensor:
     """``[B]`` the largest rotary position of each sample, behind which later text goes on."""
     positions = layout.positions[1:] if len(layout.positions) == 4 else layout.positions  # a row in front numbers the tokens
     return positions.masked_fill(~layout.valid, 0).amax((0, 2))
+
+
+def positions_of(given: Tensor | None, batch: int, rows: int, past: int, device: torch.device) -> Tensor:
+    """``[R, B, N]`` the ``given`` positions, or those that the language model would make itself."""
+    if given is None:
+        given = torch.arange(past, past + rows, device=device)[None]
+    return (given if given.ndim == 3 else given[None]).expand(-1, batch, -1)

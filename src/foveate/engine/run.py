@@ -28,6 +28,7 @@ from foveate.engine.route import Route
 from foveate.engine.rows import Rows
 from foveate.engine.signals import ByPicture, Signals
 from foveate.engine.vision import Look
+from foveate.engine.vision_signals import joined
 from foveate.ops import ragged
 
 Forward = Callable[..., Tensor]
@@ -83,6 +84,17 @@ class Run:
             if program.asks_companion and program.companion is not None and intake.ids is not None:
                 asked = [ids[q] for ids, q in zip(intake.ids, intake.question)]
                 self.signals.seen[Question()] = program.companion.question(asked)
+
+    def take_deepstack(self, kwargs: dict[str, Any]) -> None:
+        """Take over what the language model would add to visual rows after its first layers."""
+        levels, where = kwargs.pop("deepstack_visual_embeds", None), kwargs.pop("visual_pos_masks", None)
+        if levels is None or where is None:
+            return
+        device = self.rows.device
+        stacked = torch.stack([level.to(device) for level in levels], dim=1)  # [visual, L, D]
+        rows = stacked.new_zeros(*where.shape, *stacked.shape[1:])
+        filled = rows.masked_scatter(where.to(device)[..., None, None], stacked)
+        self.state.put("prefill", "deepstack", filled, rows=True)
 
     def through(self, layer: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Run decoder ``layer``, whose own forward this is."""
@@ -223,12 +235,19 @@ class Run:
         return self.signals.read(method)
 
     def _gather(self, signal: Signal, sources: Sequence[int], ordinal: Tensor) -> Any:
+        """A signal of grids by their numbers in the prompt; pictures and videos were encoded in calls of their own."""
+        parts: list[Any] = []
+        places: list[int] = []
         start = 0
         for look in self._looks:
-            if sources[0] < start + len(look.views):
-                return look.signals.gather(signal, [source - start for source in sources], ordinal)
-            start += len(look.views)
-        raise LookupError(f"grid {sources[0]} was encoded elsewhere")
+            end = start + len(look.views)
+            mine = [place for place, source in enumerate(sources) if start <= source < end]
+            if mine:
+                views = [sources[place] - start for place in mine]
+                parts.append(look.signals.gather(signal, views, ordinal if len(mine) == len(sources) else ordinal[mine]))
+                places += mine
+            start = end
+        return parts[0] if len(parts) == 1 else joined(parts, places)
 
     def _edit(self, layer: int, site: Site, method: Tokens, x: Tensor) -> Tensor:
         before = self.rows.layout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -87,6 +89,7 @@ class Session:
     def __init__(self, program: Program) -> None:
         self.recipe, self.anatomy = program.recipe, program.anatomy
         self.attached = True
+        self.reference = weakref.ref(self)
         self._program = program
         self._seat = _Seat()
         self._last = Recording(program)
@@ -180,10 +183,13 @@ class Session:
         call = seat.call = Call(self._program, self, seat.recording, generating=generating)
         try:
             yield call
-            self._last = seat.recording = call.close()
-            seat.read = call.read
+            self._end(call)
         finally:
             seat.call = outer
+
+    def _end(self, call: Call) -> None:
+        self._last = self._seat.recording = call.close()
+        self._seat.read = call.read
 
     def _install(self) -> None:
         parts, program, put = self.anatomy, self._program, self._put
@@ -248,10 +254,13 @@ class Session:
 
     @torch.compiler.disable
     def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        kwargs = by_name(original, args, kwargs)
+        kwargs = by_name(original, args, kwargs) if args else kwargs
         generation.refuse_assistant(self._program, kwargs.get("assistant_model"))
         with self._entered(generating=True) as call:
-            call.know(kwargs.get("mm_encoder_outputs"))
+            outputs = kwargs.get("mm_encoder_outputs")
+            if outputs:  # repeated in place for every beam, and good for another prompt
+                kwargs["mm_encoder_outputs"] = {kind: copy.copy(output) for kind, output in outputs.items()}
+                call.know(outputs)
             return original(**kwargs)
 
     @torch.compiler.disable
@@ -268,8 +277,17 @@ class Session:
 
     @torch.compiler.disable
     def _outer(self, body: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with self._entered() as call:
+        call = self._seat.call
+        # Not by `_entered`, in a few calls less: each step of decoding passes here for each of three modules.
+        if call is not None:
             return body(call, original, *args, **kwargs)
+        call = self._seat.call = Call(self._program, self, self._seat.recording)
+        try:
+            output = body(call, original, *args, **kwargs)
+            self._end(call)
+        finally:
+            self._seat.call = None
+        return output
 
     @torch.compiler.disable
     def _vision(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -191,3 +191,11 @@ class PictureSignals:
 def _one(value: Any, place: int) -> Any:
     """One picture's part of a signal ``[I, ...]``."""
     return Attention(value.logits[place], value.lse[place]) if isinstance(value, Attention) else value[place]
+
+
+def joined(parts: Sequence[Any], places: Sequence[int]) -> Any:
+    """A signal ``[I, ...]`` in one piece; ``places`` says where each picture of the ``parts``, taken in turn, belongs."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    if isinstance(parts[0], Attention):
+        return Attention(*(torch.cat(of)[order] for of in zip(*((part.logits, part.lse) for part in parts))))
+    return torch.cat(list(parts))[order]

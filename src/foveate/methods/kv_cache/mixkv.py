@@ -175,9 +175,14 @@ class MixKV(Cache, Offline):
         return {"window": (8, 16, 32, 64), "host": ("snapkv", "pyramidkv", "adakv")}
 
     def workspace(self, shape: Shape) -> int:
-        """As `SnapKV`'s with two scores, and the geometry of a layer's keys."""
-        scores = 4 * (shape.layers + 4) * shape.entries
+        """As `SnapKV`'s with two scores, of all layers where the host looks at all, and the geometry of a layer's keys."""
+        scores = 2 * (shape.layers + 8) * shape.entries + (0 if self.layer_by_layer else 2 * shape.layers * shape.entries)
         return shape.edits + shape.attention(self.window) + scores + 2 * shape.keys + 4 * shape.floats(shape.keys)
+
+    @property
+    def layer_by_layer(self) -> bool:
+        """PyramidKV's budgets go by depth, and what AdaKV's heads keep is read from the device once for all layers."""
+        return self.host == "snapkv"
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
         """The host's score and the mixed one, ``[2, B, Hkv, n]``, window entries at inf; None where everything stays."""

@@ -85,8 +85,14 @@ class SnapKV(Cache):
         return {"window": (8, 16, 32, 64)}
 
     def workspace(self, shape: Shape) -> int:
-        """The window's rows of one layer, scores and entries of all, one layer's cache while it shrinks."""
-        return shape.edits + shape.attention(self.window) + 3 * (shape.layers + 2) * shape.entries + 2 * shape.keys
+        """The window's rows, scores and cache of one layer while it shrinks; which entries all layers hold."""
+        entries = 2 * (shape.layers + 3) * shape.entries
+        return shape.edits + shape.attention(self.window) + entries + 2 * shape.keys
+
+    @property
+    def layer_by_layer(self) -> bool:
+        """The budget is the same for all layers."""
+        return True
 
     def score(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Tensor | None:
         """Scores of one layer; None where the prompt fits into the window."""
