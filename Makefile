@@ -21,11 +21,14 @@ demo: setup
 		--keep 0.33,0.22,0.11 --n 100 --out runs/demo --resume
 	@echo "The picture is runs/demo/quality_speed.png"
 
+# One worker for each core, of one thread each: tiny models are no faster with more.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
 test: setup
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 test-all: setup
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(TESTS) -m "slow or not slow"
 
 # lmms-eval brings so much that it has an environment of its own. A torchvision that was built for another torch (PyPI's beside
 # a CPU build) breaks every import; pictures do without it.

@@ -22,6 +22,7 @@ from foveate.core.method import Method
 from foveate.core.recipe import Recipe
 from tests import pretend, tiny
 from tests.suite.bodies import BODIES, Body, Sample
+from tests.suite.pairs import lent
 
 STEPS = 3
 """Decode steps that are counted, behind one that is not."""

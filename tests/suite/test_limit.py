@@ -54,8 +54,9 @@ def test_the_limit_of_decoding_reads_as_many_entries_as_the_recipe_left(recipe: 
     with torch.no_grad(), foveate.attach(model, recipe):
         entries = limit.held(model(**inputs, use_cache=True).past_key_values)
     assert entries == pytest.approx([prompt if recipe == "none" else prompt // 2] * 4, abs=1)
+    run = limit.decode(anatomy(model), 1, entries, 2)
     with calls_of_layers(model) as calls:
-        limit.decode(anatomy(model), 1, entries, 2)()
+        run()
     before = [math.ceil(count) for count in entries]
     assert calls == [(1, count) for count in [*before, *(count + 1 for count in before)]]
 

@@ -108,14 +108,16 @@ class _Body:
             rope_parameters=dict(rope_type="default", rope_theta=case["cfg_rope_base"]),
         )
         tower = CLIPVisionConfig(
-            hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=8
+            hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1, image_size=8, patch_size=8
         )
         model = LlavaForConditionalGeneration(
             LlavaConfig(vision_config=tower, text_config=text, image_token_id=IMAGE)
         ).eval()
         _load(model, case)
-        # The case begins with embeddings; they stand for what the table and the encoder would have given.
+        # The case begins with embeddings; they stand for what the table and the encoder would have given: a picture a token.
         model.get_input_embeddings().register_forward_hook(lambda *_: case["in_embeds"][None])
+        shown = case["in_embeds"][_visual(case)]
+        model.model.multi_modal_projector.register_forward_hook(lambda *_: shown[:, None])
         return model
 
     def logits(self, recipe: Recipe) -> Tensor:
@@ -134,8 +136,10 @@ class _Body:
 
     @torch.no_grad()
     def _forward(self) -> Tensor:
-        ids = torch.where(_visual(self.case), IMAGE, TEXT)[None]
-        return self.model(input_ids=ids).logits[0, -1]
+        visual = _visual(self.case)
+        ids, count = torch.where(visual, IMAGE, TEXT)[None], int(visual.sum())
+        shown = {"pixel_values": torch.zeros(count, 3, 8, 8)} if count else {}
+        return self.model(input_ids=ids, **shown).logits[0, -1]
 
 
 @torch.no_grad()

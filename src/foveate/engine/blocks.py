@@ -51,7 +51,9 @@ def install(block: nn.Module, halves: Callable[[nn.Module], Halves], middle: Mid
     name, norm = type(block).__name__, halves(block).norm1.weight
     hooked = hasattr(block, "_hf_hook")  # accelerate's own forward then calls the block's by this name
     place = "_old_forward" if hooked else "forward"
-    if not hooked and place in block.__dict__:
+    own = block.__dict__.get(place)
+    # A copy of an attached model carries the class's own forward there.
+    if not hooked and own is not None and getattr(own, "__func__", None) is not type(block).forward:
         raise FoveateError(f"{name}: something else stands in for its forward, so rows cannot go between its halves")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 5, norm.shape[0], generator=generator)  # type: ignore[union-attr, arg-type]

@@ -64,8 +64,6 @@ def sift(
     asked: list[Question] = []
     left_out: list[str] = []
     for place, row in _rows(path):
-        if len(asked) == n:
-            break
         try:
             question = _question(row, path, metric, max_new_tokens)
         except FoveateError as error:
@@ -75,6 +73,8 @@ def sift(
             asked.append(question)
         else:
             left_out.append(f"data={str(path)!r}: {place}: {reason}")
+        if len(asked) == n:
+            break
     if not asked and left_out:
         raise FoveateError(left_out[0])
     if not asked:
