@@ -239,3 +239,15 @@ def test_calls_and_sessions_leave_the_attention_functions_alone(body: Body, reci
     attached(model, recipe, body)
     generate(model, body.inputs(ONE), 2)
     assert before == (dict(ALL_ATTENTION_FUNCTIONS._local_mapping), dict(ALL_ATTENTION_FUNCTIONS._global_mapping))
+
+
+@pytest.mark.parametrize("recipe", ["hiprune(keep=6)", "snapkv(keep=0.5, window=4)", "prefixkv(keep=0.5, distance=-4)"])
+def test_a_cache_that_is_kept_does_not_keep_its_model(recipe: str) -> None:
+    model = LLAVA.model()
+    with attached(model, recipe):
+        kept = generate(model, LLAVA.inputs(ONE), 4).past_key_values
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert kept.get_seq_length() == LLAVA.inputs(ONE)["input_ids"].shape[1] + 3

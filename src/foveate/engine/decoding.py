@@ -6,6 +6,7 @@ which there is nothing to do costs nothing in the layers.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,9 @@ class Decoding:
 
         ``steady``: from step to step only real tokens are added to it, as ``generate`` does.
         """
-        self.program, self.layers, self.steady = program, layers, steady
+        # The cache keeps this, and must not keep the model.
+        self._program = weakref.ref(program)
+        self.layers, self.steady = layers, steady
         self.held = _held(layers)
         self._kept_alive = [(layer._ledger, layer.blocks) for layer in layers if isinstance(layer, FoveateLayer)]
         self._padding = padding
@@ -96,7 +99,7 @@ class Decoding:
     ) -> Decoding:
         """The steps that go on over ``cache``, or new ones where something else has happened to it since."""
         known: Decoding | None = cache.__dict__.get(STEPS)
-        if known is None or known.program is not program or known.steady != steady or known.held != _held(layers):
+        if known is None or known._program() is not program or known.steady != steady or known.held != _held(layers):
             known = cls(program, layers, padding, steady)
         if known._evict(past):
             known = cls(program, layers, padding, steady)
@@ -105,6 +108,13 @@ class Decoding:
             known._columns = {}
         cache.__dict__[STEPS] = known
         return known
+
+    @property
+    def program(self) -> Program:
+        """What runs."""
+        program = self._program()
+        assert program is not None
+        return program
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of the cache goes its own way."""

@@ -1,6 +1,6 @@
 """The physical limit: the same layers, fed only the rows (and a cache of only the entries) that live.
 
-No scoring, no hooks. The model must have no session attached, or its hooks would be timed too. Layers with a recurrent state
+No scoring, no session: what a session does in the layers would be timed, too. Layers with a recurrent state
 are not covered.
 """
 

@@ -64,7 +64,7 @@ class Look:
         self._kept_cells: Tensor | None = None
         self._pending: Edit | None = None
 
-    # Hooks, in the order in which pictures meet them.
+    # Places, in the order in which pictures meet them.
 
     def before_vision(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Site *patches*."""
