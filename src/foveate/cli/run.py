@@ -11,7 +11,7 @@ from foveate.bench import checkpoint
 from foveate.bench.checkpoint import Checkpoint
 from foveate.cli.console import output
 from foveate.core.recipe import Recipe
-from foveate.report.run_table import Run, run_table
+from foveate.report.run_table import Answered, run_table
 from foveate.tasks.pictures import read_picture
 
 
@@ -42,8 +42,8 @@ def read_recipe(recipe: str) -> Recipe:
     return Recipe.load(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.parse(recipe)
 
 
-def _answer(loaded: Checkpoint, inputs: dict[str, Tensor], recipe: Recipe, max_new_tokens: int, seed: int) -> Run:
+def _answer(loaded: Checkpoint, inputs: dict[str, Tensor], recipe: Recipe, max_new_tokens: int, seed: int) -> Answered:
     with foveate.attach(loaded.model, recipe, seed=seed, companion=loaded.companion) as session:
         # The first request of a shape pays for allocations and kernel choices.
         loaded.answer(inputs, max_new_tokens=2)
-        return Run(loaded.answer(inputs, max_new_tokens)[0], session.report)
+        return Answered(loaded.answer(inputs, max_new_tokens)[0], session.report)

@@ -30,7 +30,7 @@ def ranked(scores: Tensor, rows: Tensor | None = None, total: int = 0) -> Tensor
 
 
 @contextmanager
-def looking(shape: tuple[int, int], by_head: bool = False) -> Iterator[list[Tensor]]:
+def collecting(shape: tuple[int, int], by_head: bool = False) -> Iterator[list[Tensor]]:
     """Collect the scores of rows of ``shape`` ``(B, N)`` that are ranked meanwhile, nan where a row has none.
 
     What is about anything else is passed over: tokens that were merged on the way, pairs of tokens. Scores ``by_head``

@@ -10,7 +10,7 @@ from torch import Tensor
 from foveate.core.companion import Companion
 from foveate.core.layout import Layout
 from foveate.core.method import Cache, Experts, Routing, Tokens
-from foveate.core.ranking import looking
+from foveate.core.ranking import collecting
 from foveate.core.recipe import Recipe
 from foveate.core.signal import (
     Aligned,
@@ -122,7 +122,7 @@ class Program:
 
     def watching(self, layout: Layout, by_head: bool = False) -> AbstractContextManager[list[Tensor] | None]:
         """What rows of ``layout`` are ranked by meanwhile, if somebody wants to know."""
-        return looking(layout.shape, by_head) if self.watched else nullcontext()
+        return collecting(layout.shape, by_head) if self.watched else nullcontext()
 
     def _passes(self, signal: QueryKey) -> bool:
         readers = [method for method, signals in self.reads.items() if signal in signals]

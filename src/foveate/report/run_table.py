@@ -14,14 +14,14 @@ from foveate.report.numbers import NOTHING, factor, seconds, size
 
 
 @dataclass(frozen=True)
-class Run:
+class Answered:
     """One request as it was answered."""
 
     answer: str
     report: Report
 
 
-def run_table(runs: Sequence[Run]) -> Table:
+def run_table(runs: Sequence[Answered]) -> Table:
     """Answer and cost of each run side by side, the unmodified model first; costs with their share of its cost."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("")
