@@ -328,3 +328,12 @@ def test_a_clock_waits_for_its_own_device(monkeypatch: pytest.MonkeyPatch) -> No
         pass
     assert clock.seconds("prefill") == 0.5
     assert calls == [("stream", device), device, ("stream", device), device, ("synchronize", device)]
+
+
+def test_a_mask_that_does_not_cover_the_conversation_is_refused_by_name() -> None:
+    model, inputs = LLAVA.model(), LLAVA.inputs(RAGGED)
+    token = inputs["input_ids"][:, -1:]
+    with attached(model, "hiprune(keep=6)"), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        with pytest.raises(FoveateError, match="attention_mask: has 1 columns; must have one for each of the"):
+            model(input_ids=token, attention_mask=torch.ones_like(token), past_key_values=cache)

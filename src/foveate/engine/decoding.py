@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.device import upload
+from foveate.core.errors import FoveateError
 from foveate.core.method import Cache
 from foveate.engine import masks
 from foveate.engine.cache import FoveateLayer
@@ -103,6 +104,10 @@ class Decoding:
             known = cls(program, layers, padding, steady)
         if known._evict(past):
             known = cls(program, layers, padding, steady)
+        if known._masked and padding is not None and padding.shape[1] != past + 1:
+            raise FoveateError(
+                f"attention_mask: has {padding.shape[1]} columns; must have one for each of the {past + 1} tokens so far"
+            )
         known._padding, known._table = padding, None
         if not steady and padding is not None:
             known._columns = {}
