@@ -102,12 +102,12 @@ class Decoding:
         known: Decoding | None = cache.__dict__.get(STEPS)
         if known is None or known._program() is not program or known.steady != steady or known.held != _held(layers):
             known = cls(program, layers, padding, steady)
-        if known._evict(past):
-            known = cls(program, layers, padding, steady)
         if known._masked and padding is not None and padding.shape[1] != past + 1:
             raise FoveateError(
                 f"attention_mask: has {padding.shape[1]} columns; must have one for each of the {past + 1} tokens so far"
             )
+        if known._evict(past):
+            known = cls(program, layers, padding, steady)
         known._padding, known._table = padding, None
         if not steady and padding is not None:
             known._columns = {}
