@@ -15,8 +15,7 @@ from pathlib import Path
 
 import typer
 
-from foveate import reference
-from foveate.bench import checkpoint
+from foveate import checkpoint, reference
 from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text, parse_keeps
 from foveate.bench.folder import Results
 from foveate.bench.records import Record

@@ -17,8 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.thirdparty import package
 
-from foveate import reference
-from foveate.bench import checkpoint
+from foveate import checkpoint, reference
 from foveate.bench import measure as measure_module
 from foveate.cli import classifier as classifier_command
 from foveate.core import registry

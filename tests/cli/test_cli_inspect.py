@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 import foveate
-from foveate import tasks
-from foveate.bench import checkpoint
+from foveate import checkpoint, tasks
 from foveate.bench.measure import evidence_recalls
 from foveate.cli.inspect import look
 from foveate.core.files import write_whole

@@ -19,7 +19,7 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
-from foveate.bench import checkpoint
+from foveate import checkpoint
 from foveate.bench.cells import Cell
 from foveate.bench.encodings import Encodings
 from foveate.bench.folder import Settings

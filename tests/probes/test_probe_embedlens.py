@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 
 import foveate
-from foveate.bench.checkpoint import Checkpoint
 from foveate.bench.probes.embedlens import (
     Census,
     Lens,
@@ -23,6 +22,7 @@ from foveate.bench.probes.embedlens import (
     nearest,
     usual_top_k,
 )
+from foveate.checkpoint import Checkpoint
 from foveate.tasks import questions
 
 WORDS = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])

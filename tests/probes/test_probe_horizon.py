@@ -11,9 +11,9 @@ from tests.suite.conversation import generate, logits
 from tests.suite.oracle import masked_logits, noting, short_logits
 
 import foveate
-from foveate.bench.checkpoint import Checkpoint
 from foveate.bench.probes import horizon
 from foveate.bench.probes.horizon import Leave, first_below, information, question_information, window_count, window_of
+from foveate.checkpoint import Checkpoint
 from foveate.tasks import questions
 
 each_body = pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)

@@ -7,8 +7,7 @@ import json
 import pytest
 
 import foveate
-from foveate import reference
-from foveate.bench import checkpoint
+from foveate import checkpoint, reference
 from foveate.reference.evaluate import FLOORS, TAUGHT, answer
 from foveate.tasks import questions
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 import foveate
 from foveate.bench.cells import Cell
-from foveate.bench.checkpoint import Checkpoint, load, resolve_device
 from foveate.bench.encodings import Encodings
 from foveate.bench.examples import EXAMPLES, Picture, illustrate
 from foveate.bench.folder import Settings
 from foveate.bench.questions import ask
 from foveate.bench.records import Answer, Measurement
 from foveate.bench.run import Measure
+from foveate.checkpoint import Checkpoint, load, resolve_device
 from foveate.core.recipe import NONE, Recipe
 from foveate.core.report import Report
 from foveate.engine import limit

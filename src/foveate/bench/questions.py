@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 
 from foveate import tasks
-from foveate.bench.checkpoint import load_processor, refusal
 from foveate.bench.folder import Settings
+from foveate.checkpoint import load_processor, refusal
 from foveate.tasks import Question, files
 
 

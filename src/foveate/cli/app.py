@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from foveate.cli.one_line import OneLineErrors
+from foveate.cli.options import BatchSize, Companion, Data, Device, Dtype, MaxNewTokens, Metric, Model, ProbeOut, Seed, Tasks
 from foveate.cli.ray_option import RayMayStandAlone
 from foveate.reference.cli import app as reference_app
 
@@ -26,44 +27,6 @@ bench_app = typer.Typer(
     cls=RayMayStandAlone, rich_markup_mode=None, invoke_without_command=True, subcommand_metavar="[compare A B]"
 )
 app.add_typer(bench_app, name="bench")
-
-Model = Annotated[
-    str, typer.Option(metavar="MODEL", help="reference (embedded, no download), a checkpoint folder, or a Hub id.")
-]
-Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the questions and of random methods.")]
-Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[
-    str, typer.Option(metavar="NAME", help="auto (float32 on a CPU, else bfloat16), float32, bfloat16, float16.")
-]
-Companion = Annotated[
-    str | None,
-    typer.Option(
-        metavar="CLIP",
-        help="CLIP checkpoint (folder or Hub id) whose vision tower the model has, for methods that read its text tower; "
-        "the reference model brings its own.",
-    ),
-]
-Tasks = Annotated[
-    str | None, typer.Option(metavar="LIST", help="Generated tasks separated by commas, or all (if nothing is given).")
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE", help="Your own questions instead: JSON lines, parquet, or a folder saved by Hugging Face datasets."
-    ),
-]
-Metric = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box."),
-]
-MaxNewTokens = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="With --data: longest answer, in tokens (16 if not given).")
-]
-BatchSize = Annotated[int, typer.Option(metavar="N", min=1, help="Questions at once, the same for every method.")]
-ProbeOut = Annotated[
-    Path,
-    typer.Option(metavar="DIR", help="Folder for probes.json and the picture; that of a bench shows them in its report."),
-]
 
 probe_app = typer.Typer()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 from rich.text import Text
 
-from foveate.bench import checkpoint
+from foveate import checkpoint
 from foveate.bench.cells import Cell, parse_keeps, parse_methods, plan
 from foveate.bench.folder import TIMED, ResultFolder, Settings
 from foveate.bench.measure import measure_with

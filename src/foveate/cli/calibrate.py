@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from foveate import tasks
-from foveate.bench import checkpoint
+from foveate import checkpoint, tasks
 from foveate.core.errors import FoveateError
 from foveate.engine.calibrate import calibrate as make_artifact
 from foveate.engine.calibrate import to_calibrate

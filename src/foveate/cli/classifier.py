@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 import typer
 
-from foveate import reference
-from foveate.bench import checkpoint
+from foveate import checkpoint, reference
 from foveate.core.artifact import Artifact
 from foveate.core.layout import Layout
 from foveate.core.roles import Item

@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 import foveate
-from foveate import tasks
-from foveate.bench import checkpoint
-from foveate.bench.checkpoint import Checkpoint
+from foveate import checkpoint, tasks
 from foveate.bench.measure import evidence_recalls
+from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
 from foveate.cli.run import read_recipe
 from foveate.core.errors import FoveateError

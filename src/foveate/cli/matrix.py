@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from foveate.bench import checkpoint
+from foveate import checkpoint
 from foveate.cli.console import output
 from foveate.engine.hosting import Verdict, by_family, verdicts
 from foveate.report.hosting_table import hosting_table

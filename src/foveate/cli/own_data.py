@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate import reference, tasks
-from foveate.bench.checkpoint import load_processor, refusal
+from foveate.checkpoint import load_processor, refusal
 from foveate.cli.console import diagnostics
 from foveate.core.errors import FoveateError
 from foveate.tasks import Question, files

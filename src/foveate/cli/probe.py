@@ -12,14 +12,13 @@ import typer
 from rich.text import Text
 from tqdm import tqdm
 
-from foveate import tasks
-from foveate.bench import checkpoint
-from foveate.bench.checkpoint import Checkpoint
+from foveate import checkpoint, tasks
 from foveate.bench.probes import Chart, embedlens_run, horizon_run, publish
 from foveate.bench.probes.embedlens import usual_top_k
 from foveate.bench.probes.embedlens_run import LensOptions, lens_steps, probe_embedlens
 from foveate.bench.probes.horizon_run import HorizonOptions, horizon_steps, probe_horizon
 from foveate.bench.probes.kept import Kept
+from foveate.checkpoint import Checkpoint
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData, task_names

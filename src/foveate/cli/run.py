@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 import foveate
-from foveate.bench import checkpoint
-from foveate.bench.checkpoint import Checkpoint
+from foveate import checkpoint
+from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
 from foveate.core.recipe import Recipe
 from foveate.report.run_table import Answered, run_table

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from foveate import tasks
-from foveate.bench import checkpoint
+from foveate import checkpoint, tasks
 from foveate.bench.cells import REFERENCE_POINTS
 from foveate.bench.probes import Hints
 from foveate.bench.probes.charts import PROBES_FILE

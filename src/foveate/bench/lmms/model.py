@@ -20,7 +20,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from tqdm import tqdm
 
 import foveate
-from foveate.bench import checkpoint
+from foveate import checkpoint
 from foveate.bench.lmms.asked import conversation, generate_arguments, model_arguments
 from foveate.bench.lmms.cost import Batch, Cost
 from foveate.bench.lmms.ending import Ended, cut, endings

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from foveate.bench.checkpoint import Checkpoint
+from foveate.checkpoint import Checkpoint
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.roles import VISUAL

@@ -8,12 +8,12 @@ from itertools import islice
 from statistics import fmean
 from typing import Any
 
-from foveate.bench.checkpoint import Checkpoint
 from foveate.bench.probes.charts import Chart, Series
 from foveate.bench.probes.embedlens import KINDS, Lens, Makeup, Without, Word, count_words, makeup
 from foveate.bench.probes.hints import Hints
 from foveate.bench.probes.kept import Kept
 from foveate.bench.probes.scores import scores
+from foveate.checkpoint import Checkpoint
 from foveate.core.recipe import Recipe
 from foveate.core.statistics import wilson
 from foveate.tasks import Question

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate.bench.checkpoint import Checkpoint
+from foveate.checkpoint import Checkpoint
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.recipe import NONE

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from statistics import fmean
 
-from foveate.bench.checkpoint import Checkpoint
 from foveate.bench.probes.charts import Chart, Series
 from foveate.bench.probes.hints import Hints
 from foveate.bench.probes.horizon import TOLERANCE, WINDOW, Information, Leave, first_below, question_information
 from foveate.bench.probes.kept import Kept
 from foveate.bench.probes.scores import scores
+from foveate.checkpoint import Checkpoint
 from foveate.core.recipe import Recipe
 from foveate.core.statistics import wilson
 from foveate.tasks import Question

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import foveate
-from foveate.bench.checkpoint import Checkpoint
+from foveate.checkpoint import Checkpoint
 from foveate.core.method import Method
 from foveate.core.recipe import Recipe
 from foveate.tasks import Question
