@@ -15,7 +15,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "foveate"
 
-FLOORS = (("core",), ("ops",), ("methods",), ("models",), ("engine",), ("serving",), ("bench", "tune"), ("cli", "report"))
+FLOORS = (("core",), ("ops",), ("methods",), ("models",), ("engine",), ("serving",), ("checkpoint",), ("bench", "tune"), ("cli", "report"))
 """From the ground up."""
 BELOW = {
     name: {below for floor in FLOORS[: level + 1] for below in floor} for level, names in enumerate(FLOORS) for name in names
@@ -24,7 +24,7 @@ ROOT = "engine"
 """``foveate`` itself hands on what the engine offers."""
 
 MAY_IMPORT = {
-    **{name: below | ({"reference", "tasks"} if "bench" in below else set()) for name, below in BELOW.items()},
+    **{name: below | ({"reference", "tasks"} if "serving" in below else set()) for name, below in BELOW.items()},
     "tasks": {"tasks", "core"},
     "reference": {"reference", "tasks", "core"},
 }
