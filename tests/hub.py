@@ -30,7 +30,8 @@ _SIDE = {"height": 64, "width": 64}
 _PINPOINTS = [[64, 128], [128, 64], [128, 128]]
 
 _TURN = "{% for message in messages %}"
-_PARTS = "{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+_PART = "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}"
+_PARTS = f"{{% for part in message['content'] %}}{_PART}{{% endfor %}}"
 
 
 def _template(before: str, image: str, after: str, prompt: str) -> str:
@@ -39,12 +40,9 @@ def _template(before: str, image: str, after: str, prompt: str) -> str:
     return f"{_TURN}{before}{parts}{after}{{% endfor %}}{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
 
 
-_CHATML = ("{{ '<|im_start|>' + message['role'] + '\n' }}", "{{ '<|im_end|>\n' }}", "<|im_start|>assistant\n")
-
-
 def _chatml(image: str) -> str:
-    before, after, prompt = _CHATML
-    return _template(before, image, after, prompt)
+    before, after = "{{ '<|im_start|>' + message['role'] + '\n' }}", "{{ '<|im_end|>\n' }}"
+    return _template(before, image, after, "<|im_start|>assistant\n")
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,6 @@ class Family:
     ids: of which of them the model's configuration has the id, by its name there.
     picture, video, processor: content of ``preprocessor_config.json``, ``video_preprocessor_config.json`` and
         ``processor_config.json``; None where there is no such file.
-    shape: what differs from `SHAPES` otherwise.
     """
 
     template: str
@@ -66,7 +63,6 @@ class Family:
     named: dict[str, str] = field(default_factory=dict)
     video: dict[str, Any] | None = None
     processor: dict[str, Any] | None = None
-    shape: dict[str, Any] = field(default_factory=dict)
 
 
 def _llava(image: str, kind: str, **more: Any) -> Family:
@@ -96,7 +92,9 @@ def _llava(image: str, kind: str, **more: Any) -> Family:
 def _idefics(image: str, processor: str, **more: Any) -> Family:
     cells = tuple(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5))
     return Family(
-        template=_template("<|im_start|>{{ message['role'].capitalize() + ': ' }}", "<image>", "<end_of_utterance>\n", "Assistant:"),
+        template=_template(
+            "<|im_start|>{{ message['role'].capitalize() + ': ' }}", "<image>", "<end_of_utterance>\n", "Assistant:"
+        ),
         tokens=("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|im_start|>", *cells),
         ids={"image_token_id": "<image>"},
         picture={
@@ -212,7 +210,12 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "gemma3": Family(
-        template=_template("<start_of_turn>{{ message['role'] + '\n' }}", "<start_of_image>", "<end_of_turn>\n", "<start_of_turn>model\n"),
+        template=_template(
+            "<start_of_turn>{{ message['role'] + '\n' }}",
+            "<start_of_image>",
+            "<end_of_turn>\n",
+            "<start_of_turn>model\n",
+        ),
         tokens=("<start_of_image>", "<end_of_image>", "<image_soft_token>", "<start_of_turn>", "<end_of_turn>"),
         ids={
             "image_token_id": "<image_soft_token>",

@@ -6,6 +6,7 @@
 >>> print(session.report)  # doctest: +SKIP
 """
 
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from foveate.core.recipe import Recipe
 
 if TYPE_CHECKING:
     from foveate.engine import ClipCompanion, Session, attach
+
+# What Foveate has to say goes where the program that uses it sends its log, and nowhere otherwise.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __version__ = version("foveate")
 __all__ = ["ClipCompanion", "FoveateError", "Recipe", "Session", "attach"]

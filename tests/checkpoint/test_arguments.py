@@ -13,7 +13,8 @@ NESTED = {"device_map": "auto", "quantization_config": {"load_in_4bit": True}, "
 
 
 def test_pairs_have_values_in_yaml() -> None:
-    text = "device_map=auto, trust_remote_code=true, quantization_config={load_in_4bit: true, llm_int8_skip_modules: [lm_head]}"
+    nested = "{load_in_4bit: true, llm_int8_skip_modules: [lm_head]}"
+    text = f"device_map=auto, trust_remote_code=true, quantization_config={nested}"
 
     assert parse_model_args(text) == {
         "device_map": "auto",

@@ -45,7 +45,7 @@ def test_a_device_map_places_the_model(qwen: str, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_what_transformers_refuses_is_one_line(qwen: str, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(FoveateError, match=f"cannot be loaded as an image-text-to-text model .*{message}") as caught:
+    with pytest.raises(FoveateError, match=rf"cannot be loaded as an image-text-to-text model .*{message}") as caught:
         checkpoint.load(qwen, "cpu", "float32", model_args=arguments)
 
     assert "\n" not in str(caught.value)
@@ -84,7 +84,7 @@ def test_a_conversation_keeps_the_system_prompt_that_it_brings(qwen: str) -> Non
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages %}{% if m['role'] == 'user' %}u{% endif %}{% endfor %}", "leaves it out; put it into the prompt"),
+        ("user: {{ messages[-1]['content'][-1]['text'] }}", "leaves it out; put it into the prompt"),
         ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}", "no system role"),
     ],
 )

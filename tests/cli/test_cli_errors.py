@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,21 @@ def test_the_installed_command_says_it_on_stderr_with_exit_code_2() -> None:
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "foveate: image='absent.png': no such file\n"
+
+
+def test_a_torchvision_for_another_torch_is_named_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    broken = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (tmp_path / "torchvision" / "__init__.py").write_text(broken)
+    about = tmp_path / "torchvision-0.21.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.21.0\n")
+    command = [sys.executable, "-c", "from foveate.cli import main; main()", "methods", "--matrix", "--model", "reference"]
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("foveate: torchvision 0.21.0: does not work with torch ")
+    assert "(operator torchvision::nms does not exist); pip uninstall torchvision" in line

@@ -11,8 +11,20 @@ import typer
 
 from foveate.cli.one_line import OneLineErrors
 from foveate.cli.options import (
-    BatchSize, Companion, Data, Device, Dtype, MaxNewTokens, Metric, Model, ModelArgs, ProbeOut, Seed, System, Tasks,
-)  # fmt: skip
+    BatchSize,
+    Companion,
+    Data,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Metric,
+    Model,
+    ModelArgs,
+    ProbeOut,
+    Seed,
+    System,
+    Tasks,
+)
 from foveate.cli.ray_option import RayMayStandAlone
 from foveate.reference.cli import app as reference_app
 
@@ -273,8 +285,8 @@ def run(
 
     \b
     foveate run --image scene.png --prompt "what does the sign say?" --recipe "hiprune(keep=64) + fastv(layer=4)"
-    foveate run --image a.png --image https://example.org/b.png --prompt "what differs?" --model Qwen/Qwen2.5-VL-3B-Instruct \\
-      --model-args "device_map=auto,attn_implementation=eager" --system "Answer in one sentence."
+    foveate run --image a.png --image https://example.org/b.png --prompt "what differs?" --system "Be brief." \\
+      --model Qwen/Qwen2.5-VL-3B-Instruct --model-args "device_map=auto,attn_implementation=eager"
     """
     from foveate.cli.run import RunRequest
     from foveate.cli.run import run as work
@@ -325,9 +337,22 @@ def inspect(
 
     work(
         InspectRequest(
-            image or [], prompt, task, index, recipe, against, model, out, max_new_tokens, seed, device, dtype, companion,
-            model_args, system,
-        )  # fmt: skip
+            image or [],
+            prompt,
+            task,
+            index,
+            recipe,
+            against,
+            model,
+            out,
+            max_new_tokens,
+            seed,
+            device,
+            dtype,
+            companion,
+            model_args,
+            system,
+        )
     )
 
 

@@ -27,7 +27,7 @@ class OwnData:
     def divide(
         self, share: float, seed: int, model: str, model_args: Mapping[str, Any]
     ) -> tuple[list[Question], list[Question]]:
-        """All that ``model``, loaded with ``model_args``, can be asked, in two parts that share no picture, neither of them empty."""
+        """All that ``model``, loaded so, can be asked, in two parts that share no picture, neither of them empty."""
         assert self.path is not None
         asked, left_out = files.sift(self.path, partial(refusal, load_processor(model, model_args)), **self.asked())
         self.warn(left_out)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from pathlib import Path
+from urllib.request import Request, urlopen
 
-from huggingface_hub import get_session
 from PIL import Image
 
 from foveate.core.errors import FoveateError
@@ -19,24 +20,25 @@ _SECONDS = 30
 
 
 def picture(name: str) -> Image.Image:
-    """The picture of a name: a file, ``http://`` and ``https://``, or ``sample:`` and the name of one that libraries carry.
+    """The picture of a name: a file, an ``http://`` or ``https://`` address, or ``sample:`` and one that libraries carry.
 
     Raises:
         FoveateError: if there is none that can be had and read.
     """
     if name.startswith(_SAMPLE):
         return samples.sample(name.removeprefix(_SAMPLE))
-    if not _URL.match(name):
-        return read_picture(Path(name))
-    return read_picture(_fetched(name), name)
+    if _URL.match(name):
+        return read_picture(_fetched(name), name)
+    return read_picture(Path(name))
 
 
 def _fetched(url: str) -> bytes:
-    """What stands at a URL, by the client through which models are downloaded, too, with the user's proxies."""
+    # Many sites answer nobody who does not say who they are.
+    asked = Request(url, headers={"User-Agent": f"foveate/{version('foveate')}"})
     try:
-        response = get_session().get(url, timeout=_SECONDS)
-        response.raise_for_status()
-    # The client's own errors, of which there are many kinds, and those of sockets.
+        with urlopen(asked, timeout=_SECONDS) as response:
+            content: bytes = response.read()
+    # What goes wrong on the way is an OSError; a broken address or answer, a ValueError or another of HTTP's own.
     except Exception as error:
         raise FoveateError(f"image={url!r}: cannot be fetched ({first_line(error)})") from error
-    return bytes(response.content)
+    return content

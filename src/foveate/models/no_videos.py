@@ -1,4 +1,4 @@
-"""Processors of families that read videos, too, where torchvision is missing: they take pictures, and refuse videos by name."""
+"""Processors of families that read videos, where torchvision is missing: they take pictures, and refuse videos by name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class NoVideos(BaseVideoProcessor):
     """The class that the checkpoint names; where it names none, transformers finds it by the model's family."""
 
     def __call__(self, videos: Any, **settings: Any) -> NoReturn:
+        """Refuse it."""
         raise FoveateError(
             "video: cannot be read without torchvision; pip install 'foveate[video]', or give its frames as pictures"
         )
@@ -34,6 +35,7 @@ def without_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
         """Only the check of what its parts are differs."""
 
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            """The class that ``argument`` must have, which it has."""
             # transformers' base class is a dummy where torchvision is missing, of which nothing is an instance.
             if isinstance(argument, NoVideos):
                 return NoVideos

@@ -1,7 +1,7 @@
 """The processor of a checkpoint; for pictures also where torchvision is missing.
 
-Without torchvision, transformers reads pictures with Pillow, but refuses to load a processor that reads videos, too. Here such
-a processor is put together from its parts, with `foveate.models.no_videos.NoVideos` among them.
+Without torchvision, transformers reads pictures with Pillow, but refuses to load a processor that reads videos, too. Here
+such a processor is put together from its parts, with `foveate.models.no_videos.NoVideos` among them.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def load(name: str = "reference", device: str = "cpu", dtype: torch.dtype = torc
 
 
 def processor(folder: Path | str) -> Any:
-    """The processor in a checkpoint folder, without anything that reads videos: ``reference-qwen`` is shown them by frame."""
+    """The processor in a checkpoint folder; also where torchvision is missing, with which transformers reads videos."""
     from foveate.models.processors import read_processor
 
     return read_processor(folder)

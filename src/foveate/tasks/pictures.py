@@ -45,8 +45,9 @@ def read_picture(source: Source, name: str | None = None) -> Image.Image:
             is 0 and white the largest number; floats must lie in [0, 1].
     """
     if isinstance(source, Path):
-        name = str(source)
-    named = f"image={name!r}" if name else f"image of {len(source)} bytes"
+        named = f"image={str(source)!r}"
+    else:
+        named = f"image={name!r}" if name else f"image of {len(source)} bytes"
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
             shown = _as_rgb(ImageOps.exif_transpose(picture), picture.format)
