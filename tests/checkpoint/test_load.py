@@ -58,7 +58,7 @@ def test_a_device_and_a_device_map_are_one_too_many() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_here_is_not_offered() -> None:
-    with pytest.raises(FoveateError, match="^device='cuda': is not available here; use cpu or auto$"):
+    with pytest.raises(FoveateError, match=r"^device='cuda': is not available here; use cpu or auto$"):
         checkpoint.resolve_device("cuda")
 
 
