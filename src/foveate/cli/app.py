@@ -337,7 +337,9 @@ def calibrate(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Everything about one of them.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Everything about one of them.", show_default=False)
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="Which of them run on which model family, and why not.")] = False,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="With --matrix: on this model (reference, a folder, or a Hub id).")

@@ -12,7 +12,6 @@ from rich.table import Table
 from foveate.cli.console import output
 from foveate.core import registry
 from foveate.core.description import Description, describe
-from foveate.report.training_mark import NEEDS_TRAINING
 
 
 def methods(*, as_json: bool) -> None:
@@ -26,7 +25,7 @@ def methods(*, as_json: bool) -> None:
         table.add_column(column, overflow="fold", no_wrap=column in ("name", "group"))
     for about in sorted(known, key=lambda about: (about.group, about.name)):
         parameters = ", ".join(f"{one.name}={one.default!r}" for one in about.parameters)
-        needs = ([f"[yellow]{NEEDS_TRAINING}[/]"] if about.trained else []) + list(about.needs)
+        needs = (*(("[yellow]training[/]",) if about.trained else ()), *about.needs)
         table.add_row(
             about.name,
             about.group,

@@ -26,12 +26,12 @@ class Place:
 
 PLACES: Mapping[str, Place] = {
     "before_encoder": Place(
-        "before the encoder", "What is dropped is never encoded: the encoder, prefill, the cache and decoding have less to do."
+        "before the encoder", "What is dropped is never encoded: encoder, prefill, cache and decoding have less to do."
     ),
     "in_encoder": Place(
-        "in the encoder", "Whatever comes behind it has less to do: later blocks of the encoder, prefill, the cache, decoding."
+        "in the encoder", "What comes behind it has less to do: later blocks of the encoder, prefill, cache, decoding."
     ),
-    "before_llm": Place("before the LLM", "The encoder runs in full; prefill, the cache and decoding have less to do."),
+    "before_llm": Place("before the LLM", "The encoder runs in full; prefill, cache and decoding have less to do."),
     "in_llm": Place("in the LLM", "The encoder runs in full; the layers of the LLM that it acts on have less to do."),
     "kv_cache": Place("KV cache", "The prompt is read first; then the cache is smaller, or decoding reads less of it."),
 }
@@ -89,7 +89,7 @@ class Description:
 
 def describe(kind: type[Method]) -> Description:
     """What there is to say about a method."""
-    text = inspect.getdoc(sys.modules[kind.__module__]) or inspect.getdoc(kind) or ""
+    text = inspect.getdoc(sys.modules.get(kind.__module__, kind)) or inspect.getdoc(kind) or ""
     first, *rest = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
     cited = re.search(r'Paper: "(?P<title>[^"]+)", arXiv [\d.v]+\.\s*', " ".join([first, *rest]))
     paragraphs = [one.replace(cited[0].strip(), "").replace("  ", " ").strip() if cited else one for one in rest]

@@ -7,5 +7,5 @@ class FoveateError(ValueError):
     """Bad input or an impossible pairing; the message names the parameter, its value and the remedy."""
 
 
-class NeedsTraining(UserWarning):  # noqa: N818  (warnings are named for what they say)
+class NeedsTraining(UserWarning):
     """A method runs whose paper trains the model with it: nobody can see whether this model was."""

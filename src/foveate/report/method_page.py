@@ -13,10 +13,12 @@ from foveate.engine.hosting import Verdict
 from foveate.report.training_mark import NEEDS_TRAINING
 
 _KEEP = """
-`keep` as an integer is a count, as any other number a share. Where it counts by grid, a picture that is shown in tiles keeps as
-much of each: with `keep=64`, 128 of two tiles of 144. A count of what is there, or more, keeps everything; `session.report` and
-`foveate run` then say that the method changed nothing.
+`keep` as an integer is a count, as any other number a share. Where it counts by grid, a picture that is shown in tiles keeps
+as much of each: with `keep=64`, 128 of two tiles of 144. A count of what is there, or more, keeps everything;
+`session.report` and `foveate run` then say that the method changed nothing.
 """
+
+_BEFORE_THE_LLM = ("before_encoder", "in_encoder", "before_llm")
 
 
 def method_page(kind: type[Method], about: Description, known: Mapping[str, type[Method]], where: Sequence[Verdict]) -> str:
@@ -42,12 +44,11 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
         found.append(f"A layer is routed by one method: with {', '.join(others)} only where they act on different layers.")
     if issubclass(kind, ItemTokens) and kind.needs_grid:
         found.append(
-            "It needs whole grids: first among the methods that choose tokens before the LLM, and without those that drop or "
-            "merge while pictures are encoded."
+            "It needs whole grids: put it first, and not together with methods that drop or merge tokens before it can act."
         )
-    elif issubclass(kind, Tokens) and kind.group in ("before_encoder", "in_encoder", "before_llm"):
+    elif issubclass(kind, ItemTokens) or (issubclass(kind, Tokens) and kind.group in _BEFORE_THE_LLM):
         others = [f"`{name}`" for name, other in known.items() if issubclass(other, ItemTokens) and other.needs_grid]
-        found.append(f"It leaves no whole grids behind: {', '.join(others)} must come before it, if they can at all.")
+        found.append(f"{', '.join(others)} need whole grids: put them first; they are refused where it acts before them.")
     return [*found, "It goes with all others."]
 
 

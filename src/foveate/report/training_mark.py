@@ -19,13 +19,13 @@ def needs_training(recipe: str) -> bool:
         return False
 
 
-def marked(recipe: str) -> str:
-    """The recipe, with the mark if it needs training."""
-    return f"{recipe} {MARK}" if needs_training(recipe) else recipe
+def mark(recipe: str) -> str:
+    """What is to stand behind the recipe: the mark if it needs training, otherwise nothing."""
+    return f" {MARK}" if needs_training(recipe) else ""
 
 
 def footnote(recipes: Iterable[str]) -> str:
     """What the mark means; nothing where no recipe bears it."""
     if not any(map(needs_training, recipes)):
         return ""
-    return f"{MARK} {NEEDS_TRAINING}: its paper trains the model with it; untrained it scores less than it could"
+    return f"{MARK} {NEEDS_TRAINING}: its paper trains the model with it"

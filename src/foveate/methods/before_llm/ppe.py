@@ -91,8 +91,7 @@ class PPE(Tokens):
     paper = "arXiv 2510.22936"
     helps = "Where merging costs the sense of place (reading, counting, layouts): positions of merged members live on."
     trained = (
-        "the main results of its paper are of models that were fine-tuned with it; the paper reports larger losses "
-        "without"
+        "the main results of its paper are of models that were fine-tuned with it; the paper reports larger losses without"
     )
     needs = ("projected tokens", "rotary positions by part of each axis")
     identity_at = {"keep": 1.0}  # noqa: RUF012

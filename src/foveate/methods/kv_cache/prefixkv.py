@@ -132,8 +132,7 @@ class PrefixKV(Cache, Offline):
     group = "kv_cache"
     paper = "arXiv 2412.03409"
     helps = (
-        "Long answers: layers whose attention is spread keep more than others, and the cache keeps its share while it "
-        "grows."
+        "Long answers: layers whose attention is spread keep more than others, and the cache keeps its share while it grows."
     )
     needs = ("decoder attention columns (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012

@@ -65,8 +65,7 @@ class SparseVILA(ItemTokens, Cache):
     group = "kv_cache"
     paper = "arXiv 2510.17777"
     helps = (
-        "Conversations about one picture: each turn reads what its own question asks for, and leaves the rest to the "
-        "next."
+        "Conversations about one picture: each turn reads what its own question asks for, and leaves the rest to the next."
     )
     needs = ("encoder attention (or keep=1.0)", "decoder attention rows of the question (all layers)", "cache ownership")
     identity_at = {"keep": 1.0, "decode_keep": 1.0}  # noqa: RUF012
