@@ -20,9 +20,9 @@ class Report:
     that the methods say they need beside the unmodified model's peak (`foveate.core.method.Method.workspace`). ``active``
     rows are those not frozen. FLOPs count the matrix products of the language model's layers in the prefill. Every forward
     after the prefill counts as a decode step. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read
-    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead. ``idle`` are the methods
-    that changed nothing, as where ``keep`` is no smaller than what is there; ``largest_grid`` has the most visual tokens of
-    all grids (a picture, or one tile or view of it).
+    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead. ``idle`` are the
+    methods that changed nothing, as where ``keep`` is no smaller than what is there; ``largest_grid`` has the most visual
+    tokens of all grids (a picture, or one tile or view of it).
     """
 
     recipe: str
