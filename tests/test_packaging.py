@@ -1,0 +1,77 @@
+"""What is installed: the base that `attach` needs, extras for the rest, one small model, and no training."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from typing import Any
+
+import pytest
+
+from foveate.cli import NEEDS
+from tests.test_imports import LARGER, MAY_IMPORT, PACKAGE, REPOSITORY, imported, rooms
+
+BASE_FLOORS = ("core", "ops", "methods", "models", "engine")
+OTHER_FLOORS = {*MAY_IMPORT} - {*BASE_FLOORS, LARGER}
+OPTIONAL = {"datasets", "pyarrow", "lmms_eval", "optuna", "ray", "skimage", "sklearn"}
+"""Imported when they are asked for, with a line that names the extra."""
+COME_ALONG = {"tokenizers", "markupsafe"}
+"""With transformers and Jinja, which are nothing without them."""
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+"""Of modules that are not called like what is installed."""
+
+
+def project(folder: str = ".") -> dict[str, Any]:
+    return tomllib.loads((REPOSITORY / folder / "pyproject.toml").read_text())
+
+
+def names(requirements: list[str]) -> set[str]:
+    """What is required, without versions and this package itself."""
+    return {re.match(r"[\w-]+", each)[0] for each in requirements} - {"foveate"}  # type: ignore[index]
+
+
+BASE = names(project()["project"]["dependencies"])
+
+
+def foreign(module: str) -> set[str]:
+    """The packages of others that a module imports."""
+    return {name.partition(".")[0] for name in imported(module)} - sys.stdlib_module_names - {"foveate"}
+
+
+def distributions(packages: set[str]) -> set[str]:
+    return {DISTRIBUTIONS.get(name, name) for name in packages}
+
+
+@pytest.mark.parametrize("module", rooms(*BASE_FLOORS))
+def test_a_recipe_runs_on_the_base_alone(module: str) -> None:
+    assert distributions(foreign(module)) <= BASE
+
+
+def test_the_command_line_knows_what_it_needs() -> None:
+    found = set.union(*(foreign(module) for module in rooms(*OTHER_FLOORS))) - OPTIONAL - COME_ALONG
+    extras = project()["project"]["optional-dependencies"]
+
+    assert distributions(found) - BASE == distributions(set(NEEDS))
+    assert names(extras["cli"] + extras["report"]) == distributions(set(NEEDS))
+
+
+def test_the_wheel_holds_the_package_and_nothing_else() -> None:
+    assert project()["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["src/foveate"]}
+
+
+def test_the_package_holds_one_small_model_and_no_training() -> None:
+    models = {path.parent.name for path in PACKAGE.rglob("model.safetensors")}
+    training = [path.name for path in (PACKAGE / "reference").glob("*.py") if ".backward(" in path.read_text()]
+
+    assert models == {"checkpoint", "text_tower"}
+    assert training == []
+    assert sum(path.stat().st_size for path in PACKAGE.rglob("*") if path.suffix != ".pyc") < 23e6
+
+
+def test_the_package_of_the_larger_models_holds_them_and_all_training() -> None:
+    folder = REPOSITORY / "packages" / "foveate-reference"
+    wheel = project(str(folder))["tool"]["hatch"]["build"]["targets"]["wheel"]
+
+    assert wheel == {"packages": [f"src/{LARGER}"]}
+    assert {path.parent.name for path in folder.rglob("model.safetensors")} == {"tiles", "qwen"}
