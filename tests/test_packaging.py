@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from typing import Any
@@ -46,6 +47,29 @@ def distributions(packages: set[str]) -> set[str]:
 @pytest.mark.parametrize("module", rooms(*BASE_FLOORS))
 def test_a_recipe_runs_on_the_base_alone(module: str) -> None:
     assert distributions(foreign(module)) <= BASE
+
+
+BASE_ALONE = """
+import sys
+sys.modules.update(dict.fromkeys(("PIL", "matplotlib")))
+import foveate, torch
+from transformers import AutoModelForImageTextToText
+model = AutoModelForImageTextToText.from_pretrained(foveate.reference.path())
+ids = torch.tensor([[4, *[model.config.image_token_id] * 144, 10, 5]])
+inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.zeros(1, 3, 96, 96)}
+with foveate.attach(model, "hiprune(keep=64) + mixkv(keep=0.2)") as session:
+    model.generate(**inputs, max_new_tokens=2)
+print(session.report.visual_tokens)
+foveate.reference.load()
+"""
+
+
+def test_without_extras_models_run_and_pictures_are_refused_by_name() -> None:
+    done = subprocess.run([sys.executable, "-c", BASE_ALONE], capture_output=True, text=True)
+
+    assert "64" in done.stdout
+    assert "Missing optional dependencies" in done.stderr.splitlines()[-1]
+    assert "Pillow" in done.stderr.splitlines()[-1]
 
 
 def test_the_command_line_knows_what_it_needs() -> None:

@@ -61,10 +61,10 @@ def processor(folder: Path | str, **options: Any) -> Any:
     """The processor in a checkpoint folder; also that of ``reference-qwen``, which transformers does not know by name."""
     from transformers import AutoProcessor
 
-    from .picture_processor import PictureProcessor
-
     settings = Path(folder) / "processor_config.json"
-    if settings.is_file() and json.loads(settings.read_text()).get("processor_class") == PictureProcessor.__name__:
+    if settings.is_file() and json.loads(settings.read_text()).get("processor_class") == "PictureProcessor":
+        from .picture_processor import PictureProcessor
+
         return PictureProcessor.from_pretrained(folder)
     return AutoProcessor.from_pretrained(folder, **options)
 
