@@ -17,18 +17,14 @@ __all__ = [
     "Session",
     "__version__",
     "attach",
-    "bench",
-    "core",
     "methods",
     "models",
-    "ops",
     "reference",
-    "report",
     "tasks",
 ]
 
 if TYPE_CHECKING:
-    from foveate import bench, core, methods, models, ops, reference, report, tasks
+    from foveate import methods, models, reference, tasks
     from foveate.core.errors import FoveateError
     from foveate.core.recipe import Recipe
     from foveate.engine import ClipCompanion, Session, attach
