@@ -12,12 +12,10 @@ import typer
 from foveate.cli.one_line import OneLineErrors
 from foveate.cli.options import BatchSize, Companion, Data, Device, Dtype, MaxNewTokens, Metric, Model, ProbeOut, Seed, Tasks
 from foveate.cli.ray_option import RayMayStandAlone
-from foveate.reference.cli import app as reference_app
 
 app = typer.Typer(
     name="foveate",
     cls=OneLineErrors,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -29,13 +27,14 @@ bench_app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 
 probe_app = typer.Typer()
+reference_app = typer.Typer()
 
 
-def main() -> None:
-    """Entry point of the console script."""
+def run_command() -> None:
+    """Do what the arguments of this process say, and exit."""
     # Being terminated is being interrupted: what is finished is kept, and said to be.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
+    app(prog_name="foveate")
 
 
 @app.callback(invoke_without_command=True)
@@ -481,7 +480,7 @@ app.add_typer(
 app.add_typer(
     reference_app,
     name="reference",
-    help="Train and evaluate the embedded reference model.",
+    help="Train what the embedded reference model needs.",
     callback=help_if_alone,
     invoke_without_command=True,
     no_args_is_help=False,

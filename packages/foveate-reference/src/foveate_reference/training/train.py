@@ -1,4 +1,4 @@
-"""Training of the reference model, seeded and resumable, on CPU or GPU: ``python -m foveate.reference train``."""
+"""Training of the reference model, seeded and resumable, on CPU or GPU: ``python -m foveate_reference train``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from foveate.reference.model import Dimensions, build_model, build_text_tower, save_checkpoint
+
 from .batches import KIND_NAMES, Batch, Window, draw_batch
-from .model import Dimensions, build_model, build_text_tower, save_checkpoint
 from .muon import Muon
 from .windows import PatchReadouts, answer_logits, encode
 

@@ -1,4 +1,7 @@
-"""Training of the larger reference models by lessons, seeded and resumable, on CPU or GPU: ``foveate reference extend``."""
+"""Training of the larger reference models by lessons, seeded and resumable, on CPU or GPU.
+
+``python -m foveate_reference extend``.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
+from foveate.reference.model import IMAGE, Dimensions
+
 from .attention import PACKED, attend
 from .extended import IDS, KINDS, LINES, start_from
 from .lessons import IGNORE, NAMES, Batch, Lesson, draw_batch
-from .model import IMAGE, Dimensions
 from .teacher import Imitation
 from .train import be_nice, machine, optimizers, save_state, set_rate
 from .windows import packed_mask

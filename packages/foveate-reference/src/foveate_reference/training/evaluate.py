@@ -14,9 +14,9 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText
 
 from foveate.core.statistics import wilson
+from foveate.reference import processor as read_processor
 from foveate.tasks import SPINE, TASKS, VIDEOS, Question, majority, questions
 
-from . import processor as read_processor
 from .cards import TaskResult, model_card
 
 FLOORS = {
