@@ -29,14 +29,15 @@ Tasks = Annotated[
 Data = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Your own questions instead: JSON, CSV, TSV, parquet, or a folder saved by Hugging Face datasets."
+        metavar="FILE",
+        help="Your own questions instead: JSON, CSV, TSV, parquet, or a folder saved by Hugging Face datasets.",
     ),
 ]
 Metric = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box, or your own module:function.",
+        help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box, or module:function.",
     ),
 ]
 MaxNewTokens = Annotated[
