@@ -38,6 +38,7 @@ class Settings:
     timed: batches of a cell on which the unmodified model and the physical limit are timed as well.
     data: the file of the user's own questions, with its digest (`foveate.tasks.files.digest`), the metric of rows that
         name none, and the longest answer; None where the tasks are generated.
+    artifacts: folder of calibrated numbers besides the model's own.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Settings:
     digest: str | None = None
     metric: str | None = None
     max_new_tokens: int | None = None
+    artifacts: str | None = None
 
 
 class Results:

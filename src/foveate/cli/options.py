@@ -23,6 +23,10 @@ Companion = Annotated[
         "the reference model brings its own.",
     ),
 ]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder that foveate calibrate wrote, besides the checkpoint's own folder foveate."),
+]
 Tasks = Annotated[
     str | None, typer.Option(metavar="LIST", help="Generated tasks separated by commas, or all (if nothing is given).")
 ]

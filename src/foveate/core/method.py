@@ -266,6 +266,8 @@ class Offline(Method):
 
     bound: ClassVar[tuple[str, ...]] = ()
     """Parameters that the numbers depend on: numbers that were made with others are refused."""
+    marked: ClassVar[bool] = False
+    """Whether it learns from pictures of which is known where they show what counts (`ModelCall.cells`)."""
 
     @abstractmethod
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:

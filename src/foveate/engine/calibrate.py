@@ -41,7 +41,7 @@ class _Reader(Tokens):
         return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _CellReader(Tokens):
     """Takes down the cells that the encoder is about to get."""
 

@@ -149,7 +149,7 @@ def _own(name: str) -> Metric:
             given = score(prediction, answers)
         except Exception as error:
             raise FoveateError(f"metric={name!r}: failed on the prediction {prediction!r} ({_reason(error)})") from error
-        if not isinstance(given, Real) or not 0 <= given <= 1:
+        if not isinstance(given, Real) or not 0 <= float(given) <= 1:
             raise FoveateError(
                 f"metric={name!r}: gave {given!r} for the prediction {prediction!r}; must be a number in [0, 1]"
             )

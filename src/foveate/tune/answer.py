@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import foveate
 from foveate.checkpoint import Checkpoint
 from foveate.core.recipe import Recipe
 from foveate.core.report import Report
@@ -46,7 +45,7 @@ class ModelAnswers:
 
     def _ask(self, recipe: Recipe, batch: Sequence[Question], seed: int) -> tuple[list[list[str]], Report]:
         longest = batch[0].max_new_tokens
-        with foveate.attach(self.checkpoint.model, recipe, seed=seed, companion=self.checkpoint.companion) as session:
+        with self.checkpoint.attach(recipe, seed) as session:
             if len(batch[0].turns) > 1:
                 (question,) = batch
                 said = [self.checkpoint.converse(question.images, [turn.prompt for turn in question.turns], longest)]

@@ -153,6 +153,7 @@ class IndexPreserving(Tokens, Offline):
     paper = "arXiv 2509.06415"
     needs = ("a trained cell classifier",)
     identity_at = {"threshold": -1e9}  # noqa: RUF012
+    marked = True
 
     threshold: Annotated[float, In(-1e9, 1e9)] = 0.0
     """On the logit: cells above it are foreground."""
