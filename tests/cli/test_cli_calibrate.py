@@ -194,7 +194,9 @@ def test_the_shipped_classifier_does_what_its_numbers_say() -> None:
     shipped = Artifact.load(reference.path() / "foveate" / "index_preserving.json").numbers
     request = CalibrateRequest("index_preserving", "reference", None, 50, None, 1, "cpu", "float32", 50)
     loaded = checkpoint.load("reference", "cpu", "float32")
-    ((cells, shown, layout),) = Calibration(loaded.model, *_marked_batches(loaded, marked_pictures(request), request)).cells()
+    ((cells, shown, layout),) = Calibration(
+        loaded.model, *_marked_batches(loaded, marked_pictures(request), request)
+    ).cells()
 
     found = cell_logits(cells, shipped) > 0
     assert (found == shown).float().mean().item() == pytest.approx(shipped["accuracy"], abs=0.02)

@@ -12,6 +12,8 @@ from foveate.bench.cells import Cell
 from foveate.bench.records import Failure, Record
 from foveate.report.numbers import percent, seconds
 
+_ESTIMATE_SECONDS = 1800
+
 
 def progress_bar(console: Console, count: ProgressColumn) -> Progress:
     """A bar between what is done and ``count``, then the time it took and the time that is left; only on a terminal."""
@@ -23,6 +25,8 @@ def progress_bar(console: Console, count: ProgressColumn) -> Progress:
         TextColumn("· left"),
         TimeRemainingColumn(),
         console=console,
+        # A batch may take minutes, and an estimate needs several of them.
+        speed_estimate_period=_ESTIMATE_SECONDS,
         transient=True,
         disable=not console.is_terminal,
     )

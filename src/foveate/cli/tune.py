@@ -87,18 +87,11 @@ def tune(request: TuneRequest) -> None:
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}", markup=False)
     budget = Budget(request.minutes, request.trials, request.validate)
-    answer = ModelAnswers(loaded, request.batch_size, request.seed)
+    progress = TuneProgress(console, goal, budget, folder.journal)
+    answer = ModelAnswers(loaded, request.batch_size, request.seed, progress.answered)
     try:
-        result = work(
-            folder,
-            loaded.traits,
-            budget,
-            hints,
-            answer,
-            searched,
-            held,
-            TuneProgress(console, goal),
-        )
+        with progress:
+            result = work(folder, loaded.traits, budget, hints, answer, searched, held, progress)
     except KeyboardInterrupt:
         console.print(f"foveate: interrupted; the finished trials are in {folder.path}, --resume goes on", markup=False)
         raise typer.Exit(INTERRUPTED) from None

@@ -21,11 +21,12 @@ Answer = Callable[[Recipe, Sequence[Question]], Answered]
 
 @dataclass(frozen=True)
 class ModelAnswers:
-    """Answers with a model, in batches."""
+    """Answers with a model, in batches; ``advance`` is told how many more questions are answered."""
 
     checkpoint: Checkpoint
     batch_size: int
     seed: int
+    advance: Callable[[int], None] = lambda questions: None
 
     def __call__(self, recipe: Recipe, questions: Sequence[Question]) -> Answered:
         """Scores in the order of the questions."""
@@ -41,6 +42,7 @@ class ModelAnswers:
                 _, unmodified = self._ask(Recipe(), batch, 0)
                 for cost, ratio in _ratios(report, unmodified).items():
                     ratios[cost] = (*ratios.get(cost, ()), ratio)
+            self.advance(len(batch))
         return Answered(tuple(scores), tuple(kv), ratios)
 
     def _ask(self, recipe: Recipe, batch: Sequence[Question], seed: int) -> tuple[list[list[str]], Report]:
