@@ -17,7 +17,8 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
 import foveate
 from foveate import checkpoint
@@ -124,12 +125,13 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
         for number, request in enumerate(requests):
             alike[repr(_generation(request))].append(number)
         answers: dict[int, _Answer] = {}
-        with tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as progress:
+        with Progress(console=Console(stderr=True), disable=self.rank != 0) as progress:
+            task = progress.add_task("Answering", total=len(requests))
             for numbers in alike.values():
                 for start in range(0, len(numbers), self._size):
                     batch = numbers[start : start + self._size]
                     answers.update(zip(batch, answer([requests[number] for number in batch]), strict=True))
-                    progress.update(len(batch))
+                    progress.advance(task, len(batch))
         return [answers[number] for number in range(len(requests))]
 
     def _ask(self, request: Instance) -> Callable[..., Any]:
