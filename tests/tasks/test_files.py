@@ -242,7 +242,7 @@ def test_a_missing_library_is_named_with_the_remedy(tmp_path: Path, monkeypatch:
 def test_an_array_says_the_same_as_lines(tmp_path: Path) -> None:
     rows = [GOOD, {**GOOD, "image": ["red.png", "grey.png"], "answers": ["a", 2]}]
     lines, array = written(tmp_path, *rows), tmp_path / "array.json"
-    array.write_text("\n" + json.dumps(rows, indent=1))
+    array.write_text(f"\ufeff{json.dumps(rows, indent=1)}\n")
 
     assert [(each.prompt, each.turns[0].answers) for each in read(array)] == [
         (each.prompt, each.turns[0].answers) for each in read(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -255,3 +256,13 @@ def test_anls_without_its_library_names_the_remedy(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(FoveateError, match=r"pip install 'foveate\[data\]'"):
         anls("a", ["a"])
+
+
+def test_the_metric_of_the_page_on_own_data_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def within_a_percent" in block)
+    (tmp_path / "metrics_of_the_page.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    score = metric("metrics_of_the_page:within_a_percent")
+    assert [score(said, ["12.50", "3"]) for said in ("$12.45", "3", "13", "twelve")] == [1, 1, 0, 0]

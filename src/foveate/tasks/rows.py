@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
@@ -49,7 +50,7 @@ def _json_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, Row]]:
     """The objects of an array, or one in each line."""
     start = next((line for line in file if line.strip()), b"")
     file.seek(0)
-    whole = start.lstrip().startswith(b"[")
+    whole = start.removeprefix(BOM_UTF8).lstrip().startswith(b"[")
     for first, part in [(1, file.read())] if whole else enumerate(file, 1):
         if not part.strip():
             continue
