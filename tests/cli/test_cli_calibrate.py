@@ -16,13 +16,13 @@ from tests.cli.test_cli_errors import assert_one_line
 
 import foveate
 from foveate import checkpoint, reference
-from foveate.cli.calibrate import CalibrateRequest, _marked_batches, marked_pictures
+from foveate.cli.calibrate import CalibrateRequest, Marked, _marked_batches, marked_pictures
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.engine.calibrate import Calibration
 from foveate.methods import IndexPreserving
 from foveate.methods.before_encoder.index_preserving import cell_logits, dilated
-from foveate.tasks import questions
+from foveate.tasks import Question, Turn, questions
 
 
 @pytest.fixture
@@ -172,8 +172,9 @@ def test_what_is_marked_is_where_the_model_sees_it(tiny: Path, tmp_path: Path) -
     mask = np.zeros((200, 300), bool)
     mask[20:60, 110:150] = True
     shown = np.where(mask[..., None], 255, 30).astype(np.uint8).repeat(3, axis=2)
+    asked = Question("own", [Image.fromarray(shown)], (Turn("?", ("",), [mask]),))
     request = CalibrateRequest("index_preserving", str(tiny), None, 1, None, 0, "cpu", "float32", 1)
-    batches, marks = _marked_batches(loaded, [(Image.fromarray(shown), mask)], request)
+    batches, marks = _marked_batches(loaded, [Marked([(asked, 0)])], request)
 
     ((cells, marked, _),) = Calibration(loaded.model, batches, marks).cells()
 
@@ -187,7 +188,7 @@ def test_all_evidence_of_a_picture_counts(tiny: Path, data: Path) -> None:
     pictures = marked_pictures(request)
 
     assert len(pictures) == 11
-    assert [int(mask.sum()) for _, mask in pictures[:2]] == [24 * 32 + 48 * 48, 24 * 32]
+    assert [int((np.asarray(each.mark)[..., 0] > 0).sum()) for each in pictures[:2]] == [24 * 32 + 48 * 48, 24 * 32]
 
 
 def test_the_shipped_classifier_does_what_its_numbers_say() -> None:

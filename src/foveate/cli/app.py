@@ -356,7 +356,7 @@ def calibrate(
             metavar="N",
             min=1,
             help="Questions per generated task (16 if not given), or of --data the first N (96). index_preserving learns "
-            "from N drawn pictures (2000), or from the evidence in the first N rows of --data (all).",
+            "from N drawn pictures, or from the evidence in the first N rows of --data (2000).",
         ),
     ] = None,
     out: Annotated[

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import typer
 from PIL import Image
+from torch import Tensor
 
 from foveate import checkpoint, tasks
 from foveate.checkpoint import Checkpoint, load_processor, refusal
@@ -22,17 +23,34 @@ from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable
 from foveate.engine.calibrate import Batches, to_calibrate
 from foveate.engine.calibrate import calibrate as make_artifact
-from foveate.tasks import Question, files
+from foveate.tasks import Question, Turn, files
+from foveate.tasks.pictures import Lazy, Source
 from foveate.tasks.scenes import draw_scene
 
 OUT = Path("runs/calibrate")
-EACH, OWN, DRAWN = 16, 96, 2000
-"""Questions of each generated task, of the user's own, and drawn scenes, unless a number is given."""
+EACH, OWN, PICTURES = 16, 96, 2000
+"""Questions of each generated task, of the user's own, and for a classifier, unless a number is given."""
 
 T = TypeVar("T")
 
-Marked = tuple[Image.Image, np.ndarray]
-"""A picture, and where it shows what counts: bool ``[H, W]``."""
+
+@dataclass(frozen=True)
+class Marked:
+    """A picture: the questions about it, and which of their pictures it is. What counts in it is all of their evidence."""
+
+    asked: Sequence[tuple[Question, int]]
+
+    @property
+    def picture(self) -> Image.Image:
+        """The picture itself."""
+        question, number = self.asked[0]
+        return question.images[number]
+
+    @property
+    def mark(self) -> Image.Image:
+        """A picture of that size, white where it shows what counts and black elsewhere."""
+        masks = [question.evidence[number] for question, number in self.asked]
+        return Image.fromarray(np.logical_or.reduce(masks)).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -97,25 +115,28 @@ def questions(request: CalibrateRequest) -> list[Question]:
 
 def marked_pictures(request: CalibrateRequest) -> list[Marked]:
     """Drawn scenes with all that is in them, or the user's pictures with all evidence for what is asked about each."""
+    n = request.n or PICTURES
     if request.data is None:
-        drawn = (
-            draw_scene(np.random.default_rng([0, request.seed, index, 4]), sign_rate=0.5)
-            for index in range(request.n or DRAWN)
-        )
-        return [(scene.image, scene.masks.any(0) | scene.letter_masks.any(0)) for scene in drawn]
-    found: dict[tuple[tuple[int, int], bytes], Marked] = {}
-    for asked in _own(request, request.n):
-        for picture, mask in zip(asked.images, asked.evidence):
-            key = picture.size, picture.tobytes()
-            found[key] = picture, mask | found[key][1] if key in found else mask
+        return [Marked([(_scene(request.seed, index), 0)]) for index in range(n)]
+    found: dict[Source, list[tuple[Question, int]]] = {}
+    for asked in _own(request, n):
+        assert isinstance(asked.images, Lazy)
+        for number, source in enumerate(asked.images.sources if asked.evidence else ()):
+            found.setdefault(source, []).append((asked, number))
     if not found:
         raise FoveateError(
             f"data={str(request.data)!r}: column 'evidence' is empty; {request.method} learns from it what counts"
         )
-    return list(found.values())
+    return [Marked(about) for about in found.values()]
 
 
-def _own(request: CalibrateRequest, n: int | None) -> list[Question]:
+def _scene(seed: int, index: int) -> Question:
+    scene = draw_scene(np.random.default_rng([0, seed, index, 4]), sign_rate=0.5)
+    everything = np.logical_or(scene.masks.any(0), scene.letter_masks.any(0))
+    return Question("scene", [scene.image], (Turn("what is there?", ("everything",), [everything]),))
+
+
+def _own(request: CalibrateRequest, n: int) -> list[Question]:
     assert request.data is not None
     asked, left_out = files.sift(request.data, partial(refusal, load_processor(request.model)), n=n)
     OwnData.warn(left_out)
@@ -130,13 +151,13 @@ def _batches(loaded: Checkpoint, asked: Sequence[Question], request: CalibrateRe
 
 
 def _marked_batches(loaded: Checkpoint, pictures: Sequence[Marked], request: CalibrateRequest) -> tuple[Batches, Batches]:
-    """The pictures, and their marks as pictures in black and white."""
-    shown, marks = [], []
-    for chunk in _chunks(pictures, request.batch_size):
-        prompts = ["?"] * len(chunk)
-        shown.append(loaded.inputs([[picture] for picture, _ in chunk], prompts))
-        marks.append(loaded.inputs([[Image.fromarray(mask).convert("RGB")] for _, mask in chunk], prompts))
-    return shown, marks
+    """The pictures, and their marks as pictures in black and white; each batch is made when it is read, and once."""
+    chunks = tuple(_chunks(pictures, request.batch_size))
+
+    def inputs(chunk: Sequence[Marked], *, marks: bool) -> dict[str, Tensor]:
+        return loaded.inputs([[each.mark if marks else each.picture] for each in chunk], ["?"] * len(chunk))
+
+    return Lazy(partial(inputs, marks=False), chunks), Lazy(partial(inputs, marks=True), chunks)
 
 
 def _chunks(whole: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -30,7 +30,8 @@ class TuneProgress:
         self._began = time.monotonic() - (journal.remembered("seconds") or 0.0)
         self._searching = True
         self._bar = progress_bar(console, TextColumn("{task.fields[counted]}"))
-        self._task = self._bar.add_task("searching", total=1.0, completed=self._searched(), counted=self._trials())
+        self._task = self._bar.add_task("searching", total=1.0, counted=self._trials())
+        self._bar.update(self._task, completed=self._searched())
 
     def __enter__(self) -> TuneProgress:
         self._bar.start()
