@@ -16,6 +16,7 @@ from tests.cli.test_cli_errors import assert_one_line
 
 import foveate
 from foveate import checkpoint, reference
+from foveate.cli import calibrate as calibrate_command
 from foveate.cli.calibrate import CalibrateRequest, Marked, _marked_batches, marked_pictures
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
@@ -56,6 +57,7 @@ def test_numbers_are_written_where_they_are_asked_for_and_nowhere_else(
 
     assert made.exit_code == 0, made.output
     assert made.stdout.strip() == str(out / "shortv.json")
+    assert made.stderr.strip().endswith(f"--artifacts {out}")
     assert sorted(own.rglob("*")) == before
     assert "run `foveate calibrate shortv`" in run("shortv", model=own).stderr
     assert run("shortv", "--artifacts", out, model=own).exit_code == 0
@@ -130,6 +132,20 @@ def test_a_write_that_will_fail_is_refused_before_the_work(
         out = Path("/proc/none")
 
     assert_one_line(call("calibrate", "shortv", "--out", out), *fragments)
+
+
+def test_an_interrupted_calibration_writes_nothing(
+    call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate_command, "make_artifact", stop)
+    result = call("calibrate", "shortv", "--model", tiny, "--n", 1, "--out", tmp_path / "out")
+
+    assert result.exit_code == 130
+    assert result.stderr == "foveate: interrupted; nothing is written\n"
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_numbers_of_another_fine_tune_are_refused_until_they_are_made_anew(

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import typer
 from PIL import Image
+from rich.text import Text
 from torch import Tensor
 
 from foveate import checkpoint, tasks
@@ -23,6 +24,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable
 from foveate.engine.calibrate import Batches, to_calibrate
 from foveate.engine.calibrate import calibrate as make_artifact
+from foveate.models.anatomy import ARTIFACTS
 from foveate.tasks import Question, Turn, files
 from foveate.tasks.pictures import Lazy, Source
 from foveate.tasks.scenes import draw_scene
@@ -98,6 +100,9 @@ def calibrate(request: CalibrateRequest) -> None:
     if shares:
         output().print("  ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     typer.echo(f"{path}")
+    own = checkpoint.local_folder(request.model)
+    if own is None or folder.resolve() != (own / ARTIFACTS).resolve():
+        diagnostics().print(Text(f"other commands take it with --artifacts {folder}"))
 
 
 def _named(model: str) -> str:
