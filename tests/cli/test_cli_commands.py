@@ -14,17 +14,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tests.thirdparty import package
 
-from foveate import checkpoint, reference
+from foveate import reference
 from foveate.bench import measure as measure_module
-from foveate.cli import classifier as classifier_command
 from foveate.core import registry
-from foveate.core.artifact import Artifact
 from foveate.engine.check import warn_untrained
-from foveate.methods import IndexPreserving
-from foveate.models import anatomy
 from foveate.tasks import questions
 
 
@@ -112,7 +107,7 @@ def test_the_matrix_is_there_for_programs(call: Any) -> None:
 def test_the_matrix_of_one_model_knows_what_it_brings(call: Any, with_text_tower: Path) -> None:
     options = ["methods", "--matrix", "--json", "--model", with_text_tower]
     before = {entry["method"]: entry for entry in json.loads(call(*options).stdout)}
-    call("calibrate", "shortv", "--model", with_text_tower, "--n", 1)
+    call("calibrate", "shortv", "--model", with_text_tower, "--n", 1, "--out", with_text_tower / "foveate")
     after = {entry["method"]: entry for entry in json.loads(call(*options).stdout)}
 
     assert {entry["model"] for entry in before.values()} == {str(with_text_tower)}
@@ -280,50 +275,6 @@ def test_run_without_a_recipe_shows_the_model_as_it_is(call: Any, tiny: Path, pi
 
     assert result.exit_code == 0, result.output
     assert "144 → 144" in result.stdout
-
-
-def test_a_calibrated_method_runs_by_its_name(call: Any, tiny: Path, picture: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(tiny, tmp_path / "own")
-
-    made = call("calibrate", "shortv", "--model", own, "--n", 1)
-    result = call("run", "--model", own, "--image", picture, "--prompt", "where is it?", "--recipe", "shortv")
-
-    assert made.exit_code == 0, made.output
-    assert Path(made.stdout.strip()).parent.parent == own
-    assert result.exit_code == 0, result.output
-
-
-def test_numbers_of_another_fine_tune_are_refused_until_they_are_made_anew(
-    call: Any, tiny: Path, picture: Path, tmp_path: Path
-) -> None:
-    own = shutil.copytree(tiny, tmp_path / "own")
-    made = call("calibrate", "prefixkv(start_size=2)", "--model", own, "--n", 1)
-    weights = load_file(own / "model.safetensors")
-    save_file({name: weight * 1.01 for name, weight in weights.items()}, own / "model.safetensors", {"format": "pt"})
-    asked = ["run", "--model", own, "--image", picture, "--prompt", "where is it?", "--recipe"]
-    stale = call(*asked, "prefixkv(search='offline', start_size=2)")
-    again = call("calibrate", "prefixkv(start_size=2)", "--model", own, "--n", 1)
-
-    assert made.exit_code == again.exit_code == 0, again.output
-    assert stale.exit_code == 2
-    assert "made on other weights" in stale.stderr
-    assert "calibrate it again with start_size=1" in call(*asked, "prefixkv(search='offline')").stderr
-    assert call(*asked, "prefixkv(search='offline', start_size=2)").exit_code == 0
-
-
-def test_a_cell_classifier_is_kept_with_its_model(
-    call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(classifier_command, "HELD_OUT", 2)
-    folder = shutil.copytree(tiny, tmp_path / "model")
-    result = call("reference", "classifier", "--folder", folder, "--scenes", 4, "--steps", 2)
-
-    assert result.exit_code == 0, result.output
-    assert "accuracy" in result.stdout
-    artifact = Artifact.load(folder / "foveate" / "index_preserving.json")
-    traits = anatomy(checkpoint.load(str(folder), "cpu", "float32").model).traits()
-    assert traits.artifacts["index_preserving"].fingerprint == artifact.fingerprint
-    assert IndexPreserving().check(traits) is None
 
 
 def test_run_takes_a_text_tower_beside_the_model(call: Any, tiny: Path, tiny_clip: Path, picture: Path) -> None:

@@ -109,10 +109,6 @@ def test_a_method_with_nothing_to_calibrate_is_named(call: Any) -> None:
     assert_one_line(call("calibrate", "none"), "none", "must be one method")
 
 
-def test_a_model_without_a_folder_cannot_keep_its_numbers(call: Any) -> None:
-    assert_one_line(call("calibrate", "shortv", "--model", "owner/name"), "model='owner/name'", "folder")
-
-
 def test_a_model_without_the_matrix_is_found_out(call: Any) -> None:
     assert_one_line(call("methods", "--model", "reference"), "--model", "--matrix")
 

@@ -3,7 +3,7 @@
 import sys
 from importlib.util import find_spec
 
-NEEDS = ("PIL", "filelock", "jinja2", "matplotlib", "rich", "tqdm", "typer")
+NEEDS = ("PIL", "filelock", "jinja2", "matplotlib", "rich", "typer")
 """What the extra ``cli`` brings and the commands import."""
 
 

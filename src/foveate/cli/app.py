@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from foveate.cli.one_line import OneLineErrors
-from foveate.cli.options import BatchSize, Companion, Data, Device, Dtype, MaxNewTokens, Metric, Model, ProbeOut, Seed, Tasks
+from foveate.cli.options import (
+    Artifacts,
+    BatchSize,
+    Companion,
+    Data,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Metric,
+    Model,
+    ProbeOut,
+    Seed,
+    Tasks,
+)
 from foveate.cli.ray_option import RayMayStandAlone
 
 app = typer.Typer(
@@ -86,6 +99,7 @@ def bench(
         typer.Option(metavar="N", min=1, help="Batches of each cell on which the unmodified model and the limit are timed."),
     ] = 3,
     companion: Companion = None,
+    artifacts: Artifacts = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -116,7 +130,7 @@ def bench(
 
     own = OwnData(data, metric, max_new_tokens)
     common = (model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion)
-    work(BenchRequest(*common, own, ray, workers, timed))
+    work(BenchRequest(*common, own, ray, workers, timed, artifacts))
 
 
 @bench_app.command()
@@ -200,6 +214,7 @@ def tune(
     dtype: Dtype = "auto",
     batch_size: BatchSize = 25,
     companion: Companion = None,
+    artifacts: Artifacts = None,
 ) -> None:
     """Find the fastest recipe within a quality bound, or the best one within a budget.
 
@@ -239,6 +254,7 @@ def tune(
             dtype=dtype,
             batch_size=batch_size,
             companion=companion,
+            artifacts=artifacts,
         )
     )
 
@@ -254,6 +270,7 @@ def run(
     device: Device = "auto",
     dtype: Dtype = "auto",
     companion: Companion = None,
+    artifacts: Artifacts = None,
 ) -> None:
     """Answer a question about a picture, with and without a recipe.
 
@@ -262,7 +279,7 @@ def run(
     """
     from foveate.cli.run import run as work
 
-    work(image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion)
+    work(image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion, artifacts)
 
 
 @app.command()
@@ -292,6 +309,7 @@ def inspect(
     device: Device = "auto",
     dtype: Dtype = "auto",
     companion: Companion = None,
+    artifacts: Artifacts = None,
 ) -> None:
     """Draw which patches of a picture survive where, and what they were ranked by.
 
@@ -304,7 +322,20 @@ def inspect(
 
     work(
         InspectRequest(
-            image, prompt, task, index, recipe, against, model, out, max_new_tokens, seed, device, dtype, companion
+            image,
+            prompt,
+            task,
+            index,
+            recipe,
+            against,
+            model,
+            out,
+            max_new_tokens,
+            seed,
+            device,
+            dtype,
+            companion,
+            artifacts,
         )
     )
 
@@ -316,7 +347,21 @@ def calibrate(
         typer.Argument(metavar="METHOD", help="A method that needs numbers from the model: shortv, 'alvts(steps=500)'."),
     ],
     model: Model = "reference",
-    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Calibration questions per task.")] = 16,
+    data: Data = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            metavar="N",
+            min=1,
+            help="Questions per generated task (16 if not given), or of --data the first N (96). index_preserving learns "
+            "from N drawn pictures, or from the evidence in the first N rows of --data (2000).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for METHOD.json.  [default: runs/calibrate/MODEL]", show_default=False),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -324,14 +369,16 @@ def calibrate(
 ) -> None:
     """Make the numbers that a method needs from a model.
 
-    They are written into the checkpoint folder, where every later command finds them.
+    Other commands take the folder with --artifacts; those in the folder foveate of a checkpoint are always found.
 
     \b
-    foveate calibrate shortv --model checkpoints/llava
+    foveate calibrate shortv --model checkpoints/llava --data receipts.jsonl --out runs/receipts
+    foveate calibrate alvts --model checkpoints/llava --out checkpoints/llava/foveate
     """
+    from foveate.cli.calibrate import CalibrateRequest
     from foveate.cli.calibrate import calibrate as work
 
-    work(method, model, n, seed, device, dtype, batch_size)
+    work(CalibrateRequest(method, model, data, n, out, seed, device, dtype, batch_size))
 
 
 @app.command()
@@ -343,6 +390,7 @@ def methods(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="With --matrix: on this model (reference, a folder, or a Hub id).")
     ] = None,
+    artifacts: Artifacts = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """List the methods: where they act, what they need, and with --matrix where they run.
@@ -355,6 +403,8 @@ def methods(
         raise typer.BadParameter(f"{model!r} is for --matrix; give both", param_hint="--model")
     if name is not None and matrix:
         raise typer.BadParameter(f"{name!r} says where that method runs; give one of them", param_hint="--matrix")
+    if artifacts is not None and model is None:
+        raise typer.BadParameter(f"{artifacts!r} is for the matrix of one model; give --model", param_hint="--artifacts")
     if name is not None:
         from foveate.cli.method import method as explain
 
@@ -362,7 +412,7 @@ def methods(
     elif matrix:
         from foveate.cli.matrix import matrix as show
 
-        show(model, as_json=as_json)
+        show(model, artifacts, as_json=as_json)
     else:
         from foveate.cli.methods import methods as work
 
@@ -446,21 +496,6 @@ def embedlens(
 
     own = OwnData(data, metric, max_new_tokens)
     probe.embedlens(probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size), top_k)
-
-
-@reference_app.command()
-def classifier(
-    folder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Checkpoint folder; the shipped one if not given.", show_default=False)
-    ] = None,
-    scenes: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to train on.")] = 2000,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 40000,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of pictures and weights.")] = 0,
-) -> None:
-    """Train the cell classifier that index_preserving needs, and keep it in the checkpoint folder."""
-    from foveate.cli.classifier import classifier as work
-
-    work(folder, scenes, steps, seed)
 
 
 def help_if_alone(context: typer.Context) -> None:

@@ -177,6 +177,7 @@ class ALVTS(Routing, Offline):
             for factor in of_layer:
                 factor.requires_grad_()
         fits = [torch.optim.Adam(of_layer, self.rate) for of_layer in factors]
+        call.begin("aligning", max(self.steps, 1))
         width = 0
         for step, (layout, seen) in enumerate(_batches(call, signals, max(self.steps, 1))):
             for layer in layers:

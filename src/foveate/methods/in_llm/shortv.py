@@ -100,6 +100,7 @@ class ShortV(Routing, Offline):
 
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
         """Freeze one layer at a time and see how far the last prompt token's distribution moves."""
+        call.begin("freezing one layer at a time", (call.traits.decoder_layers + 1) * call.batches)
         original = call.logits(Recipe())
         contribution = torch.stack(
             [

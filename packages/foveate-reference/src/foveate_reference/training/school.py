@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from foveate.reference.model import IMAGE, Dimensions
@@ -235,13 +235,11 @@ class Schooling:
             for number in range(self.AHEAD):
                 ordered = self.orders[number : number + 1]
                 order(ordered[0] if ordered else self.settings.lesson(self.step + number, self.accuracy))
-            bar = tqdm(range(self.step, total), initial=self.step, total=total, mininterval=10)
-            for _ in bar:
+            for _ in track(range(self.step, total), "training", total=total, completed=self.step):
                 lesson, future = queue.popleft()
                 metrics = self.advance(future.result(), lesson)
                 order(self.settings.lesson(self.step + len(queue), self.accuracy))
                 if self.step % 20 == 0:
-                    bar.set_postfix(answers=f"{metrics['answers']:.3f}", lesson=name_of(lesson))
                     with (folder / "metrics.jsonl").open("a") as log:
                         log.write(json.dumps(metrics) + "\n")
                 if stopping():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import nn
-from tqdm import tqdm
 
 from foveate.reference.model import Dimensions, build_model, build_text_tower, save_checkpoint
 
@@ -171,12 +171,10 @@ class Trainer:
         stream = BatchStream(self.settings, self.step, self.orders, self.shares)
         saved = time.monotonic()
         total = self.settings.all_steps
-        bar = tqdm(range(self.step, total), initial=self.step, total=total, mininterval=10)
         try:
-            for _ in bar:
+            for _ in track(range(self.step, total), "training", total=total, completed=self.step):
                 metrics = self.advance(stream.take(self.shares))
                 if self.step % 20 == 0:
-                    bar.set_postfix(answers=f"{metrics['answers']:.3f}", cells=metrics["cells"])
                     with (folder / "metrics.jsonl").open("a") as log:
                         log.write(json.dumps(metrics) + "\n")
                 if stopping():
