@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -118,7 +119,7 @@ def test_every_command_loads_the_model_as_it_is_told(
         ["tune", "--tasks", "shape", "--max-kv", 0.9, "--out", tmp_path / "tune"],
         ["probe", "information-horizon", "--tasks", "shape", "--out", tmp_path / "probe"],
         ["probe", "embedlens", "--tasks", "shape", "--out", tmp_path / "probe"],
-        ["calibrate", "shortv"],
+        ["calibrate", "shortv", "--out", tmp_path / "calibrate"],
     ]
     for command in commands:
         assert_one_line(call(*command, "--model", model, *ARGUMENTS), "system='Be brief.'")
@@ -156,6 +157,15 @@ def test_a_mistake_in_the_keywords_is_one_line(
 
 def test_keywords_of_no_model_are_refused(call: Callable[..., Any]) -> None:
     assert_one_line(call("methods", "--matrix", "--model-args", "revision=v1"), "--model-args", "--model")
+
+
+def test_warnings_of_our_own_are_shown_while_a_command_runs(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("foveate.somewhere")
+    monkeypatch.setattr("foveate.cli.methods.methods", lambda **_: log.warning("one method is missing"))
+    before = list(logging.getLogger("foveate").handlers)
+
+    assert call("methods").stderr == "one method is missing\n"
+    assert logging.getLogger("foveate").handlers == before
 
 
 def heard() -> tuple[int, bool]:

@@ -10,7 +10,6 @@ from statistics import fmean, median
 
 from torch import Tensor
 
-import foveate
 from foveate.bench.cells import Cell
 from foveate.bench.encodings import Encodings
 from foveate.bench.examples import EXAMPLES, Picture, illustrate
@@ -48,7 +47,8 @@ class _Batch:
 def measure_with(settings: Settings, task: str) -> Measure:
     """Load the model of ``settings`` and give what measures cells on it; ``task`` is one of theirs."""
     device, arguments = resolve_device(settings.device), parse_model_args(settings.model_args)
-    loaded = load(settings.model, device, settings.dtype, settings.companion, arguments, settings.system)
+    beside = (settings.companion, settings.artifacts, arguments, settings.system)
+    loaded = load(settings.model, device, settings.dtype, *beside)
     if settings.data is not None:
         loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
     return partial(measure, loaded, Encodings(loaded.model), settings)
@@ -139,8 +139,7 @@ def _answer(
 
 @contextmanager
 def _attached(checkpoint: Checkpoint, encodings: Encodings, recipe: Recipe | str, seed: int = 0) -> Iterator[Session]:
-    attached = foveate.attach(checkpoint.model, recipe, seed=seed, companion=checkpoint.companion)
-    with attached as session, encodings.serve(session):
+    with checkpoint.attach(recipe, seed) as session, encodings.serve(session):
         yield session
 
 

@@ -9,9 +9,14 @@ from typing import Any
 import torch
 from PIL import Image
 
+from foveate.core.artifact import Artifact
 from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe
 from foveate.core.text import first_line
+from foveate.core.traits import Traits
+from foveate.engine import Session, attach
+from foveate.models import anatomy
 
 _REFUSALS = (ValueError, RuntimeError, ArithmeticError)
 """What processors raise over pictures that they cannot take."""
@@ -19,14 +24,29 @@ _REFUSALS = (ValueError, RuntimeError, ArithmeticError)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in evaluation mode with its processor, the name under which it was asked for, and a text tower beside it."""
+    """A model in evaluation mode with its processor, the name under which it was asked for, and what lies beside it.
+
+    Attributes:
+        companion: a text tower.
+        artifacts: calibrated numbers, besides those in the model's own folder.
+        system: what every conversation begins with, unless it brings a system prompt of its own.
+    """
 
     name: str
     model: Any
     processor: Any
     companion: Companion | None = None
+    artifacts: tuple[Artifact, ...] = ()
     system: str | None = None
-    """What every conversation begins with, unless it brings a system prompt of its own."""
+
+    def attach(self, recipe: Recipe | str, seed: int = 0) -> Session:
+        """`foveate.attach`, with all that lies beside the model."""
+        return attach(self.model, recipe, seed=seed, companion=self.companion, artifacts=self.artifacts)
+
+    @property
+    def traits(self) -> Traits:
+        """What methods may know of the model, and of what lies beside it."""
+        return anatomy(self.model).traits(self.companion is not None, self.artifacts)
 
     @property
     def layers(self) -> int:

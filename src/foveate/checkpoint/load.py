@@ -16,6 +16,7 @@ from foveate import reference
 from foveate.checkpoint.arguments import check_model_args, of_processor
 from foveate.checkpoint.conversation import Checkpoint
 from foveate.checkpoint.devices import DTYPES
+from foveate.core.artifact import Artifact
 from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
 from foveate.core.text import first_line, one_line
@@ -37,6 +38,7 @@ def load(
     device: str,
     dtype: str,
     companion: str | None = None,
+    artifacts: str | Path | None = None,
     model_args: Mapping[str, Any] | None = None,
     system: str | None = None,
 ) -> Checkpoint:
@@ -47,6 +49,7 @@ def load(
         device: as `resolve_device` gives it; where ``model_args`` have a ``device_map``, that places the model instead.
         dtype: as `resolve_dtype` gives it.
         companion: a CLIP checkpoint; without one, the text tower that lies in the model's folder is taken, if any.
+        artifacts: a folder of calibrated numbers.
         model_args: more keywords of ``from_pretrained``, such as ``attn_implementation`` or ``quantization_config``.
         system: what every conversation begins with, as the chat template's role ``system``.
 
@@ -55,6 +58,7 @@ def load(
             one without a place for ``system``.
     """
     arguments = check_model_args(model_args or {})
+    brought = tuple(Artifact.all_in(artifacts)) if artifacts is not None else ()
     found, cached_only = _place(name)
     source, options = found or name, {"local_files_only": cached_only}
     try:
@@ -78,7 +82,7 @@ def load(
     else:
         beside = reference.companion(model, found) if found else None
     _LOG.info("%s: %s in %s on %s", name, type(model).__name__, model.dtype, model.device)
-    loaded = Checkpoint(name, model, processor, beside, system)
+    loaded = Checkpoint(name, model, processor, beside, brought, system)
     loaded.check_system()
     return loaded
 
@@ -105,8 +109,6 @@ def local_folder(name: str) -> Path | None:
     """The folder that a model's name means, or None where it can only be a Hub id."""
     if name not in reference.MODELS:
         return Path(name) if Path(name).is_dir() else None
-    if not reference.path(name).is_dir():
-        raise FoveateError(f"model={name!r}: its checkpoint is missing; install the package again, or train one")
     return reference.path(name)
 
 

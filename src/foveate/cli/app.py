@@ -11,6 +11,7 @@ import typer
 
 from foveate.cli.one_line import OneLineErrors
 from foveate.cli.options import (
+    Artifacts,
     BatchSize,
     Companion,
     Data,
@@ -26,12 +27,10 @@ from foveate.cli.options import (
     Tasks,
 )
 from foveate.cli.ray_option import RayMayStandAlone
-from foveate.reference.cli import app as reference_app
 
 app = typer.Typer(
     name="foveate",
     cls=OneLineErrors,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -43,13 +42,14 @@ bench_app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 
 probe_app = typer.Typer()
+reference_app = typer.Typer()
 
 
-def main() -> None:
-    """Entry point of the console script."""
+def run_command() -> None:
+    """Do what the arguments of this process say, and exit."""
     # Being terminated is being interrupted: what is finished is kept, and said to be.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
+    app(prog_name="foveate")
 
 
 @app.callback(invoke_without_command=True)
@@ -101,6 +101,7 @@ def bench(
         typer.Option(metavar="N", min=1, help="Batches of each cell on which the unmodified model and the limit are timed."),
     ] = 3,
     companion: Companion = None,
+    artifacts: Artifacts = None,
     model_args: ModelArgs = None,
     system: System = None,
     ray: Annotated[
@@ -133,7 +134,7 @@ def bench(
 
     own = OwnData(data, metric, max_new_tokens)
     common = (model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion)
-    work(BenchRequest(*common, own, ray, workers, timed, model_args, system))
+    work(BenchRequest(*common, own, ray, workers, timed, artifacts, model_args, system))
 
 
 @bench_app.command()
@@ -217,6 +218,7 @@ def tune(
     dtype: Dtype = "auto",
     batch_size: BatchSize = 25,
     companion: Companion = None,
+    artifacts: Artifacts = None,
     model_args: ModelArgs = None,
     system: System = None,
 ) -> None:
@@ -258,6 +260,7 @@ def tune(
             dtype=dtype,
             batch_size=batch_size,
             companion=companion,
+            artifacts=artifacts,
             model_args=model_args,
             system=system,
         )
@@ -278,6 +281,7 @@ def run(
     device: Device = "auto",
     dtype: Dtype = "auto",
     companion: Companion = None,
+    artifacts: Artifacts = None,
     model_args: ModelArgs = None,
     system: System = None,
 ) -> None:
@@ -291,7 +295,8 @@ def run(
     from foveate.cli.run import RunRequest
     from foveate.cli.run import run as work
 
-    work(RunRequest(image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion, model_args, system))
+    common = (image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion)
+    work(RunRequest(*common, artifacts, model_args, system))
 
 
 @app.command()
@@ -323,6 +328,7 @@ def inspect(
     device: Device = "auto",
     dtype: Dtype = "auto",
     companion: Companion = None,
+    artifacts: Artifacts = None,
     model_args: ModelArgs = None,
     system: System = None,
 ) -> None:
@@ -350,6 +356,7 @@ def inspect(
             device,
             dtype,
             companion,
+            artifacts,
             model_args,
             system,
         )
@@ -363,7 +370,21 @@ def calibrate(
         typer.Argument(metavar="METHOD", help="A method that needs numbers from the model: shortv, 'alvts(steps=500)'."),
     ],
     model: Model = "reference",
-    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Calibration questions per task.")] = 16,
+    data: Data = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            metavar="N",
+            min=1,
+            help="Questions per generated task (16 if not given), or of --data the first N (96). index_preserving learns "
+            "from N drawn pictures, or from the evidence in the first N rows of --data (2000).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for METHOD.json.  [default: runs/calibrate/MODEL]", show_default=False),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -373,38 +394,52 @@ def calibrate(
 ) -> None:
     """Make the numbers that a method needs from a model.
 
-    They are written into the checkpoint folder, where every later command finds them.
+    Other commands take the folder with --artifacts; those in the folder foveate of a checkpoint are always found.
 
     \b
-    foveate calibrate shortv --model checkpoints/llava
+    foveate calibrate shortv --model checkpoints/llava --data receipts.jsonl --out runs/receipts
+    foveate calibrate alvts --model checkpoints/llava --out checkpoints/llava/foveate
     """
+    from foveate.cli.calibrate import CalibrateRequest
     from foveate.cli.calibrate import calibrate as work
 
-    work(method, model, n, seed, device, dtype, batch_size, model_args, system)
+    work(CalibrateRequest(method, model, data, n, out, seed, device, dtype, batch_size, model_args, system))
 
 
 @app.command()
 def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Everything about one of them.", show_default=False)
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="Which of them run on which model family, and why not.")] = False,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="With --matrix: on this model (reference, a folder, or a Hub id).")
     ] = None,
+    artifacts: Artifacts = None,
     model_args: ModelArgs = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """List the methods: where they act, what they need, and with --matrix where they run.
 
     \b
+    foveate methods hiprune
     foveate methods --matrix --model llava-hf/llava-1.5-7b-hf
     """
     if model is not None and not matrix:
         raise typer.BadParameter(f"{model!r} is for --matrix; give both", param_hint="--model")
-    if model_args is not None and model is None:
-        raise typer.BadParameter(f"{model_args!r} is for --model; give both", param_hint="--model-args")
-    if matrix:
+    if name is not None and matrix:
+        raise typer.BadParameter(f"{name!r} says where that method runs; give one of them", param_hint="--matrix")
+    for option, given in {"--artifacts": artifacts, "--model-args": model_args}.items():
+        if given is not None and model is None:
+            raise typer.BadParameter(f"{given!r} is for the matrix of one model; give --model", param_hint=option)
+    if name is not None:
+        from foveate.cli.method import method as explain
+
+        explain(name, as_json=as_json)
+    elif matrix:
         from foveate.cli.matrix import matrix as show
 
-        show(model, model_args, as_json=as_json)
+        show(model, artifacts, model_args, as_json=as_json)
     else:
         from foveate.cli.methods import methods as work
 
@@ -495,21 +530,6 @@ def embedlens(
     probe.embedlens(request, top_k)
 
 
-@reference_app.command()
-def classifier(
-    folder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Checkpoint folder; the shipped one if not given.", show_default=False)
-    ] = None,
-    scenes: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to train on.")] = 2000,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 40000,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of pictures and weights.")] = 0,
-) -> None:
-    """Train the cell classifier that index_preserving needs, and keep it in the checkpoint folder."""
-    from foveate.cli.classifier import classifier as work
-
-    work(folder, scenes, steps, seed)
-
-
 def help_if_alone(context: typer.Context) -> None:
     """Show the help of a group that is called without a command."""
     if context.invoked_subcommand is None:
@@ -527,7 +547,7 @@ app.add_typer(
 app.add_typer(
     reference_app,
     name="reference",
-    help="Train and evaluate the embedded reference model.",
+    help="Train what the embedded reference model needs.",
     callback=help_if_alone,
     invoke_without_command=True,
     no_args_is_help=False,

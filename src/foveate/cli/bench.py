@@ -52,6 +52,7 @@ class BenchRequest:
     ray: str | None = None
     workers: int | None = None
     timed: int = TIMED
+    artifacts: str | None = None
     model_args: str | None = None
     system: str | None = None
 
@@ -69,7 +70,9 @@ def bench(request: BenchRequest) -> None:
     device = request.device if elsewhere else checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     common = (request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
-    settings = Settings(*common, request.timed, model_args=as_text(arguments), system=request.system)
+    settings = Settings(
+        *common, request.timed, artifacts=request.artifacts, model_args=as_text(arguments), system=request.system
+    )
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, **request.data.asked())
         request.data.warn(left_out(settings))

@@ -14,7 +14,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-import foveate
 from foveate import checkpoint, tasks
 from foveate.bench.measure import evidence_recalls
 from foveate.checkpoint import Checkpoint
@@ -23,7 +22,7 @@ from foveate.cli.pictures import picture
 from foveate.cli.quiet import quiet
 from foveate.cli.run import read_recipe
 from foveate.core.errors import FoveateError
-from foveate.core.files import write_whole
+from foveate.core.files import make_writable, write_whole
 from foveate.core.recipe import Recipe
 from foveate.report.inspection import Inspection, Subject, cards, figure, page, png
 from foveate.report.numbers import NOTHING, percent
@@ -48,8 +47,9 @@ class InspectRequest:
     device: str
     dtype: str
     companion: str | None
-    model_args: str | None
-    system: str | None
+    artifacts: str | None = None
+    model_args: str | None = None
+    system: str | None = None
 
 
 @quiet()
@@ -57,14 +57,12 @@ def inspect(request: InspectRequest) -> None:
     """Answer under each recipe, draw, write, and say what there is."""
     asked = _question(request)
     recipes = [read_recipe(text) for text in (request.recipe, request.against) if text is not None]
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FoveateError(f"out={str(request.out)!r}: cannot be written ({error.strerror}); name another folder") from error
+    make_writable(request.out)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
-    loaded = checkpoint.load(request.model, device, dtype, request.companion, arguments, request.system)
+    beside = (request.companion, request.artifacts, arguments, request.system)
+    loaded = checkpoint.load(request.model, device, dtype, *beside)
     loaded.refuse_placeholders([asked.prompt])
     inspections = [look(loaded, asked, recipe, request.seed) for recipe in recipes]
     subject = _subject(asked, loaded, inspections[0].story)
@@ -80,7 +78,7 @@ def inspect(request: InspectRequest) -> None:
 def look(loaded: Checkpoint, asked: Question, recipe: Recipe, seed: int) -> Inspection:
     """Answer a question under a recipe and tell what became of its tokens."""
     prompts = [turn.prompt for turn in asked.turns]
-    with foveate.attach(loaded.model, recipe, seed=seed, companion=loaded.companion) as session:
+    with loaded.attach(recipe, seed) as session:
         session.watch()
         said = loaded.converse(asked.images, prompts, asked.max_new_tokens)
     told = story(session.trace, len(asked.images))

@@ -14,9 +14,9 @@ from foveate.report.hosting_table import hosting_table
 
 
 @quiet()
-def matrix(model: str | None, model_args: str | None, *, as_json: bool) -> None:
+def matrix(model: str | None, artifacts: str | None = None, model_args: str | None = None, *, as_json: bool) -> None:
     """Print which methods run on each family, or on the ``model`` of that name."""
-    found = by_family() if model is None else _of_model(model, model_args)
+    found = by_family() if model is None else _of_model(model, artifacts, model_args)
     if as_json:
         entries = [{"method": v.method, "model": v.model, "works": v.reason is None, "reason": v.reason} for v in found]
         typer.echo(json.dumps(entries, indent=1, ensure_ascii=False))
@@ -24,7 +24,8 @@ def matrix(model: str | None, model_args: str | None, *, as_json: bool) -> None:
         output().print(hosting_table(found))
 
 
-def _of_model(name: str, model_args: str | None) -> list[Verdict]:
+def _of_model(name: str, artifacts: str | None, model_args: str | None) -> list[Verdict]:
+    arguments = checkpoint.parse_model_args(model_args)
     # Nothing is computed, so the memory is what counts.
-    loaded = checkpoint.load(name, "cpu", "bfloat16", model_args=checkpoint.parse_model_args(model_args))
-    return verdicts({name: loaded.model}, companion=loaded.companion is not None)
+    loaded = checkpoint.load(name, "cpu", "bfloat16", artifacts=artifacts, model_args=arguments)
+    return verdicts({name: loaded.model}, loaded.companion is not None, loaded.artifacts)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, NeedsTraining
 from foveate.core.text import first_line
 
 # Typer exports the leaf of its usage errors only; what they have in common is the base with `format_message`.
@@ -30,11 +34,13 @@ class OneLineErrors(TyperGroup):
         if not standalone_mode:
             return super().main(*args, **extra)
         try:
-            try:
-                code = super().main(*args, **extra)
-            except (ImportError, RuntimeError) as error:
-                refuse_broken_torchvision(error)
-                raise
+            with warnings.catch_warnings(), _logged():
+                warnings.showwarning = functools.partial(_show, warnings.showwarning)
+                try:
+                    code = super().main(*args, **extra)
+                except (ImportError, RuntimeError) as error:
+                    refuse_broken_torchvision(error)
+                    raise
         except (_UsageError, FoveateError) as error:
             message = error.format_message() if isinstance(error, _UsageError) else str(error)
             typer.echo(f"foveate: {' '.join(message.split())}", err=True)
@@ -44,6 +50,26 @@ class OneLineErrors(TyperGroup):
         sys.exit(code)
 
 
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Shows the warnings of Foveate's log on stderr while a command runs."""
+    log, handler = logging.getLogger("foveate"), logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def _show(otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning of ours in one line; others as they would be shown."""
+    if issubclass(category, NeedsTraining):
+        typer.echo(f"foveate: {message}", err=True)
+    else:
+        otherwise(message, category, *where, **more)
+
+
 def refuse_broken_torchvision(error: BaseException) -> None:
     """If torchvision is installed but cannot be imported, say so: that is what ``error`` comes from, whatever it says.
 
@@ -51,6 +77,8 @@ def refuse_broken_torchvision(error: BaseException) -> None:
     """
     if find_spec("torchvision") is None:
         return
+    from importlib.metadata import version
+
     try:
         import_module("torchvision")
     except Exception:

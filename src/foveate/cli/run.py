@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-import foveate
 from foveate import checkpoint
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
@@ -30,6 +29,7 @@ class RunRequest:
     device: str
     dtype: str
     companion: str | None
+    artifacts: str | None
     model_args: str | None
     system: str | None
 
@@ -42,12 +42,15 @@ def run(request: RunRequest) -> None:
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
-    loaded = checkpoint.load(request.model, device, dtype, request.companion, arguments, request.system)
+    beside = (request.companion, request.artifacts, arguments, request.system)
+    loaded = checkpoint.load(request.model, device, dtype, *beside)
     loaded.refuse_placeholders([request.prompt])
     inputs = loaded.inputs([pictures], [request.prompt])
     recipes = dict.fromkeys((Recipe(), wanted))
     answered = [_answer(loaded, inputs, each, request.max_new_tokens, request.seed) for each in recipes]
     output().print(run_table(answered))
+    for line in answered[-1].report.idle_lines():
+        output().print(line, style="yellow")
 
 
 def read_recipe(recipe: str) -> Recipe:
@@ -56,7 +59,7 @@ def read_recipe(recipe: str) -> Recipe:
 
 
 def _answer(loaded: Checkpoint, inputs: dict[str, Tensor], recipe: Recipe, max_new_tokens: int, seed: int) -> Answered:
-    with foveate.attach(loaded.model, recipe, seed=seed, companion=loaded.companion) as session:
+    with loaded.attach(recipe, seed) as session:
         # The first request of a shape pays for allocations and kernel choices.
         loaded.answer(inputs, max_new_tokens=2)
         return Answered(loaded.answer(inputs, max_new_tokens)[0], session.report)

@@ -48,6 +48,7 @@ class Settings:
     digest: str | None = None
     metric: str | None = None
     max_new_tokens: int | None = None
+    artifacts: str | None = None
     model_args: str | None = None
     system: str | None = None
 

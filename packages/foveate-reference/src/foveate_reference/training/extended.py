@@ -23,12 +23,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from foveate.models.no_videos import NoVideos, without_videos
-from foveate.tasks.board import DIGITS
-from foveate.tasks.scenes import SIZE
-from foveate.tasks.series import FRAMES
-from foveate.tasks.spine import PATCH, VOCABULARY
-
-from .model import (
+from foveate.reference.model import (
     ASSISTANT,
     CHAT_TEMPLATE,
     IMAGE,
@@ -39,6 +34,10 @@ from .model import (
     token_settings,
     vision_config,
 )  # fmt: skip
+from foveate.tasks.board import DIGITS
+from foveate.tasks.scenes import SIZE
+from foveate.tasks.series import FRAMES
+from foveate.tasks.spine import PATCH, VOCABULARY
 
 VISION_START, VISION_END, VIDEO = "<vision>", "</vision>", "<video>"
 LINES = 24
