@@ -42,7 +42,7 @@ def done(tmp_path: Path, measure: Any, log: Any) -> ResultFolder:
 def shown(done: ResultFolder, width: int = 120) -> str:
     notes = {"shape": TaskNote("cross", 0.125, below_floor=False), "existence": TaskNote("no", 0.5, below_floor=True)}
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    over_tasks, weak = means(done.records, done.speedup), no_better_than_random(done, done.records)
+    over_tasks, weak = means(done.records, done.pairs), no_better_than_random(done, done.records)
     console.print(bench_tables(done.records, over_tasks, notes, weak, drops(done, done.records)))
     return console.export_text()
 
@@ -75,17 +75,26 @@ def test_a_method_that_answers_no_better_than_random_is_found(done: ResultFolder
 
 
 def test_speed_up_is_averaged_over_tasks(done: ResultFolder) -> None:
-    speedups = {(mean.method, mean.keep): mean.speedup for mean in means(done.records, done.speedup)}
+    speedups = {(mean.method, mean.keep): mean.speedup for mean in means(done.records, done.pairs)}
 
     assert speedups["none", None] == pytest.approx(1)
     assert speedups["hiprune", 0.25] == pytest.approx(4)
+
+
+def test_a_speed_up_has_an_interval_in_its_record_and_over_tasks(done: ResultFolder) -> None:
+    record = done.record(("shape", "hiprune", "0.25"))
+    mean = next(mean for mean in means(done.records, done.pairs) if (mean.method, mean.keep) == ("hiprune", 0.25))
+
+    assert (record.speedup, record.speedup_low, record.speedup_high) == pytest.approx((4, 3.6, 4.8))
+    assert 3.59 <= mean.speedup_low < mean.speedup < mean.speedup_high < 4.81
+    assert (record.first_token_speedup_low, record.first_token_speedup) == (None, pytest.approx(1.6))
 
 
 def test_means_leave_out_tasks_without_the_unmodified_model(done: ResultFolder) -> None:
     records = [record for record in done.records if (record.task, record.method) != ("shape", "none")]
 
     existence = [record for record in records if record.task == "existence"]
-    assert means(records, done.speedup) == means(existence, done.speedup)
+    assert means(records, done.pairs) == means(existence, done.pairs)
 
 
 def test_the_table_shows_scores_intervals_and_verdicts(done: ResultFolder) -> None:
@@ -184,7 +193,7 @@ def test_undefined_numbers_are_dashes(done: ResultFolder) -> None:
 
 
 def test_the_picture_is_a_png_of_readable_size(done: ResultFolder, tmp_path: Path) -> None:
-    draw_quality_speed(means(done.records, done.speedup), tmp_path / "picture.png", "made up")
+    draw_quality_speed(means(done.records, done.pairs), tmp_path / "picture.png", "made up")
 
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.format == "PNG"
@@ -194,7 +203,7 @@ def test_the_picture_is_a_png_of_readable_size(done: ResultFolder, tmp_path: Pat
 def test_the_picture_grows_with_its_legend_and_settings_of_one_method_share_a_line(
     done: ResultFolder, tmp_path: Path
 ) -> None:
-    (plain,) = (mean for mean in means(done.records, done.speedup) if mean.method == NONE)
+    (plain,) = (mean for mean in means(done.records, done.pairs) if mean.method == NONE)
     methods = [f"method{number}" for number in range(40)]
     settings = [f"shortv(frozen=0.{number})" for number in range(40)]
     for name, recipes in {"many": methods, "one": settings}.items():
