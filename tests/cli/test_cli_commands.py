@@ -186,13 +186,55 @@ def test_resume_under_another_seed_is_refused(bench: Any) -> None:
     assert result.stderr.startswith("foveate: seed=1: ")
 
 
-def test_a_cell_that_fails_is_reported_and_the_others_are_shown(bench: Any, tmp_path: Path) -> None:
-    result = bench("--methods", "fastv(layer=99)")
+def test_a_cell_that_fails_is_reported_and_the_others_are_shown(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = measure_module.measure
+
+    def fail(loaded, encodings, settings, cell, questions, advance):
+        if cell.method == "fastv":
+            raise RuntimeError("out of memory")
+        return measure(loaded, encodings, settings, cell, questions, advance)
+
+    monkeypatch.setattr(measure_module, "measure", fail)
+    result = bench("--methods", "fastv")
 
     assert result.exit_code == 1
-    assert "failed: shape · fastv(layer=99) 0.25: fastv: layer=99: must be in 1..2" in result.stderr
+    assert "failed: shape · fastv 0.25: RuntimeError: out of memory" in result.stderr
     assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform"]
     assert "uniform" in result.stdout
+
+
+def test_a_recipe_that_the_model_refuses_ends_a_bench_before_it_starts(bench: Any, tmp_path: Path) -> None:
+    result = bench("--methods", "hiprune,fastv(layer=99)")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("foveate: methods: fastv(layer=99, keep=0.25): layer=99: must be in 1..2")
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
+def test_all_methods_are_those_that_the_model_takes(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {name: kind for name, kind in registry.methods().items() if name in ("random", "uniform", "hiprune", "shortv")}
+    monkeypatch.setattr(registry, "methods", lambda: some)
+    result = bench("--methods", "all")
+
+    assert result.exit_code == 0, result.output
+    assert "left out: shortv: needs" in result.stderr
+    assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform", "hiprune"]
+    again = bench("--methods", "all", "--resume")
+    assert (again.exit_code, again.stdout) == (0, result.stdout)
+
+
+@pytest.mark.parametrize("command", ["bench", "tune"])
+@pytest.mark.parametrize("option", ["methods", "tasks"])
+@pytest.mark.parametrize("text", ["", " , "])
+def test_an_empty_list_is_an_error(call: Any, tiny: Path, tmp_path: Path, command: str, option: str, text: str) -> None:
+    bound = ["--max-drop", 0.1] if command == "tune" else []
+    result = call(command, *bound, "--model", tiny, f"--{option}", text, "--out", tmp_path / "out")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"foveate: {option}=")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_task_that_the_reference_model_did_not_learn_is_marked(

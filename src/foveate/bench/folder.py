@@ -8,7 +8,6 @@ cells that failed. Every file is replaced as a whole, so neither a reader nor a 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 from base64 import b64decode
@@ -23,6 +22,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from foveate.bench.cells import Cell, Key
 from foveate.bench.examples import Picture
+from foveate.bench.machine import machine
 from foveate.bench.records import Answer, Failure, Measurement, Record
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_json, write_whole
@@ -246,5 +246,5 @@ def provenance(*packages: str) -> dict[str, Any]:
     named = ("foveate", "torch", "transformers", *packages)
     return {
         "versions": {"python": platform.python_version()} | {package: version(package) for package in named},
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
     }

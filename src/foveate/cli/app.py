@@ -66,7 +66,9 @@ def bench(
     methods: Annotated[
         str,
         typer.Option(
-            metavar="LIST", help="Names or recipes separated by commas; none, random and uniform are always measured."
+            metavar="LIST",
+            help="Names or recipes separated by commas, or all that the model takes; none, random and uniform are always "
+            "measured.",
         ),
     ] = "random,uniform,fastv,hiprune,scope",
     keep: Annotated[

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from foveate import checkpoint, tasks
-from foveate.bench.cells import REFERENCE_POINTS
+from foveate.bench.cells import ALL, REFERENCE_POINTS
 from foveate.bench.probes import Hints
 from foveate.bench.probes.charts import PROBES_FILE
 from foveate.cli.console import diagnostics, output
@@ -78,6 +78,11 @@ def tune(request: TuneRequest) -> None:
     rungs = parse_rungs(request.rungs)
     loaded = checkpoint.load(request.model, device, dtype, request.companion)
     hosted, left_out = split(names, loaded)
+    refused = [name for name in request.methods.replace(" ", "").split(",") if name in left_out]
+    if refused:
+        raise FoveateError(
+            f"methods={refused[0]!r}: {left_out[refused[0]]}; leave it out, or --methods all takes those that run"
+        )
     settings = Settings(
         request.model, asked, hosted, goal, request.compose, request.seed, device, dtype, request.batch_size,
         request.companion, rungs, **request.data.describe(),
@@ -134,7 +139,11 @@ def read_hints(folder: Path | None) -> Hints:
 
 def parse_names(text: str) -> tuple[str, ...]:
     """Names of methods from a list separated by commas, the baselines always among them; ``all`` are all."""
-    named = list(registry.methods()) if text.strip() == "all" else [name.strip() for name in text.split(",")]
+    named = [name.strip() for name in text.split(",") if name.strip()]
+    if not named:
+        raise FoveateError(f"methods={text!r}: names none; must be names separated by commas, or all")
+    if ALL in named:
+        named = list(registry.methods())
     baselines = [name for name in REFERENCE_POINTS if name != NONE]
     return tuple(registry.get(name).name for name in dict.fromkeys([*named, *baselines]))
 
