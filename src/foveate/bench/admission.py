@@ -30,7 +30,10 @@ def admitted(
         FoveateError: if a method that was named is refused.
     """
     recipes = list(dict.fromkeys(cell.recipe for cell in cells))
-    reasons = {recipe: reason.removeprefix(f"{str(recipe).partition('(')[0]}: ") for recipe, reason in zip(recipes, refusals(recipes), strict=True) if reason is not None}
+    reasons = {}
+    for recipe, reason in zip(recipes, refusals(recipes), strict=True):
+        if reason is not None:
+            reasons[recipe] = reason.removeprefix(f"{str(recipe).partition('(')[0]}: ")
     refused = {(cell.method, cell.recipe): reasons[cell.recipe] for cell in cells if cell.recipe in reasons}
     wrong = [f"{recipe}: {reason}" for (method, recipe), reason in refused.items() if method in named]
     if wrong:

@@ -8,6 +8,7 @@ cells that failed. Every file is replaced as a whole, so neither a reader nor a 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from base64 import b64decode

@@ -25,7 +25,7 @@ def device_name(device: str) -> str:
     """The model of the GPU or processor that is meant; the device as it was given where this machine has none such."""
     if device.startswith("cuda") and torch.cuda.is_available():
         return str(torch.cuda.get_device_name(device))
-    return f"{_processor()}, {torch.get_num_threads()} threads" if device == "cpu" else device
+    return f"{_processor()} ({torch.get_num_threads()} of {os.cpu_count()} cores)" if device == "cpu" else device
 
 
 def _processor() -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from statistics import fmean
 
 from foveate import tasks
 from foveate.bench.folder import Settings
@@ -37,11 +36,11 @@ def ask(settings: Settings, task: str) -> list[Question]:
     return tasks.questions(task, settings.n, settings.seed) if settings.data is None else _own(settings)[0]
 
 
-def best_constant(settings: Settings, task: str) -> tuple[str, float]:
-    """The answer that scores best when it is always given, and its mean score."""
+def best_constant(settings: Settings, task: str) -> tuple[str, list[float]]:
+    """The answer that scores best when it is always given, and what it scores on each question."""
     asked = ask(settings, task)
     constant = tasks.majority(task) if settings.data is None else tasks.best_constant(asked)
-    return constant, fmean(each.score([constant] * len(each.turns)) for each in asked)
+    return constant, [each.score([constant] * len(each.turns)) for each in asked]
 
 
 @lru_cache(maxsize=1)

@@ -21,7 +21,8 @@ class Mean:
     """A method at a budget over all tasks that it has in common with the unmodified model; None where undefined.
 
     ``tasks`` is how many these are. The speed-ups are geometric means over them of what `Record` has, each with the ends of
-    its 95 % interval over tasks and timed batches (`foveate.bench.statistics.ratio_over`).
+    its 95 % interval over tasks and timed batches (`foveate.bench.statistics.ratio_over`). ``peak_bytes``: of the
+    task that took most.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Mean:
     total_speedup_low: float | None = None
     total_speedup_high: float | None = None
     decode_rate: float | None = None
+    peak_bytes: float | None = None
 
     @property
     def key(self) -> Key:
@@ -91,6 +93,7 @@ def _mean(group: list[Record], pairs: Sequence[dict[str, list[float]]]) -> Mean:
         total_speedup_low=total.low,
         total_speedup_high=total.high,
         decode_rate=over_tasks(lambda record: record.decode_rate),
+        peak_bytes=max((record.peak_bytes for record in group if record.peak_bytes is not None), default=None),
     )
 
 

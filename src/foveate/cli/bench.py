@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import typer
 from rich.text import Text
@@ -13,7 +14,9 @@ from rich.text import Text
 from foveate import checkpoint
 from foveate.bench.admission import Refusals, admitted
 from foveate.bench.cells import Cell, parse_keeps, parse_methods, plan, spread_out
+from foveate.bench.chance import chance
 from foveate.bench.folder import TIMED, ResultFolder, Settings
+from foveate.bench.machine import device_name
 from foveate.bench.measure import Bench
 from foveate.bench.questions import about_data, ask, best_constant, left_out
 from foveate.bench.run import run
@@ -24,6 +27,7 @@ from foveate.cli.own_data import GENERATED, OwnData, task_names, taught
 from foveate.cli.progress import BenchProgress
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_json
+from foveate.core.recipe import NONE
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.page import write_page
 from foveate.report.picture import draw_quality_speed
@@ -119,11 +123,15 @@ def _show(folder: ResultFolder) -> None:
     console, records = output(), folder.records
     if not records:
         return
-    notes = {task: _note(task, folder.settings) for task in dict.fromkeys(record.task for record in records)}
+    notes = {task: _note(task, folder) for task in dict.fromkeys(record.task for record in records)}
     over_tasks = means(records, folder.pairs)
     weak = no_better_than_random(folder, records)
-    console.print(bench_tables(records, over_tasks, notes, weak, drops(folder, records)))
     settings = folder.settings
+    about = (
+        f"{settings.model} on {device_name(settings.device)}, {settings.dtype}; {settings.n} questions a task in batches of "
+        f"{settings.batch_size} (conversations one by one), {settings.timed} batches of each cell timed"
+    )
+    console.print(bench_tables(records, over_tasks, notes, weak, drops(folder, records), about))
     counted = f"{len(notes)} task{'s' * (len(notes) > 1)}, {settings.n} questions each"
     title = f"{settings.model}: {counted}, {settings.device} {settings.dtype}"
     draw_quality_speed(over_tasks, folder.path / "quality_speed.png", title)
@@ -133,9 +141,15 @@ def _show(folder: ResultFolder) -> None:
     console.print(Text("\n" + "\n".join(map(str, written))))
 
 
-def _note(task: str, settings: Settings) -> TaskNote:
+def _note(task: str, folder: ResultFolder) -> TaskNote:
+    settings = folder.settings
     below_floor = settings.data is None and task in _below_floor(settings.model)
-    return TaskNote(*best_constant(settings, task), below_floor)
+    constant, scores = best_constant(settings, task)
+    plain, found = folder.record((task, NONE, "")), None
+    if plain is not None:
+        answers = folder.answers(plain)
+        found = chance(task, [answer.score for answer in answers], constant, scores, answers)
+    return TaskNote(constant, fmean(scores), below_floor, found)
 
 
 def _below_floor(model: str) -> set[str]:

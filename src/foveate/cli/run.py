@@ -71,6 +71,4 @@ def _answers(
         order = recipes if len(rounds) % 2 == 0 else recipes[::-1]
         found = {recipe: answer(recipe, max_new_tokens) for recipe in order}
         rounds.append([found[recipe] for recipe in recipes])
-    return [
-        Answered(turns[0][0], [report for _, report, _ in turns], turns[0][2]) for turns in zip(*rounds, strict=True)
-    ]
+    return [Answered(turns[0][0], [report for _, report, _ in turns], turns[0][2]) for turns in zip(*rounds, strict=True)]

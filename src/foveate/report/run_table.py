@@ -84,7 +84,7 @@ def _about(runs: Sequence[Answered], device: str, dtype: torch.dtype) -> str:
     what = "medians and 95 % intervals of paired ratios" if times > 1 else "one time only, so no ratio has an interval"
     name = str(dtype).removeprefix("torch.")
     return (
-        f"One question at a time on {device}, {name}; answered {times} times in turn: {what}. First token: from entering "
+        f"One question at a time on {device}, {name}; answered {times}x in turn: {what}. First token: from entering "
         "generate to its logits, encoder and methods included. Prefill: the language model's."
     )
 
@@ -100,12 +100,17 @@ def _per_token(report: Report) -> float | None:
     return report.decode_seconds / report.decode_steps if report.decode_steps else None
 
 
+def _with_rate(value: float | None) -> str:
+    """``20.0 ms, 50.0 tokens/s``."""
+    return f"{seconds(value)}, {1 / value:.1f} tokens/s" if value else seconds(value)
+
+
 _COSTS = (
     _Cost("first token", lambda report: report.first_token_seconds, seconds),
     _Cost("  of it encode", lambda report: report.encode_seconds, seconds),
     _Cost("  of it prefill", lambda report: report.prefill_seconds, seconds),
     _Cost("    of it the methods", lambda report: report.method_seconds, seconds),
-    _Cost("per token after it", _per_token, seconds),
+    _Cost("per token after it", _per_token, _with_rate),
     _Cost("whole answer", lambda report: report.total_seconds, seconds),
     _Cost("KV cache", lambda report: sum(report.kv_bytes), size),
 )
