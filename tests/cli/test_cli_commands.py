@@ -19,6 +19,7 @@ from tests.thirdparty import package
 
 from foveate import checkpoint, reference
 from foveate.bench import measure as measure_module
+from foveate.bench.records import RATIOS
 from foveate.cli import classifier as classifier_command
 from foveate.core import registry
 from foveate.core.artifact import Artifact
@@ -124,12 +125,36 @@ def test_tokens_and_evidence_are_what_the_methods_leave(bench: Any, tmp_path: Pa
 
 
 def test_costs_are_measured(bench: Any, tmp_path: Path) -> None:
-    bench("--methods", "none")
+    result = bench("--methods", "none")
 
     for each in results(tmp_path):
-        assert each["prefill_seconds"] > 0
+        assert 0 < each["prefill_seconds"] < each["first_token_seconds"] < each["total_seconds"]
         assert each["decode_seconds"] > 0
         assert each["efficiency"] > 0
+        assert all(each[f"{name}_low"] <= each[name] <= each[f"{name}_high"] for name in RATIOS)
+        assert (each["batch"], each["peak_bytes"]) == (2, None)  # on a CPU nobody counts it
+    assert "5 questions a task in batches of 2" in result.stdout
+    machine = json.loads((tmp_path / "out" / "settings.json").read_text())["machine"]
+    assert machine["processor"] in " ".join(result.stdout.split())
+
+
+def test_the_encoder_runs_in_every_batch_that_is_timed_for_both(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    load = measure_module.load
+
+    def watched(*args: Any) -> Any:
+        loaded = load(*args)
+        anatomy(loaded.model).vision.register_forward_hook(lambda *_: encoded.append(1))
+        return loaded
+
+    monkeypatch.setattr(measure_module, "load", watched)
+    bench("--methods", "none", "--timed", 2)
+
+    # none, random, uniform: a batch to warm up (and one of the unmodified model once), and two timed under both; the third
+    # batch is encoded once for all.
+    assert len(encoded) == 3 * (1 + 2 * 2) + 1 + 1
 
 
 def test_answers_are_kept_question_by_question(bench: Any, tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ def test_data_with_one_picture_cannot_be_held_out(call: Call, tiny: Path, data: 
     ("options", "said"),
     [
         ((), "give one bound"),
-        (("--max-drop", "0.02", "--metric", "anls"), "metric='anls': is for your own data"),
+        (("--max-drop", "0.02", "--metric", "point"), "metric='point': must be one of exact"),
+        (("--max-drop", "0.02", "--methods", ""), "methods='': names none"),
         (("--max-drop", "0.02", "--data", "mine.jsonl", "--tasks", "all"), "cannot be measured together with data="),
         (("--max-drop", "0.02", "--data", "nowhere.jsonl"), "no such file"),
         (("--max-drop", "0.02", "--max-kv", "0.3"), "give one bound"),

@@ -37,8 +37,10 @@ class Settings:
     """What every cell of a folder has in common; cells under other settings could not be compared with them.
 
     timed: batches of a cell on which the unmodified model and the physical limit are timed as well.
-    data: the file of the user's own questions, with its digest (`foveate.tasks.files.digest`), the metric of rows that
-        name none, and the longest answer; None where the tasks are generated.
+    data: the file of the user's own questions, with its digest (`foveate.tasks.files.digest`) and the longest answer; None
+        where the tasks are generated.
+    metric: of rows of the data that name none; of generated tasks, instead of their own, None for that.
+    short: whether generated tasks ask for a short answer (`foveate.bench.questions.Wording`).
     """
 
     model: str
@@ -53,6 +55,7 @@ class Settings:
     digest: str | None = None
     metric: str | None = None
     max_new_tokens: int | None = None
+    short: bool = False
 
 
 class Results:

@@ -166,7 +166,9 @@ def tune(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="COST", help="With --max-drop, what is to be least: prefill (default), decode, total or kv."),
+        typer.Option(
+            metavar="COST", help="With --max-drop, what is to be least: prefill (default), ttft, decode, total or kv."
+        ),
     ] = None,
     max_kv: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Bound: KV bytes, as a share of the unmodified model's.")

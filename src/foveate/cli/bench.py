@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ from foveate.bench.chance import chance
 from foveate.bench.folder import TIMED, ResultFolder, Settings
 from foveate.bench.machine import device_name
 from foveate.bench.measure import Bench
-from foveate.bench.questions import about_data, ask, best_constant, left_out
+from foveate.bench.questions import Wording, about_data, ask, best_constant, left_out
 from foveate.bench.run import run
 from foveate.bench.summary import drops, means, no_better_than_random
 from foveate.cli.console import diagnostics, output
@@ -75,6 +75,9 @@ def bench(request: BenchRequest) -> None:
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, **request.data.asked())
         request.data.warn(left_out(settings))
+    else:
+        wording = Wording.of(request.model, request.data.metric)
+        settings = replace(settings, metric=wording.metric, short=wording.short)
     folder = ResultFolder(request.out, settings, resume=request.resume)
     for name, reason in left_out_early.items():
         _say(f"left out: {name}: {reason}")
