@@ -138,9 +138,7 @@ def test_costs_are_measured(bench: Any, tmp_path: Path) -> None:
     assert machine["processor"] in " ".join(result.stdout.split())
 
 
-def test_the_encoder_runs_in_every_batch_that_is_timed_for_both(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_encoder_runs_in_every_batch_that_is_timed_for_both(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
     load = measure_module.load
 

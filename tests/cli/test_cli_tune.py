@@ -30,6 +30,10 @@ def test_a_tune_finds_a_recipe(call: Call, tiny: Path, tmp_path: Path) -> None:
     assert evidence["validation"][-1]["evidence"]["shares"]["kv"]["value"] < 1
     assert evidence["baselines"]
     assert str(recipe) in result.stdout
+    # Its weights are random.
+    assert evidence["chance"]["score"] == 0
+    assert "does no better than always saying the same" in result.stderr
+    assert result.stdout.split("snapkv")[0].count("does no better than always saying the same") == 1
     assert "on held-out questions: 5 questions, drop 0.0" in result.stdout
 
 
