@@ -26,10 +26,10 @@ def table(results: Results) -> str:
     settings, machine = results.settings, results.document("settings.json")["machine"]
     lines = [
         f"Scores in percent, n = {settings.n} questions a task, ± half the 95 % interval. `keep` is the share of visual",
-        "tokens kept (of cached entries for `snapkv`; `shortv` freezes layers and drops nothing). *Evidence* is the share of",
-        "the patches holding the answer that reach the last layer. Speed-ups, with their 95 % intervals, are those of the",
-        "picture below: medians of pairs, a batch under the method and unmodified one after the other; geometric mean over",
-        "tasks. *First token* has the encoder and the methods' own arithmetic in it, *prefill* is the language model's.",
+        "tokens kept (of cached entries for `snapkv`; `shortv` freezes layers and drops nothing). *Evidence* is the share",
+        "of the patches holding the answer that reach the last layer. Speed-ups, with their 95 % intervals, are those of",
+        "the picture below: medians of pairs, a batch under the method and unmodified one after the other; geometric mean",
+        "over tasks. *First token* has the encoder and the methods' own arithmetic in it, *prefill* is the language model's.",
         f"Measured on {machine['processor']}, {machine['threads']} threads, {settings.dtype}, batches of",
         f"{settings.batch_size}; on a model this small they say little about larger ones.",
         "",
