@@ -140,7 +140,7 @@ def page(done: dict[str, Results], path: Path) -> list[str]:
         "`keep` is what each layer works on. With `sparsevila` decoding reads a quarter of what `keep` leaves.",
     ]
     for model, results in done.items():
-        over_tasks = means(results.records, results.speedup)
+        over_tasks = means(results.records, results.pairs)
         picture = path.with_name(f"{path.stem}-{model}.png")
         draw_quality_speed(_complete(over_tasks), picture, model)
         lines += ["", f"## {model}", "", *_model(model, results, over_tasks)]

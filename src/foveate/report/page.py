@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
+from foveate.bench.chance import REASONS
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.statistics import beats
@@ -30,10 +31,9 @@ _MOST_LINES = 9
 
 @dataclass(frozen=True)
 class Row:
-    """A record with what stands beside it: its speed-up, and whether it is weaker than random selection."""
+    """A record, and whether it is weaker than random selection."""
 
     record: Record
-    speedup: float
     weak: bool
 
 
@@ -50,8 +50,8 @@ def page(folder: Results) -> str:
     records = folder.records
     if not records:
         raise FoveateError(f"folder={str(folder.path)!r}: holds no finished cell yet; foveate bench --resume goes on there")
-    speedups = {record.key: folder.speedup(record) for record in records}
-    over_tasks = means(records, folder.speedup)
+    speedups = {record.key: record.speedup for record in records if record.speedup is not None}
+    over_tasks = means(records, folder.pairs)
     weak = no_better_than_random(folder, records)
     compared = [r for r in records if r.method not in REFERENCE_POINTS and folder.record(_random(r)) is not None]
     notes = folder.document("tasks.json") or {}
@@ -73,6 +73,8 @@ def page(folder: Results) -> str:
         tasks=tasks,
         keeps=list(dict.fromkeys(keep_text(record.keep) for record in records if record.keep is not None)),
         notes=notes,
+        chances=[note["chance"] for note in notes.values() if note.get("chance")],
+        reasons=REASONS,
         below_floor=[task for task in tasks if notes.get(task, {}).get("below_floor")],
         rankings=story.rankings(over_tasks),
         offers=story.offers(over_tasks),
@@ -89,7 +91,7 @@ def page(folder: Results) -> str:
         layer_charts=layer_charts(folder, look),
         probes=_probes(folder),
         gallery=gallery(folder),
-        rows=[Row(record, speedups[record.key], record in weak) for record in records],
+        rows=[Row(record, record in weak) for record in records],
         references=REFERENCE_POINTS,
     )
 
@@ -124,7 +126,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = (numbers.percent, numbers.fixed, numbers.factor, numbers.seconds, numbers.size, keep_text)
+    shown = (numbers.between, numbers.percent, numbers.fixed, numbers.factor, numbers.seconds, numbers.size, keep_text)
     environment.filters.update({function.__name__: function for function in shown})
     return environment
 
