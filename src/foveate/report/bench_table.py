@@ -35,10 +35,10 @@ _ON_FRONT = " *"
 
 _WORDS = (
     f"{_ON_FRONT} on the Pareto front: nothing measured has at least its prefill's speed-up and retains at least as much.\n"
-    "Seconds are those of a whole batch. First token: from entering generate to its logits, with the encoder and what methods "
-    "compute; of it prefill: the language model's; whole answer: until the longest of the batch has ended; tokens/s: in "
-    "decoding, all of a batch together. Speed-ups are medians of pairs, a batch under both right after each other; over tasks "
-    "the geometric mean. Of limit: the time of the plain layers on just the live rows over that of the prefill."
+    "Seconds are those of a whole batch. First token: from entering generate to its logits, with the encoder and what "
+    "methods compute; of it prefill: the language model's; whole answer: until the longest of the batch has ended; tokens/s: in "
+    "decoding, all of a batch together. Speed-ups are medians of pairs, a batch under both right after each other; over "
+    "tasks the geometric mean. Of limit: the time of the plain layers on just the live rows over that of the prefill."
 )
 
 Row = TypeVar("Row", Record, Mean)
