@@ -13,7 +13,7 @@ from foveate.report.story import by_method, offers, rankings
 
 
 def mean(method: str, keep: float | None, retention: float, speedup: float, tasks: int = 2) -> Mean:
-    return Mean(method, keep, tasks, retention, retention, retention, retention, None, None, speedup, None, None)
+    return Mean(method, keep, tasks, retention, retention, None, None, speedup, None, None)
 
 
 def record(task: str, method: str, keep: float | None, score: float) -> Record:

@@ -148,7 +148,7 @@ def test_drops_are_unknown_without_the_unmodified_model(done: ResultFolder) -> N
 
 
 def point(speedup: float, retention: float | None, tasks: int = 2) -> Mean:
-    return Mean("made up", None, tasks, 0.5, retention, retention, retention, None, None, speedup, None, None)
+    return Mean("made up", None, tasks, 0.5, retention, None, None, speedup, None, None)
 
 
 def test_the_front_is_what_no_other_beats() -> None:

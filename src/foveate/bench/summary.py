@@ -30,13 +30,13 @@ class Mean:
     tasks: int
     score: float
     retention: float | None
-    retention_low: float | None
-    retention_high: float | None
     evidence_recall: float | None
     visual_tokens: float | None
     speedup: float
     efficiency: float | None
     kv_bytes: float | None
+    retention_low: float | None = None
+    retention_high: float | None = None
 
     @property
     def key(self) -> Key:
@@ -73,13 +73,13 @@ def _mean(group: list[Record], speedup: Callable[[Record], float], base: Mapping
         tasks=len(group),
         score=fmean(record.score for record in group),
         retention=retention,
-        retention_low=None if retention is None else retention - below,
-        retention_high=None if retention is None else retention + above,
         evidence_recall=over_tasks(lambda record: record.evidence_recall),
         visual_tokens=over_tasks(lambda record: record.visual_tokens),
         speedup=geometric_mean(map(speedup, group)),
         efficiency=over_tasks(lambda record: record.efficiency),
         kv_bytes=over_tasks(lambda record: record.kv_bytes),
+        retention_low=None if retention is None else retention - below,
+        retention_high=None if retention is None else retention + above,
     )
 
 

@@ -6,16 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from foveate.bench.cells import REFERENCE_POINTS
+from foveate.core.description import PLACES
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe
 
-_NAMES = {
-    "before_encoder": "before the encoder",
-    "in_encoder": "in the encoder",
-    "before_llm": "before the LLM",
-    "in_llm": "in the LLM",
-    "kv_cache": "KV cache",
-}
 SEVERAL = "several places"
 ELSEWHERE = "elsewhere"
 
@@ -31,12 +25,12 @@ def place(recipe: str) -> str:
     if len(groups) != 1:
         return SEVERAL
     (group,) = groups
-    return _NAMES.get(group, group.replace("_", " "))
+    return PLACES[group].words if group in PLACES else group.replace("_", " ")
 
 
 def by_place(items: Iterable[Item], recipe: Callable[[Item], str]) -> dict[str, list[Item]]:
     """The items of each place, in the order in which a request comes by; the points of reference are left out."""
-    order = [*_NAMES.values(), SEVERAL, ELSEWHERE]
+    order = [*(known.words for known in PLACES.values()), SEVERAL, ELSEWHERE]
     found: dict[str, list[Item]] = {name: [] for name in order}
     for item in items:
         if recipe(item) not in REFERENCE_POINTS:
