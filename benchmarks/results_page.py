@@ -136,6 +136,7 @@ def _front_page(measured: Sequence[Numbers]) -> Iterator[str]:
         "  reads a quarter of what `keep` leaves. Methods without `keep` have three settings.",
         "- **random**: on how many tasks a method is better and worse than random selection at the same budget, beyond",
         "  noise (paired bootstrap); without `keep`, at the largest budget of `random` that is as fast.",
+        "- **evidence**: share of the patches that hold the answer entering the last layer.",
     )
     trained = footnote(row.mean.method for numbers in measured for row in numbers.rows)
     if trained:
@@ -155,7 +156,14 @@ def _model(numbers: Numbers) -> Iterator[str]:
     yield f"{len(numbers.learnt)} tasks ({', '.join(numbers.learnt)}), n = {numbers.n} questions each, {numbers.device}"
     yield f"{numbers.dtype}. The unmodified model scores {100 * plain.score:.0f} %."
     yield f"Every task by itself: [{name}.md]({name}.md)."
-    yield from ("", "### Best at each speed", "", *_speed_table(_complete(numbers)))
+    yield from (
+        "",
+        "### Best at each speed",
+        "",
+        "What methods on the KV cache save is memory and time of decoding, not of the prefill.",
+        "",
+    )
+    yield from _speed_table(_complete(numbers))
     yield from ("", f"![Score retained against prefill speed-up, a panel for each place]({name}.png)")
     baselines = [row for row in numbers.rows if row.mean.method in REFERENCE_POINTS]
     yield from ("", "### Baselines", "", *_place_table(baselines))
@@ -172,7 +180,7 @@ def _complete(numbers: Numbers) -> list[Row]:
 
 def _speed_table(rows: Sequence[Row]) -> Iterator[str]:
     """The methods that retain most in each class of speed, each once, and the best baseline there."""
-    yield from ("| prefill | method | keep | retained | speed-up |", "|---|---|---|--:|--:|")
+    yield from ("| prefill | method | keep or settings | retained | speed-up |", "|---|---|---|--:|--:|")
     for low, high in zip((0.0, *SPEEDS), (*SPEEDS, float("inf"))):
         inside = [row.mean for row in rows if low <= row.mean.speedup < high and row.mean.method != NONE]
         ranked = sorted(inside, key=lambda mean: mean.retention or 0.0, reverse=True)
@@ -200,7 +208,7 @@ def _class(low: float, high: float) -> str:
 
 def _place_table(rows: Sequence[Row]) -> Iterator[str]:
     """The methods of a place, the one that retains most at its ample budget first."""
-    yield from ("| method | keep | retained | speed-up | evidence | random |", "|---|---|--:|--:|--:|---|")
+    yield from ("| method | keep or settings | retained | speed-up | evidence | random |", "|---|---|--:|--:|--:|---|")
     methods: dict[str, list[Row]] = {}
     for row in rows:
         methods.setdefault(row.mean.method.partition("(")[0], []).append(row)
@@ -214,8 +222,12 @@ def _place_table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _named(mean: Mean) -> tuple[str, str]:
-    name = f"`{mean.method}`{mark(mean.method)}"
-    return f"*{name}*" if mean.method in REFERENCE_POINTS else name, keep_text(mean.keep)
+    """The method, and its budget or what stands in its place."""
+    keep = keep_text(mean.keep)
+    method, _, settings = (mean.method, "", "") if keep else mean.method.partition("(")
+    name = f"`{method}`{mark(mean.method)}"
+    budget = keep or (f"`{settings.removesuffix(')')}`" if settings else "")
+    return f"*{name}*" if mean.method in REFERENCE_POINTS else name, budget
 
 
 def _retained(mean: Mean) -> str:
@@ -231,8 +243,8 @@ def _task_page(numbers: Numbers) -> Iterator[str]:
     below = [name for name, task in numbers.tasks.items() if task.below_floor]
     yield from (f"# {numbers.model}, task by task", "")
     yield "Scores in percent ± half the 95 % interval. **Bold**: better than `random` at the same budget beyond noise"
-    yield "(paired bootstrap); *italic*: worse. *Evidence* is the share of the patches that hold the answer entering the last"
-    yield "layer, *of limit* what the speed-up is of the physical limit, a model that never had the other tokens. What the"
+    yield "(paired bootstrap); *italic*: worse. *Evidence*: the share of the patches with the answer that enter the last"
+    yield "layer. *Of limit*: what the speed-up is of the physical limit, a model that never had the other tokens. What the"
     yield "rest means and what it comes to: [results.md](../results.md)."
     yield from ("", f"n = {numbers.n} questions a task, {numbers.device} {numbers.dtype}.")
     if below:
@@ -257,7 +269,8 @@ def _wide_table(numbers: Numbers, rows: Sequence[Row]) -> Iterator[str]:
         evidence, limit = (
             "–" if share is None else f"{100 * share:.0f} %" for share in (row.mean.evidence_recall, row.mean.efficiency)
         )
-        yield f"| {_named(row.mean)[0]} | {' | '.join(cells)} | {evidence} | {row.mean.speedup:.2f} | {limit} |"
+        named = f"`{row.mean.method}`{mark(row.mean.method)}"
+        yield f"| {named} | {' | '.join(cells)} | {evidence} | {row.mean.speedup:.2f} | {limit} |"
 
 
 def _cell(cell: Cell | None) -> str:
