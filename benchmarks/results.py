@@ -120,13 +120,13 @@ def numbers(model: str, results: Results) -> Numbers:
     measured = reference.evaluation(reference.path(model))
     names = dict.fromkeys(record.task for record in results.records)
     tasks = {name: Task(measured[name]["majority"], measured[name]["below_floor"]) for name in names}
-    rivals = _rivals(means(results.records, results.speedup))
+    rivals = _rivals(means(results.records, results.pairs))
     cells: dict[tuple[str, str], dict[str, Cell]] = {}
     for record in results.records:
         found = Cell(record.score, record.score_low, record.score_high, _against_random(results, record, rivals))
         cells.setdefault(record.key[1:], {})[record.task] = found
     learnt = [record for record in results.records if not tasks[record.task].below_floor]
-    rows = [Row(mean, cells[mean.key[1:]]) for mean in means(learnt, results.speedup)]
+    rows = [Row(mean, cells[mean.key[1:]]) for mean in means(learnt, results.pairs)]
     settings = results.settings
     refused = {verdict.method: str(verdict.reason) for verdict in hosted(model)[1]}
     return Numbers(model, settings.n, settings.device, settings.dtype, tasks, refused, rows)

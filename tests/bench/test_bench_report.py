@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from rich.console import Console
 
 from foveate.bench.cells import plan
@@ -18,11 +16,9 @@ from foveate.bench.folder import ResultFolder, Settings
 from foveate.bench.run import run
 from foveate.bench.statistics import beats
 from foveate.bench.summary import ALL_TASKS, Mean, drops, means, no_better_than_random, pareto
-from foveate.core.recipe import NONE
 from foveate.core.statistics import wilson
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.numbers import seconds, size
-from foveate.report.picture import _line, _mark, draw_quality_speed
 from foveate.tasks import questions
 
 
@@ -42,7 +38,7 @@ def done(tmp_path: Path, measure: Any, log: Any) -> ResultFolder:
 def shown(done: ResultFolder, width: int = 120) -> str:
     notes = {"shape": TaskNote("cross", 0.125, below_floor=False), "existence": TaskNote("no", 0.5, below_floor=True)}
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    over_tasks, weak = means(done.records, done.speedup), no_better_than_random(done, done.records)
+    over_tasks, weak = means(done.records, done.pairs), no_better_than_random(done, done.records)
     console.print(bench_tables(done.records, over_tasks, notes, weak, drops(done, done.records)))
     return console.export_text()
 
@@ -75,17 +71,26 @@ def test_a_method_that_answers_no_better_than_random_is_found(done: ResultFolder
 
 
 def test_speed_up_is_averaged_over_tasks(done: ResultFolder) -> None:
-    speedups = {(mean.method, mean.keep): mean.speedup for mean in means(done.records, done.speedup)}
+    speedups = {(mean.method, mean.keep): mean.speedup for mean in means(done.records, done.pairs)}
 
     assert speedups["none", None] == pytest.approx(1)
     assert speedups["hiprune", 0.25] == pytest.approx(4)
+
+
+def test_a_speed_up_has_an_interval_in_its_record_and_over_tasks(done: ResultFolder) -> None:
+    record = done.record(("shape", "hiprune", "0.25"))
+    mean = next(mean for mean in means(done.records, done.pairs) if (mean.method, mean.keep) == ("hiprune", 0.25))
+
+    assert (record.speedup, record.speedup_low, record.speedup_high) == pytest.approx((4, 3.6, 4.8))
+    assert 3.59 <= mean.speedup_low < mean.speedup < mean.speedup_high < 4.81
+    assert (record.first_token_speedup_low, record.first_token_speedup) == (None, pytest.approx(1.6))
 
 
 def test_means_leave_out_tasks_without_the_unmodified_model(done: ResultFolder) -> None:
     records = [record for record in done.records if (record.task, record.method) != ("shape", "none")]
 
     existence = [record for record in records if record.task == "existence"]
-    assert means(records, done.speedup) == means(existence, done.speedup)
+    assert means(records, done.pairs) == means(existence, done.pairs)
 
 
 def test_the_table_shows_scores_intervals_and_verdicts(done: ResultFolder) -> None:
@@ -181,52 +186,6 @@ def test_undefined_numbers_are_dashes(done: ResultFolder) -> None:
     row = next(line for line in shown(done).splitlines() if line.strip().startswith("random"))
 
     assert "–" in row.split()[-4:]
-
-
-def test_the_picture_is_a_png_of_readable_size(done: ResultFolder, tmp_path: Path) -> None:
-    draw_quality_speed(means(done.records, done.speedup), tmp_path / "picture.png", "made up")
-
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.width >= 1000
-
-
-def test_the_picture_grows_with_its_legend_and_settings_of_one_method_share_a_line(
-    done: ResultFolder, tmp_path: Path
-) -> None:
-    (plain,) = (mean for mean in means(done.records, done.speedup) if mean.method == NONE)
-    methods = [f"method{number}" for number in range(40)]
-    settings = [f"shortv(frozen=0.{number})" for number in range(40)]
-    for name, recipes in {"many": methods, "one": settings}.items():
-        rows = [plain, *(replace(plain, method=recipe, speedup=2.0) for recipe in recipes)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            draw_quality_speed(rows, tmp_path / f"{name}.png", name)
-
-    with Image.open(tmp_path / "many.png") as many, Image.open(tmp_path / "one.png") as one:
-        assert many.height > 1.8 * one.height
-
-
-@pytest.mark.parametrize(
-    ("method", "keep", "line", "mark"),
-    [
-        ("hiprune", 0.5, "hiprune", "0.5"),
-        ("hiprune(alpha=0.2)", 0.5, "hiprune(alpha=0.2)", "0.5"),
-        ("shortv", None, "shortv", ""),
-        ("shortv(frozen=0.4)", None, "shortv", "frozen=0.4"),
-        ("shortv(frozen=0.4) + fastv(keep=0.5)", None, "shortv(frozen=0.4) + fastv(keep=0.5)", ""),
-    ],
-)
-def test_a_point_is_marked_with_what_its_line_does_not_say(method: str, keep: float | None, line: str, mark: str) -> None:
-    mean = replace(point(2, 0.9), method=method, keep=keep)
-
-    assert (_line(mean), _mark(mean)) == (line, mark)
-
-
-def test_a_picture_without_a_single_point_is_still_drawn(tmp_path: Path) -> None:
-    draw_quality_speed([], tmp_path / "picture.png", "nothing")
-
-    assert (tmp_path / "picture.png").is_file()
 
 
 @pytest.mark.parametrize(

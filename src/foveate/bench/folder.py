@@ -84,9 +84,10 @@ class Results:
         """The score of each question of a finished cell."""
         return [answer.score for answer in self.answers(record)]
 
-    def speedup(self, record: Record) -> float:
-        """Prefill seconds of the unmodified model over those of a finished cell's method."""
-        return float(self.details(record)["speedup"])
+    def pairs(self, record: Record) -> dict[str, list[float]]:
+        """The paired ratios of a finished cell, one for each timed batch, by the name that they have in the record."""
+        pairs: dict[str, list[float]] = self.details(record)["pairs"]
+        return pairs
 
     def details(self, record: Record) -> dict[str, Any]:
         """What a finished cell was made from: a `Measurement` as JSON."""
@@ -105,10 +106,13 @@ class Results:
     def _read_records(self) -> list[Record]:
         path = self.path / "results.json"
         entries = _read_json(path) if path.is_file() else []
-        try:
-            return [Record(**entry) for entry in entries]
-        except TypeError as error:
-            raise FoveateError(f"out={str(self.path)!r}: results.json holds other records than this version's") from error
+        promised = {each.name for each in fields(Record)}
+        if not isinstance(entries, list) or any(not isinstance(each, dict) or each.keys() != promised for each in entries):
+            raise FoveateError(
+                f"out={str(self.path)!r}: results.json holds other records than this version's; name another folder, or "
+                f"read it with the version in its settings.json"
+            )
+        return [Record(**entry) for entry in entries]
 
 
 class ResultFolder(Results):

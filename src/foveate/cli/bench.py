@@ -102,7 +102,7 @@ def _show(folder: ResultFolder) -> None:
     if not records:
         return
     notes = {task: _note(task, folder.settings) for task in dict.fromkeys(record.task for record in records)}
-    over_tasks = means(records, folder.speedup)
+    over_tasks = means(records, folder.pairs)
     weak = no_better_than_random(folder, records)
     console.print(bench_tables(records, over_tasks, notes, weak, drops(folder, records)))
     settings = folder.settings

@@ -20,9 +20,12 @@ class Report:
     that the methods say they need beside the unmodified model's peak (`foveate.core.method.Method.workspace`). ``active``
     rows are those not frozen. FLOPs count the matrix products of the language model's layers in the prefill. Every forward
     after the prefill counts as a decode step. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read
-    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead. ``idle`` are the methods
-    that changed nothing, as where ``keep`` is no smaller than what is there; ``largest_grid`` has the most visual tokens of
-    all grids (a picture, or one tile or view of it).
+    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead. ``idle`` are the
+    methods that changed nothing, as where ``keep`` is no smaller than what is there; ``largest_grid`` has the most visual
+    tokens of all grids (a picture, or one tile or view of it).
+    ``first_token_seconds`` are those from entering the model (``generate`` or its forward) to the logits of the first token:
+    encoder, scoring, prefill and head. ``total_seconds`` are those of the whole ``generate``, or of all calls of a loop of
+    the caller's own, without what lies between them.
     """
 
     recipe: str
@@ -45,9 +48,12 @@ class Report:
     engine_seconds: float
     flops: float
     flops_unmodified: float
+    first_token_seconds: float
+    total_seconds: float
 
     def __str__(self) -> str:
         step = self.decode_seconds / self.decode_steps if self.decode_steps else 0.0
+        rate = self.samples / step if step else 0.0
         last = self.visual_tokens[-1] if self.visual_tokens else 0.0
         saved = 1 - self.flops / self.flops_unmodified if self.flops_unmodified else 0.0
         return "\n".join(
@@ -60,6 +66,8 @@ class Report:
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
                 f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
                 f"(methods {self.method_seconds:.4f}, engine {self.engine_seconds:.4f}), per token {step:.4f}",
+                f"from entry     first token {self.first_token_seconds:.4f} s, whole answer {self.total_seconds:.4f} s "
+                f"({self.samples} at once, {rate:.1f} tokens/s)",
                 *(f"idle           {line}" for line in self.idle_lines()),
             ]
         )

@@ -30,10 +30,9 @@ _MOST_LINES = 9
 
 @dataclass(frozen=True)
 class Row:
-    """A record with what stands beside it: its speed-up, and whether it is weaker than random selection."""
+    """A record, and whether it is weaker than random selection."""
 
     record: Record
-    speedup: float
     weak: bool
 
 
@@ -50,8 +49,8 @@ def page(folder: Results) -> str:
     records = folder.records
     if not records:
         raise FoveateError(f"folder={str(folder.path)!r}: holds no finished cell yet; foveate bench --resume goes on there")
-    speedups = {record.key: folder.speedup(record) for record in records}
-    over_tasks = means(records, folder.speedup)
+    speedups = {record.key: record.speedup for record in records if record.speedup is not None}
+    over_tasks = means(records, folder.pairs)
     weak = no_better_than_random(folder, records)
     compared = [r for r in records if r.method not in REFERENCE_POINTS and folder.record(_random(r)) is not None]
     notes = folder.document("tasks.json") or {}
@@ -88,7 +87,7 @@ def page(folder: Results) -> str:
         layer_charts=layer_charts(folder, look),
         probes=_probes(folder),
         gallery=gallery(folder),
-        rows=[Row(record, speedups[record.key], record in weak) for record in records],
+        rows=[Row(record, record in weak) for record in records],
         references=REFERENCE_POINTS,
     )
 

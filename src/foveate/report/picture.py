@@ -18,6 +18,7 @@ from foveate.bench.cells import keep_text
 from foveate.bench.summary import Mean, pareto
 from foveate.report.picture_looks import MOST_LOOKS, PictureLook, picture_look
 from foveate.report.places import by_place
+from foveate.report.training_mark import footnote, mark
 
 _WIDTH = 8.0
 """Inches; at the 800 pixels of a README's column, nine points are letters of twelve pixels."""
@@ -148,10 +149,16 @@ def _draw_line(axis: Axes, line: _Line, look: PictureLook) -> Line2D:
     axis.plot(*zip(*places), color=look["color"], linestyle=look.get("linestyle", "-"), linewidth=1.3, zorder=3)
     for point, size in zip(line.points, np.linspace(*_SIZES, max(len(places), 2))):
         x, y = _place(point)
-        down, up = y - (point.retention_low or 0.0), (point.retention_high or 0.0) - y
-        axis.errorbar(x, y, yerr=[[down], [up]], color=look["color"], linewidth=1, zorder=3)
+        retained = _margins(y, point.retention_low, point.retention_high)
+        speed = _margins(x, point.speedup_low, point.speedup_high)
+        axis.errorbar(x, y, yerr=retained, xerr=speed, color=look["color"], linewidth=1, zorder=3)
         axis.plot(x, y, color=look["color"], marker=look["marker"], markersize=size, linestyle="none", zorder=4)
-    return Line2D([], [], label=_written(line.name), linewidth=1.3, markersize=6, **look)
+    return Line2D([], [], label=_written(line.name + mark(line.name)), linewidth=1.3, markersize=6, **look)
+
+
+def _margins(middle: float, low: float | None, high: float | None) -> list[list[float]] | None:
+    """How far an interval reaches down and up; None where it is not known."""
+    return None if low is None or high is None else [[middle - low], [high - middle]]
 
 
 def _dress(axis: Axes, panel: _Panel, own: Sequence[Line2D]) -> None:
@@ -186,4 +193,6 @@ def _frame(figure: Figure, title: str, common: Sequence[Line2D], caption: str) -
 def _caption(means: Sequence[Mean]) -> str:
     budgets = dict.fromkeys(keep_text(mean.keep) for mean in _ample_first(means) if mean.keep is not None)
     sizes = f"marks from large to small are keep {', '.join(budgets)}, or a method's settings; " if budgets else ""
-    return fill(f"Means over tasks; {sizes}bars are 95 % intervals; speed-up of the language model's prefill.", 118)
+    trained = footnote(mean.method for mean in means)
+    said = f"Means over tasks; {sizes}bars are 95 % intervals; speed-up of the language model's prefill. {trained}"
+    return fill(said.strip(), 118)
