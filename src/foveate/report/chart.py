@@ -37,13 +37,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A measurement: its place, what to say about it (one fact a line), an interval of ``y`` and a name to write beside."""
+    """A measurement: its place, what to say about it (one fact a line), intervals of ``y`` and ``x``, a name beside it."""
 
     x: float
     y: float
     tip: str
     interval: tuple[float, float] | None = None
     label: str = ""
+    across: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class Line:
     look: Look
     points: tuple[Point, ...]
     group: str = ""
+
+    @property
+    def band(self) -> list[tuple[float, float]]:
+        """The outline of the intervals of ``y``, there and back; empty where one is not known."""
+        known = [(point.x, point.interval) for point in self.points if point.interval]
+        if len(known) < len(self.points):
+            return []
+        return [(x, ends[0]) for x, ends in known] + [(x, ends[1]) for x, ends in reversed(known)]
 
     @property
     def xy(self) -> list[tuple[float, float]]:
