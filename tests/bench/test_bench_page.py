@@ -103,7 +103,10 @@ def test_the_fastest_within_a_loss_is_offered(done: ResultFolder) -> None:
 def test_points_tell_method_budget_score_and_speed(done: ResultFolder) -> None:
     tips = Parsed(page(done)).all("data-tip")
 
-    assert "hiprune · keep 0.25\nscore 80.0 % [58.4, 91.9]\nspeed-up 4.00x [3.60, 4.80]\n36.0 visual tokens in the last layer" in tips
+    assert (
+        "hiprune · keep 0.25\nscore 80.0 % [58.4, 91.9]\nspeed-up 4.00x [3.60, 4.80]\n36.0 visual tokens in the last layer"
+        in tips
+    )
 
 
 def test_the_page_holds_all_it_needs(done: ResultFolder) -> None:

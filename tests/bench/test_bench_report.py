@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,18 @@ def test_means_leave_out_tasks_without_the_unmodified_model(done: ResultFolder) 
     assert means(records, done.pairs) == means(existence, done.pairs)
 
 
+def test_the_interval_of_what_is_retained_puts_those_of_the_tasks_together(done: ResultFolder) -> None:
+    rows = [record for record in done.records if record.key[1:] in (("hiprune", "0.25"), ("none", ""))]
+    one, both = ({mean.method: mean for mean in means(part, done.pairs)} for part in (rows[:2], rows))
+
+    record = next(record for record in rows[:2] if record.method == "hiprune")
+    # Of one task it is the interval of the score in another unit.
+    ends = (record.score_low / 0.9, record.score_high / 0.9)
+    assert (one["hiprune"].retention_low, one["hiprune"].retention_high) == pytest.approx(ends)
+    width = one["hiprune"].retention_high - one["hiprune"].retention_low
+    assert both["hiprune"].retention_high - both["hiprune"].retention_low == pytest.approx(width / 2**0.5)
+
+
 def test_the_table_shows_scores_intervals_and_verdicts(done: ResultFolder) -> None:
     text = shown(done)
 
@@ -110,6 +123,12 @@ def test_the_table_of_means_has_the_constant_answer_and_the_front(done: ResultFo
     starred = {" ".join(line.split()[:3]) for line in over_tasks.splitlines() if " * " in line and "[" in line}
     assert starred == {"hiprune * 0.25"}
     assert "none *" in over_tasks
+
+
+def test_no_header_is_broken_inside_a_word(done: ResultFolder) -> None:
+    assert not re.search(r"[a-z]-(?= |$)", shown(done).replace(" - ", ""), re.MULTILINE)
+    for word in ("retained", "evidence", "limit"):
+        assert word in shown(done)
 
 
 def test_wide_numbers_and_long_recipes_fit_into_120_columns(done: ResultFolder) -> None:

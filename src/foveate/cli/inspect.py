@@ -20,7 +20,7 @@ from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
 from foveate.cli.run import read_recipe
 from foveate.core.errors import FoveateError
-from foveate.core.files import write_whole
+from foveate.core.files import make_writable, write_whole
 from foveate.core.recipe import Recipe
 from foveate.report.inspection import Inspection, Subject, cards, figure, page, png
 from foveate.report.numbers import NOTHING, percent
@@ -54,10 +54,7 @@ def inspect(request: InspectRequest) -> None:
     """Answer under each recipe, draw, write, and say what there is."""
     asked = _question(request)
     recipes = [read_recipe(text) for text in (request.recipe, request.against) if text is not None]
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FoveateError(f"out={str(request.out)!r}: cannot be written ({error.strerror}); name another folder") from error
+    make_writable(request.out)
     device = checkpoint.resolve_device(request.device)
     loaded = checkpoint.load(request.model, device, checkpoint.resolve_dtype(request.dtype, device), request.companion)
     loaded.refuse_placeholders([asked.prompt])

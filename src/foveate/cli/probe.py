@@ -22,6 +22,7 @@ from foveate.checkpoint import Checkpoint
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData, task_names
+from foveate.core.files import make_writable
 from foveate.report.probe_picture import draw_probe
 from foveate.tasks import Question
 
@@ -77,6 +78,7 @@ def _asked(request: ProbeRequest, *splits: str) -> list[Asked]:
 
 
 def _load(request: ProbeRequest) -> Checkpoint:
+    make_writable(request.out)
     device = checkpoint.resolve_device(request.device)
     return checkpoint.load(request.model, device, checkpoint.resolve_dtype(request.dtype, device))
 

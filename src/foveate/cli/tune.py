@@ -20,6 +20,7 @@ from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData, task_names
 from foveate.core import registry
 from foveate.core.errors import FoveateError
+from foveate.core.files import make_writable
 from foveate.core.recipe import NONE
 from foveate.engine.hosting import verdicts
 from foveate.models import anatomy
@@ -73,6 +74,7 @@ def tune(request: TuneRequest) -> None:
     names, asked = parse_names(request.methods), tuple(task_names(request.tasks, request.data, request.model))
     searched, held = questions(request)
     hints = read_hints(request.hints)
+    make_writable(request.out)
     device = checkpoint.resolve_device(request.device)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     rungs = parse_rungs(request.rungs)

@@ -45,7 +45,7 @@ def mean_charts(means: Sequence[Mean], look: Looks, width: int = 380, height: in
         Chart(
             title=f"{place[0].upper()}{place[1:]}",
             x=ratios(_SPEEDUP, [end for mean in known for end in _reach(mean)], _times),
-            y=linear("score retained", [1.0, *(mean.retention or 0.0 for mean in known)], _share),
+            y=linear("score retained", [1.0, *(end for mean in known for end in _retained(mean))], _share),
             lines=_lines([*references, *rows], look, point),
             guides=(Guide(1.0),),
             front=tuple(best),
@@ -131,7 +131,8 @@ def probe_chart(figure: Mapping[str, Any]) -> Chart:
     A series may have the ends of intervals as ``low`` and ``high``.
     """
     look = looks(series["name"] for series in figure["series"])
-    lines = tuple(_probe_line(series, figure, look) for series in figure["series"])
+    # What is named first is drawn on top.
+    lines = tuple(_probe_line(series, figure, look) for series in reversed(figure["series"]))
     points = [point for line in lines for point in line.points]
     heights = [end for point in points for end in (point.y, *(point.interval or ()))]
     return Chart(
@@ -182,6 +183,11 @@ def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
 def _reach(row: Mean | Record) -> list[float]:
     """A speed-up and the ends of its interval, as far as they are known."""
     return [value for value in (row.speedup, row.speedup_low, row.speedup_high) if value is not None]
+
+
+def _retained(mean: Mean) -> list[float]:
+    """What is retained and the ends of its interval, as far as they are known."""
+    return [value for value in (mean.retention, mean.retention_low, mean.retention_high) if value is not None]
 
 
 def _between(ends: tuple[float, float] | None, unit: float = 100) -> str:

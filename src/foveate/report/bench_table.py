@@ -23,10 +23,10 @@ from foveate.report.numbers import NOTHING, factor, fixed, percent, points, seco
 from foveate.report.training_mark import footnote, mark
 
 _SCORE = "score % [95 %]"
-_RETENTION = "reten-\ntion %"
+_RETENTION = "retained\n%"
 _DROP = "drop\n[95 %]"
-_EVIDENCE = "evi-\ndence %"
-_EFFICIENCY = "effi-\nciency"
+_EVIDENCE = "evidence\n%"
+_EFFICIENCY = "of\nlimit"
 
 _WIDEST_METHOD = 30
 _ON_FRONT = " *"
