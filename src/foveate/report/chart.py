@@ -11,7 +11,7 @@ from foveate.report.looks import Look
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 24, 42
 """Room around the plot for the numbers and names of the axes."""
 
-_LABEL_HEIGHT, _LETTER = 15, 6.7
+_LABEL_HEIGHT, _LETTER = 15, 7.3
 """Roughly, of the text beside points."""
 
 _DOUBLINGS = tuple(2.0**power * half for power in range(-6, 12) for half in (1, 1.5))

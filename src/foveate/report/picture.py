@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from foveate.bench.cells import keep_text
 from foveate.bench.summary import Mean, pareto
+from foveate.core.recipe import NONE
 from foveate.report.picture_looks import MOST_LOOKS, PictureLook, picture_look
 from foveate.report.places import by_place
 from foveate.report.training_mark import footnote, mark
@@ -173,9 +174,10 @@ def _dress(axis: Axes, panel: _Panel, own: Sequence[Line2D]) -> None:
 
 def _dress_scale(axis: Axes, means: Sequence[Mean]) -> None:
     """The scale that all panels share."""
-    speeds = [1.0, *(mean.speedup for mean in means)]
+    ends = [end for mean in means if mean.method != NONE for end in (mean.speedup, mean.speedup_low, mean.speedup_high)]
+    speeds = [1.0, *(end for end in ends if end is not None)]
     axis.set_xscale("log", base=2)
-    axis.set_xlim(min(speeds) / 1.2, max(speeds) * 1.2)
+    axis.set_xlim(min(speeds) / 1.15, max(speeds) * 1.15)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
