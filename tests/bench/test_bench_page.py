@@ -6,7 +6,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 from tests.browser import CHROMIUM, Browser
 
 from foveate.bench.cells import Cell, plan
+from foveate.bench.chance import Chance
 from foveate.bench.folder import ResultFolder, Results
 from foveate.bench.records import Failure
 from foveate.bench.run import run
@@ -93,6 +94,29 @@ def test_what_kept_everything_and_what_needs_training_is_said(done: ResultFolder
     assert "Kept everything No picture has more tokens than the budget, so nothing was dropped." in text
     assert "Needs training ppe: as published, the model is trained with it" in text
     assert "ppe needs training" in text
+
+
+def test_a_model_at_chance_is_said_before_anything_else(done: ResultFolder) -> None:
+    notes = json.loads((done.path / "tasks.json").read_text())
+    notes["shape"]["chance"] = asdict(Chance("shape", 20, 0.0, "cross", 0.1, "which shape?", "cross", NASTY))
+    write_json(done.path / "tasks.json", notes)
+
+    html = page(done)
+
+    told = (
+        "The unmodified model does no better than always saying the same shape: 0.0 % of 20 questions; always “cross” scores"
+    )
+    assert f"In short {told}" in words(html).replace("\N{NO-BREAK SPACE}", " ")
+    assert "--metric contains" in words(html)
+    assert NASTY not in html
+
+
+def test_every_cost_has_its_interval_and_the_machine_its_name(done: ResultFolder) -> None:
+    text = words(page(done))
+
+    assert "4.00x [3.60, 4.80]" in text
+    assert done.document("settings.json")["machine"]["processor"] in text
+    assert "batches of 4" in text
 
 
 def test_every_section_is_there(done: ResultFolder) -> None:

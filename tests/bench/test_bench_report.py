@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from foveate.bench.cells import plan
+from foveate.bench.chance import REASONS, chance
 from foveate.bench.folder import ResultFolder, Settings
 from foveate.bench.records import SPEEDUPS
 from foveate.bench.run import run
@@ -38,11 +39,12 @@ def done(tmp_path: Path, measure: Any, log: Any) -> ResultFolder:
     return folder
 
 
-def shown(done: ResultFolder, width: int = 120) -> str:
+def shown(done: ResultFolder, width: int = 120, **more: TaskNote) -> str:
     notes = {"shape": TaskNote("cross", 0.125, below_floor=False), "existence": TaskNote("no", 0.5, below_floor=True)}
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     over_tasks, weak = means(done.records, done.pairs), no_better_than_random(done, done.records)
-    console.print(bench_tables(done.records, over_tasks, notes, weak, drops(done, done.records)))
+    notes |= more
+    console.print(bench_tables(done.records, over_tasks, notes, weak, drops(done, done.records), "made up, in batches of 4"))
     return console.export_text()
 
 
@@ -86,7 +88,9 @@ def test_the_table_names_methods_that_kept_everything_and_those_that_need_traini
     records = [whole, replace(whole, method="ppe", keep=512)]
     notes = {"shape": TaskNote("cross", 0.125, below_floor=False)}
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(bench_tables(records, means(records, lambda record: dict.fromkeys(SPEEDUPS, [1.0])), notes, [], {}))
+    console.print(
+        bench_tables(records, means(records, lambda record: {name: [1.0] for name in SPEEDUPS}), notes, [], {}, "made up")
+    )
     text = console.export_text()
 
     assert "Kept everything, as there is no more: ppe at 512" in text
@@ -137,14 +141,14 @@ def test_the_table_shows_scores_intervals_and_verdicts(done: ResultFolder) -> No
     assert "shape · always 'cross' scores 12.5 %" in text
     assert "Not better than random beyond noise: fastv at 0.5, 0.25" in text
     row = next(line for line in text.splitlines() if line.strip().startswith("hiprune"))
-    assert " ".join(row.split()) == "hiprune 0.5 80.0 [65.2, 89.5] 88.9 [0.0, 22.5] 50.0 72.0 50.0 ms 10.0 ms 0.95 488 KiB"
+    assert " ".join(row.split()) == "hiprune 0.5 80.0 [65.2, 89.5] [0.0, 22.5] 50.0 72.0 150 ms 50.0 ms 250 ms 400 488 KiB"
 
 
 def test_the_table_of_means_has_the_constant_answer_and_the_front(done: ResultFolder) -> None:
     over_tasks = shown(done).partition("mean over 2 tasks")[2]
 
     assert " · always the same answer scores 31.2 % · of these below floor: existence" in over_tasks
-    starred = {" ".join(line.split()[:3]) for line in over_tasks.splitlines() if " * " in line and "[" in line}
+    starred = {" ".join(line.split()[:3]) for line in over_tasks.splitlines() if " * " in line and "0.25" in line}
     assert starred == {"hiprune * 0.25"}
     assert "none *" in over_tasks
 
@@ -153,6 +157,33 @@ def test_no_header_is_broken_inside_a_word(done: ResultFolder) -> None:
     assert not re.search(r"[a-z]-(?= |$)", shown(done).replace(" - ", ""), re.MULTILINE)
     for word in ("retained", "evidence", "limit"):
         assert word in shown(done)
+
+
+def test_the_table_of_costs_has_paired_speed_ups_with_intervals(done: ResultFolder) -> None:
+    costs = shown(done).partition("the same: cost")[2]
+
+    row = next(line for line in costs.splitlines() if line.strip().startswith("hiprune *"))
+    assert re.fullmatch(
+        r"hiprune \* 0.25 1.60x \[1.60, 1.60\] 4.00x \[3.\d\d, 4.\d\d\] 1.33x .* 400 0.95", " ".join(row.split())
+    )
+
+
+def test_a_model_at_chance_is_said_first_and_why(done: ResultFolder) -> None:
+    plain = done.record(("shape", "none", ""))
+    found = chance("shape", [0.0] * 40, "cross", [0.0] * 39 + [1.0], [replace(done.answers(plain)[-1], prediction="a dot")])
+    text = shown(done, shape=TaskNote("cross", 0.025, below_floor=False, chance=found))
+
+    head, _, rest = text.partition("made up, in batches of 4")
+    assert "does no better than always saying the same" in head
+    assert "shape: 0.0 % of 40 questions; always 'cross' scores 2.5 %" in head
+    assert "it said 'a dot'; right is " in head
+    assert all(reason.split(":")[0] in head for reason in REASONS)
+    assert "shape · always 'cross' scores 2.5 % · the model does no better than that" in rest
+
+
+def test_a_model_that_knows_the_task_is_not_at_chance() -> None:
+    assert chance("shape", [1.0] * 30 + [0.0] * 10, "cross", [1.0] * 5 + [0.0] * 35) is None
+    assert chance("shape", [0.0] * 40, "", [0.0] * 40) is not None
 
 
 def test_wide_numbers_and_long_recipes_fit_into_120_columns(done: ResultFolder) -> None:
@@ -168,8 +199,10 @@ def test_wide_numbers_and_long_recipes_fit_into_120_columns(done: ResultFolder) 
             score_high=1.0,
             score=1.0,
             evidence_recall=1.0,
+            first_token_seconds=0.0123,
             prefill_seconds=0.0123,
-            decode_seconds=0.0123,
+            total_seconds=0.0123,
+            decode_seconds=0.00123,
             visual_tokens=2880.0,
         )
         for record in done.records
@@ -177,7 +210,7 @@ def test_wide_numbers_and_long_recipes_fit_into_120_columns(done: ResultFolder) 
     text = shown(done)
 
     assert "…" not in text
-    assert "12.3 ms 12.3 ms" in " ".join(text.split())
+    assert "12.3 ms 12.3 ms 12.3 ms 3252" in " ".join(text.split())
 
 
 def test_drops_are_paired_by_cell_and_over_all_tasks(done: ResultFolder) -> None:

@@ -14,7 +14,7 @@ from foveate.bench.records import Record
 from foveate.bench.statistics import Difference, difference
 from foveate.core.errors import FoveateError
 
-_SAME = ("n", "seed", "digest", "metric")
+_SAME = ("n", "seed", "digest", "metric", "short")
 """Settings that say which questions were asked and what counted as right."""
 
 Pick = tuple[str, str]

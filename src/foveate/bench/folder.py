@@ -8,7 +8,6 @@ cells that failed. Every file is replaced as a whole, so neither a reader nor a 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 from base64 import b64decode
@@ -23,6 +22,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from foveate.bench.cells import Cell, Key
 from foveate.bench.examples import Picture
+from foveate.bench.machine import machine
 from foveate.bench.records import Answer, Failure, Measurement, Record
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable, write_json, write_whole
@@ -36,8 +36,10 @@ class Settings:
     """What every cell of a folder has in common; cells under other settings could not be compared with them.
 
     timed: batches of a cell on which the unmodified model and the physical limit are timed as well.
-    data: the file of the user's own questions, with its digest (`foveate.tasks.files.digest`), the metric of rows that
-        name none, and the longest answer; None where the tasks are generated.
+    data: the file of the user's own questions, with its digest (`foveate.tasks.files.digest`) and the longest answer; None
+        where the tasks are generated.
+    metric: of rows of the data that name none; of generated tasks, instead of their own, None for that.
+    short: whether generated tasks ask for a short answer (`foveate.bench.questions.Wording`).
     """
 
     model: str
@@ -52,6 +54,7 @@ class Settings:
     digest: str | None = None
     metric: str | None = None
     max_new_tokens: int | None = None
+    short: bool = False
 
 
 class Results:
@@ -236,5 +239,5 @@ def provenance(*packages: str) -> dict[str, Any]:
     named = ("foveate", "torch", "transformers", *packages)
     return {
         "versions": {"python": platform.python_version()} | {package: version(package) for package in named},
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
     }

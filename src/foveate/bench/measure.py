@@ -18,8 +18,8 @@ from foveate.bench.folder import Settings
 from foveate.bench.peak import Peak
 from foveate.bench.questions import ask
 from foveate.bench.records import RATIOS, Answer, Measurement
-from foveate.bench.run import Measure
 from foveate.checkpoint import Checkpoint, load, resolve_device
+from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE, Recipe
 from foveate.core.report import Report
 from foveate.engine import limit
@@ -46,12 +46,36 @@ class _Batch:
     pairs: dict[str, float] | None = None
 
 
-def measure_with(settings: Settings, task: str) -> Measure:
-    """Load the model of ``settings`` and give what measures cells on it; ``task`` is one of theirs."""
-    loaded = load(settings.model, resolve_device(settings.device), settings.dtype, settings.companion)
-    if settings.data is not None:
-        loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
-    return partial(measure, loaded, Encodings(loaded.model), settings)
+class Bench:
+    """A model on which cells are measured."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
+        self._checkpoint = checkpoint
+        self._encodings = Encodings(checkpoint.model)
+        self._settings = settings
+
+    @classmethod
+    def load(cls, settings: Settings, task: str) -> Bench:
+        """The model of ``settings``; ``task`` is one of theirs."""
+        loaded = load(settings.model, resolve_device(settings.device), settings.dtype, settings.companion)
+        if settings.data is not None:
+            loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
+        return cls(loaded, settings)
+
+    def __call__(self, cell: Cell, questions: Questions, advance: Callable[[int], None]) -> Measurement:
+        """Measure a cell on its questions."""
+        return measure(self._checkpoint, self._encodings, self._settings, cell, questions, advance)
+
+    def refusals(self, recipes: Sequence[Recipe]) -> list[str | None]:
+        """Why the model does not take each of the recipes, by trying; None where it does."""
+        return [self._refusal(recipe) for recipe in recipes]
+
+    def _refusal(self, recipe: Recipe) -> str | None:
+        try:
+            _attached(self._checkpoint, recipe).detach()
+        except FoveateError as error:
+            return str(error)
+        return None
 
 
 def measure(
@@ -67,8 +91,9 @@ def measure(
     size = settings.batch_size if all(len(question.turns) == 1 for question in questions) else 1
     batches = [questions[start : start + size] for start in range(0, len(questions), size)]
     anew = encodings.about(cell.task)
-    for recipe in [NONE, cell.recipe] if anew else [cell.recipe]:
-        _warm_up(checkpoint, recipe, batches[0])
+    if anew:
+        _warm_up(checkpoint, NONE, batches[0])
+    _warm_up(checkpoint, cell.recipe, batches[0])
     done: list[_Batch] = []
     for number, batch in enumerate(batches):
         # A session for each batch: comparisons are timed between them, and methods that draw do not stake all on one draw.

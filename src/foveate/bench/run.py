@@ -10,10 +10,21 @@ from foveate.bench.cells import Cell
 from foveate.bench.folder import ResultFolder, Settings
 from foveate.bench.records import RATIOS, Failure, Measurement, Record
 from foveate.bench.statistics import interval, ratio
+from foveate.core.recipe import Recipe
 from foveate.tasks import Question
 
 Measure = Callable[[Cell, Sequence[Question], Callable[[int], None]], Measurement]
 """Measures a cell on its questions and tells how many more are answered."""
+
+
+class Host(Protocol):
+    """A model that measures cells, and can say what it refuses."""
+
+    def __call__(self, cell: Cell, questions: Sequence[Question], advance: Callable[[int], None]) -> Measurement:
+        """Measure a cell, as `Measure`."""
+
+    def refusals(self, recipes: Sequence[Recipe]) -> Sequence[str | None]:
+        """Why it does not take each of the recipes; None where it does."""
 
 
 Ask = Callable[[str], Sequence[Question]]

@@ -22,8 +22,9 @@ class Mean:
     """A method at a budget over all tasks that it has in common with the unmodified model; None where undefined.
 
     ``tasks`` is how many these are. The speed-ups are geometric means over them of what `Record` has, each with the ends of
-    its 95 % interval over tasks and timed batches (`foveate.bench.statistics.ratio_over`). ``retention_low`` and
-    ``retention_high`` put the 95 % intervals of the tasks' scores together, the unmodified model's scores taken as they are.
+    its 95 % interval over tasks and timed batches (`foveate.bench.statistics.ratio_over`). ``peak_bytes``: of the
+    task that took most. ``retention_low`` and ``retention_high`` put the 95 % intervals of the tasks' scores together, the
+    unmodified model's scores taken as they are.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Mean:
     total_speedup_low: float | None = None
     total_speedup_high: float | None = None
     decode_rate: float | None = None
+    peak_bytes: float | None = None
 
     @property
     def key(self) -> Key:
@@ -100,6 +102,7 @@ def _mean(group: list[Record], pairs: Sequence[dict[str, list[float]]], base: Ma
         total_speedup_low=total.low,
         total_speedup_high=total.high,
         decode_rate=over_tasks(lambda record: record.decode_rate),
+        peak_bytes=max((record.peak_bytes for record in group if record.peak_bytes is not None), default=None),
     )
 
 

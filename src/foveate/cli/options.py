@@ -34,7 +34,11 @@ Data = Annotated[
 ]
 Metric = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box."),
+    typer.Option(
+        metavar="NAME",
+        help="How answers are scored: exact (if nothing is given; generated tasks have their own), contains, items, anls, "
+        "vqa, and with --data point or box.",
+    ),
 ]
 MaxNewTokens = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="With --data: longest answer, in tokens (16 if not given).")

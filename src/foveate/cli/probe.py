@@ -18,6 +18,7 @@ from foveate.bench.probes.embedlens import usual_top_k
 from foveate.bench.probes.embedlens_run import LensOptions, lens_steps, probe_embedlens
 from foveate.bench.probes.horizon_run import HorizonOptions, horizon_steps, probe_horizon
 from foveate.bench.probes.kept import Kept
+from foveate.bench.questions import Wording
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
@@ -72,7 +73,12 @@ def _asked(request: ProbeRequest, *splits: str) -> list[Asked]:
     """Questions by task, of each split; of the user's own data, one half of the pictures is for validation."""
     names = task_names(request.tasks, request.data, request.model)
     if request.data.path is None:
-        return [{task: tasks.questions(task, request.n, request.seed, split) for task in names} for split in splits]
+        worded = Wording.of(request.model, request.data.metric)
+
+        def asked(task: str, split: str) -> list[Question]:
+            return [worded(question) for question in tasks.questions(task, request.n, request.seed, split)]
+
+        return [{task: asked(task, split) for task in names} for split in splits]
     halves = dict(zip(("validation", "test"), request.data.divide(0.5, request.seed, request.model), strict=True))
     return [{name: halves[split][: request.n] for name in names} for split in splits]
 
@@ -85,7 +91,7 @@ def _load(request: ProbeRequest) -> Checkpoint:
 
 def _kept(request: ProbeRequest, probe: str, **measured: Any) -> Kept:
     settings = {"model": request.model, "n": request.n, "seed": request.seed, "dtype": request.dtype, **measured}
-    settings |= request.data.describe()
+    settings |= {"metric": request.data.metric, **request.data.describe()}
     return Kept(request.out / "probes" / f"{probe}.json", settings)
 
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
+from foveate.bench.chance import REASONS
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.statistics import beats
@@ -73,6 +74,8 @@ def page(folder: Results) -> str:
         tasks=tasks,
         keeps=list(dict.fromkeys(keep_text(record.keep) for record in records if record.keep is not None)),
         notes=notes,
+        chances=[note["chance"] for note in notes.values() if note.get("chance")],
+        reasons=REASONS,
         below_floor=[task for task in tasks if notes.get(task, {}).get("below_floor")],
         rankings=story.rankings(over_tasks),
         offers=story.offers(over_tasks),
@@ -126,7 +129,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = (numbers.percent, numbers.fixed, numbers.factor, numbers.seconds, numbers.size, keep_text)
+    shown = (numbers.between, numbers.percent, numbers.fixed, numbers.factor, numbers.seconds, numbers.size, keep_text)
     environment.filters.update({function.__name__: function for function in shown})
     return environment
 
