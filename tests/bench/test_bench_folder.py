@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from foveate.bench import folder as folder_module
 from foveate.bench.cells import plan
 from foveate.bench.folder import ResultFolder, Settings
 from foveate.bench.records import RATIOS, Answer, Failure, Measurement, Record
@@ -174,7 +173,7 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path: Path, monkeypat
     def cut_short(descriptor: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(folder_module.os, "fsync", cut_short)
+    monkeypatch.setattr(os, "fsync", cut_short)
     with pytest.raises(OSError, match="no space"):
         write_json(path, ["new"])
 

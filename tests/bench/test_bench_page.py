@@ -139,7 +139,10 @@ def test_the_fastest_within_a_loss_is_offered(done: ResultFolder) -> None:
 def test_points_tell_method_budget_score_and_speed(done: ResultFolder) -> None:
     tips = Parsed(page(done)).all("data-tip")
 
-    assert "hiprune · keep 0.25\nscore 80.0 % [58.4, 91.9]\nspeed-up 4.00x\n36.0 visual tokens in the last layer" in tips
+    assert (
+        "hiprune · keep 0.25\nscore 80.0 % [58.4, 91.9]\nspeed-up 4.00x [3.60, 4.80]\n36.0 visual tokens in the last layer"
+        in tips
+    )
 
 
 def test_the_page_holds_all_it_needs(done: ResultFolder) -> None:
@@ -254,10 +257,15 @@ def test_a_browser_shows_the_page(done: ResultFolder, tmp_path: Path, width: int
         browser.run("document.querySelectorAll('[name=map-budget]')[1].click()")
         assert browser.run("document.querySelector('.heat:not([hidden])').dataset.budget") == "0.25"
 
-        browser.run("document.querySelector('.legend [data-series=hiprune]').click()")
-        hidden = "[...document.querySelectorAll('.chart [data-series=hiprune]')].every(e => e.classList.contains('off'))"
-        assert browser.run("[...document.querySelectorAll('.chart [data-series=hiprune]')].length") > 0
-        assert browser.run(hidden)
+        # A legend acts on the charts of its scope; the name of a place shows its methods alone.
+        scope = "[data-scope=methods]"
+        off = f"[...document.querySelectorAll('.chart{scope} [data-series=%s]')].map(e => e.classList.contains('off'))"
+        browser.run(f"document.querySelector('.legend{scope} [data-series=hiprune]').click()")
+        assert set(browser.run(off % "hiprune")) == {True}
+        assert set(browser.run(off % "fastv")) == {False}
+        browser.run(f"document.querySelector('.legend{scope} [data-only=\"before the LLM\"]').click()")
+        assert set(browser.run(off % "hiprune") + browser.run(off % "random")) == {False}
+        assert set(browser.run(off % "fastv")) == {True}
 
         browser.run("document.querySelectorAll('#table th button')[3].click()")
         assert browser.run("document.querySelector('#table tbody tr').cells[1].textContent") == "none"

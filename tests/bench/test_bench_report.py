@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from rich.console import Console
 
 from foveate.bench.cells import plan
 from foveate.bench.chance import REASONS, chance
 from foveate.bench.folder import ResultFolder, Settings
+from foveate.bench.records import SPEEDUPS
 from foveate.bench.run import run
 from foveate.bench.statistics import beats
 from foveate.bench.summary import ALL_TASKS, Mean, drops, kept_everything, means, no_better_than_random, pareto
@@ -24,7 +23,6 @@ from foveate.core.recipe import NONE
 from foveate.core.statistics import wilson
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.numbers import seconds, size
-from foveate.report.picture import _line, _mark, draw_quality_speed
 from foveate.tasks import questions
 
 
@@ -90,7 +88,9 @@ def test_the_table_names_methods_that_kept_everything_and_those_that_need_traini
     records = [whole, replace(whole, method="ppe", keep=512)]
     notes = {"shape": TaskNote("cross", 0.125, below_floor=False)}
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(bench_tables(records, means(records, lambda record: 1.0), notes, [], {}))
+    console.print(
+        bench_tables(records, means(records, lambda record: {name: [1.0] for name in SPEEDUPS}), notes, [], {}, "made up")
+    )
     text = console.export_text()
 
     assert "Kept everything, as there is no more: ppe at 512" in text
@@ -122,6 +122,18 @@ def test_means_leave_out_tasks_without_the_unmodified_model(done: ResultFolder) 
     assert means(records, done.pairs) == means(existence, done.pairs)
 
 
+def test_the_interval_of_what_is_retained_puts_those_of_the_tasks_together(done: ResultFolder) -> None:
+    rows = [record for record in done.records if record.key[1:] in (("hiprune", "0.25"), ("none", ""))]
+    one, both = ({mean.method: mean for mean in means(part, done.pairs)} for part in (rows[:2], rows))
+
+    record = next(record for record in rows[:2] if record.method == "hiprune")
+    # Of one task it is the interval of the score in another unit.
+    ends = (record.score_low / 0.9, record.score_high / 0.9)
+    assert (one["hiprune"].retention_low, one["hiprune"].retention_high) == pytest.approx(ends)
+    width = one["hiprune"].retention_high - one["hiprune"].retention_low
+    assert both["hiprune"].retention_high - both["hiprune"].retention_low == pytest.approx(width / 2**0.5)
+
+
 def test_the_table_shows_scores_intervals_and_verdicts(done: ResultFolder) -> None:
     text = shown(done)
 
@@ -139,6 +151,12 @@ def test_the_table_of_means_has_the_constant_answer_and_the_front(done: ResultFo
     starred = {" ".join(line.split()[:3]) for line in over_tasks.splitlines() if " * " in line and "0.25" in line}
     assert starred == {"hiprune * 0.25"}
     assert "none *" in over_tasks
+
+
+def test_no_header_is_broken_inside_a_word(done: ResultFolder) -> None:
+    assert not re.search(r"[a-z]-(?= |$)", shown(done).replace(" - ", ""), re.MULTILINE)
+    for word in ("retained", "evidence", "limit"):
+        assert word in shown(done)
 
 
 def test_the_table_of_costs_has_paired_speed_ups_with_intervals(done: ResultFolder) -> None:
@@ -244,52 +262,6 @@ def test_undefined_numbers_are_dashes(done: ResultFolder) -> None:
     row = next(line for line in shown(done).splitlines() if line.strip().startswith("random"))
 
     assert "–" in row.split()[-4:]
-
-
-def test_the_picture_is_a_png_of_readable_size(done: ResultFolder, tmp_path: Path) -> None:
-    draw_quality_speed(means(done.records, done.pairs), tmp_path / "picture.png", "made up")
-
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.width >= 1000
-
-
-def test_the_picture_grows_with_its_legend_and_settings_of_one_method_share_a_line(
-    done: ResultFolder, tmp_path: Path
-) -> None:
-    (plain,) = (mean for mean in means(done.records, done.pairs) if mean.method == NONE)
-    methods = [f"method{number}" for number in range(40)]
-    settings = [f"shortv(frozen=0.{number})" for number in range(40)]
-    for name, recipes in {"many": methods, "one": settings}.items():
-        rows = [plain, *(replace(plain, method=recipe, speedup=2.0) for recipe in recipes)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            draw_quality_speed(rows, tmp_path / f"{name}.png", name)
-
-    with Image.open(tmp_path / "many.png") as many, Image.open(tmp_path / "one.png") as one:
-        assert many.height > 1.8 * one.height
-
-
-@pytest.mark.parametrize(
-    ("method", "keep", "line", "mark"),
-    [
-        ("hiprune", 0.5, "hiprune", "0.5"),
-        ("hiprune(alpha=0.2)", 0.5, "hiprune(alpha=0.2)", "0.5"),
-        ("shortv", None, "shortv", ""),
-        ("shortv(frozen=0.4)", None, "shortv", "frozen=0.4"),
-        ("shortv(frozen=0.4) + fastv(keep=0.5)", None, "shortv(frozen=0.4) + fastv(keep=0.5)", ""),
-    ],
-)
-def test_a_point_is_marked_with_what_its_line_does_not_say(method: str, keep: float | None, line: str, mark: str) -> None:
-    mean = replace(point(2, 0.9), method=method, keep=keep)
-
-    assert (_line(mean), _mark(mean)) == (line, mark)
-
-
-def test_a_picture_without_a_single_point_is_still_drawn(tmp_path: Path) -> None:
-    draw_quality_speed([], tmp_path / "picture.png", "nothing")
-
-    assert (tmp_path / "picture.png").is_file()
 
 
 @pytest.mark.parametrize(

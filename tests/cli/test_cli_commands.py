@@ -309,6 +309,17 @@ def test_run_answers_without_and_with_the_recipe(call: Any, tiny: Path, picture:
     assert "144 → 16" in result.stdout
 
 
+def test_run_shows_the_visual_tokens_of_every_layer(
+    call: Any, tiny: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    recipe = "v2drop(layers=(1, 2), ratios=(0.5, 0.25))"
+    result = call("run", "--model", tiny, "--image", picture, "--prompt", "what?", "--recipe", recipe, "--max-new-tokens", 2)
+
+    assert result.exit_code == 0, result.output
+    assert "144 → 144 (layer 0), 72 (layer 1), 18 (layer 2)" in result.stdout
+
+
 def test_run_says_of_a_budget_above_what_is_there_that_it_changed_nothing(call: Any, tiny: Path, picture: Path) -> None:
     fixed = ["run", "--model", tiny, "--image", picture, "--prompt", "where is it?", "--recipe"]
 

@@ -25,6 +25,7 @@ from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData, task_names
 from foveate.cli.progress import StepProgress
 from foveate.cli.quiet import quiet
+from foveate.core.files import make_writable
 from foveate.report.probe_picture import draw_probe
 from foveate.tasks import Question
 
@@ -90,6 +91,7 @@ def _asked(request: ProbeRequest, *splits: str) -> list[Asked]:
 
 
 def _load(request: ProbeRequest) -> Checkpoint:
+    make_writable(request.out)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)

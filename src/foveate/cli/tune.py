@@ -23,6 +23,7 @@ from foveate.cli.own_data import OwnData, task_names
 from foveate.cli.quiet import quiet
 from foveate.core import registry
 from foveate.core.errors import FoveateError
+from foveate.core.files import make_writable
 from foveate.core.recipe import NONE
 from foveate.engine.hosting import verdicts
 
@@ -80,6 +81,7 @@ def tune(request: TuneRequest) -> None:
     wording = Wording.of(request.model, request.data.metric) if request.data.path is None else None
     searched, held = questions(request, wording)
     hints = read_hints(request.hints)
+    make_writable(request.out)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)

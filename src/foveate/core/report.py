@@ -59,8 +59,8 @@ class Report:
         return "\n".join(
             [
                 f"recipe         {self.recipe}",
-                f"visual tokens  {self.original_visual_tokens:g} -> {_run_lengths(self.visual_tokens)}",
-                f"rows           {_run_lengths(self.rows)} ({last:g} visual in the last layer)",
+                f"visual tokens  {self.original_visual_tokens:g} -> {run_lengths(self.visual_tokens)}",
+                f"rows           {run_lengths(self.rows)} ({last:g} visual in the last layer)",
                 f"KV cache       {sum(self.kv_bytes) / 2**20:.2f} MiB ({_shares(self.kv_kept)} of the tokens so far)",
                 f"workspace      {self.workspace / 2**20:.2f} MiB at most",
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
@@ -118,7 +118,7 @@ def _shares(values: tuple[float, ...]) -> str:
     return f"{low} %" if low == high else f"{low}-{high} %"
 
 
-def _run_lengths(values: tuple[float, ...]) -> str:
+def run_lengths(values: tuple[float, ...]) -> str:
     """``(64, 64, 32)`` as ``64 (layers 0-1), 32 (layer 2)``."""
     if len(set(values)) <= 1:
         return f"{values[0]:g}" if values else "-"

@@ -25,13 +25,13 @@ from foveate.report.numbers import NOTHING, between, fixed, percent, points, sec
 from foveate.report.training_mark import footnote, mark
 
 _SCORE = "score % [95 %]"
-_RETENTION = "reten-\ntion %"
+_RETENTION = "retained\n%"
 _DROP = "drop\n[95 %]"
-_EVIDENCE = "evi-\ndence %"
+_EVIDENCE = "evidence\n%"
 _EFFICIENCY = "of\nlimit"
 _PEAK = "peak\nmemory"
 
-_WIDEST_METHOD = 25
+_WIDEST_METHOD = 24
 _ON_FRONT = " *"
 
 _WORDS = (
@@ -82,7 +82,7 @@ def bench_tables(
             Text(),
         ]
     trained = footnote(record.method for record in records)
-    below = [_WORDS] + [trained] * bool(trained)
+    below = [_WORDS, *([f" {trained}"] if trained else [])]
     return Group(*parts, *(_means_tables(means, notes, drops) if means else []), *map(Text, below))
 
 

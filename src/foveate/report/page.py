@@ -20,9 +20,10 @@ from foveate.bench.summary import kept_everything, means, no_better_than_random
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_whole
 from foveate.report import heat, numbers, story
-from foveate.report.bench_charts import layer_charts, mean_chart, probe_chart, task_charts
+from foveate.report.bench_charts import layer_charts, mean_charts, mean_front, probe_chart, task_charts
 from foveate.report.gallery import gallery
-from foveate.report.looks import MARKERS, looks
+from foveate.report.looks import MARKERS, method_looks
+from foveate.report.places import by_place
 from foveate.report.training_mark import needs_training
 
 _MOST_LINES = 9
@@ -56,9 +57,9 @@ def page(folder: Results) -> str:
     compared = [r for r in records if r.method not in REFERENCE_POINTS and folder.record(_random(r)) is not None]
     notes = folder.document("tasks.json") or {}
     tasks = list(dict.fromkeys(record.task for record in records))
-    look = looks(record.method for record in records)
-    chart = mean_chart(over_tasks, look)
-    on_front = {line.name for line in chart.lines for point in line.points if (point.x, point.y) in chart.front}
+    look = method_looks(record.method for record in records)
+    best = mean_front(over_tasks)
+    on_front = {mean.method for mean in over_tasks if (mean.speedup, mean.retention) in best}
     methods = list(look)
     environment = _environment()
     script = Markup(_source(environment, "report.js"))
@@ -85,9 +86,11 @@ def page(folder: Results) -> str:
         compared=len(compared),
         worse=story.by_method(_worse_than_random(folder, weak)),
         failures=folder.document("failures.json") or [],
-        mean_charts=[chart, mean_chart(over_tasks, look, width=380, height=330)],
+        places=by_place(methods, str),
+        mean_charts=mean_charts(over_tasks, look),
         task_charts=task_charts(records, speedups, notes, look),
         maps=heat.maps(records, over_tasks, weak),
+        ramp_style=heat.ramp_style(),
         layer_charts=layer_charts(folder, look),
         probes=_probes(folder),
         gallery=gallery(folder),

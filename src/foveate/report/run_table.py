@@ -14,7 +14,7 @@ from rich.text import Text
 
 from foveate.bench.statistics import Ratio, ratio
 from foveate.core.recipe import NONE
-from foveate.core.report import Report
+from foveate.core.report import Report, run_lengths
 from foveate.report.numbers import NOTHING, factor, seconds, size
 
 
@@ -90,10 +90,8 @@ def _about(runs: Sequence[Answered], device: str, dtype: torch.dtype) -> str:
 
 
 def _tokens(report: Report) -> str:
-    """``144 -> 32``, or ``144 -> 144 … 72`` where a method inside the decoder drops."""
-    first, last = report.visual_tokens[0], report.visual_tokens[-1]
-    steps = f"{first:g}" if first == last else f"{first:g} … {last:g}"
-    return f"{report.original_visual_tokens:g} → {steps}"
+    """``144 → 32``, or ``144 → 144 (layers 0-1), 72 (layers 2-7)`` where a method inside the decoder drops."""
+    return f"{report.original_visual_tokens:g} → {run_lengths(report.visual_tokens)}"
 
 
 def _per_token(report: Report) -> float | None:
