@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 LMMS := .venv-lmms
 PEERS := .venv-peers
 
-.PHONY: demo test test-all test-lmms test-peers lint types setup clean
+.PHONY: demo test test-all test-lmms test-peers docs notebook lint types setup clean
 
 setup: $(READY)
 
@@ -51,12 +51,20 @@ test-peers: $(PEERS)/.ready
 	$(PEERS)/bin/python -m tests.peers.archive
 	$(PEERS)/bin/python -m pytest tests/peers $(if $(FAMILY),--family $(FAMILY))
 
+# DISABLE_...: an advertisement of a plugin's owner for another tool, which looks like a warning of the build.
+docs: setup
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is site/index.html"
+
+notebook: setup
+	$(BIN)/python -m benchmarks.notebook
+
 lint: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks docs/*.py
+	$(BIN)/ruff format --check src tests benchmarks docs/*.py
 
 types: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(PEERS) .peers runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LMMS) $(PEERS) .peers runs site .pytest_cache .mypy_cache .ruff_cache
