@@ -51,10 +51,10 @@ test-peers: $(PEERS)/.ready
 	$(PEERS)/bin/python -m tests.peers.archive
 	$(PEERS)/bin/python -m pytest tests/peers $(if $(FAMILY),--family $(FAMILY))
 
-# DISABLE_...: an advertisement of a plugin's owner for another tool, which looks like a warning of the build.
+# The variables: theme and plugin advertise what may follow on MkDocs in every build.
 docs: setup
-	DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "The documentation is site/index.html"
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is site/index.html; with its search: $(BIN)/python -m http.server --directory site"
 
 notebook: setup
 	$(BIN)/python -m benchmarks.notebook
