@@ -26,7 +26,7 @@ ROOT = "engine"
 MAY_IMPORT = {
     **{name: below | ({"reference", "tasks"} if "serving" in below else set()) for name, below in BELOW.items()},
     "tasks": {"tasks", "core"},
-    "reference": {"reference", "tasks", "core"},
+    "reference": {"reference", "tasks", "models", "core"},
 }
 FRAMEWORKS = {"transformers", "vllm"}
 LONGEST = 350

@@ -10,6 +10,7 @@ from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method
 from foveate.core.recipe import NONE, Recipe
+from foveate.core.text import split_outside_brackets
 
 REFERENCE_POINTS = (NONE, "random", "uniform")
 """Always measured: what is there to lose, and what any method has to beat."""
@@ -93,18 +94,6 @@ def parse_keeps(text: str) -> list[int | float]:
 def keep_text(keep: Keep) -> str:
     """A budget as text, nothing for None."""
     return "" if keep is None else str(keep)
-
-
-def split_outside_brackets(text: str, separator: str) -> list[str]:
-    """Split at the separators that are inside no bracket; a bracket left open reaches to the end."""
-    parts, depth = [""], 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if character == separator and depth <= 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
 
 
 def _keep(text: str) -> int | float:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from foveate.core.errors import FoveateError
+from foveate.core.text import first_line
 
 # Typer exports the leaf of its usage errors only; what they have in common is the base with `format_message`.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -26,7 +30,11 @@ class OneLineErrors(TyperGroup):
         if not standalone_mode:
             return super().main(*args, **extra)
         try:
-            code = super().main(*args, **extra)
+            try:
+                code = super().main(*args, **extra)
+            except (ImportError, RuntimeError) as error:
+                refuse_broken_torchvision(error)
+                raise
         except (_UsageError, FoveateError) as error:
             message = error.format_message() if isinstance(error, _UsageError) else str(error)
             typer.echo(f"foveate: {' '.join(message.split())}", err=True)
@@ -34,3 +42,22 @@ class OneLineErrors(TyperGroup):
         except typer.Abort:
             code = INTERRUPTED
         sys.exit(code)
+
+
+def refuse_broken_torchvision(error: BaseException) -> None:
+    """If torchvision is installed but cannot be imported, say so: that is what ``error`` comes from, whatever it says.
+
+    Most often it was built for another torch. Nothing of transformers can be imported then.
+    """
+    if find_spec("torchvision") is None:
+        return
+    try:
+        import_module("torchvision")
+    except Exception:
+        # A second try to import it fails otherwise than the first.
+        while error.__cause__ is not None:
+            error = error.__cause__
+        raise FoveateError(
+            f"torchvision {version('torchvision')}: does not work with torch {version('torch')} ({first_line(error)}); "
+            "pip uninstall torchvision, which pictures do not need, or install the two in versions made for each other"
+        ) from error

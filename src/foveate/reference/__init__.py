@@ -41,16 +41,11 @@ def load(name: str = "reference", device: str = "cpu", dtype: torch.dtype = torc
     return model, processor(path(name))
 
 
-def processor(folder: Path | str, **options: Any) -> Any:
-    """The processor in a checkpoint folder; also that of ``reference-qwen``, which transformers does not know by name."""
-    from transformers import AutoProcessor
+def processor(folder: Path | str) -> Any:
+    """The processor in a checkpoint folder, without anything that reads videos: ``reference-qwen`` is shown them by frame."""
+    from foveate.models.processors import read_processor
 
-    from .extended import PictureProcessor
-
-    settings = Path(folder) / "processor_config.json"
-    if settings.is_file() and json.loads(settings.read_text()).get("processor_class") == PictureProcessor.__name__:
-        return PictureProcessor.from_pretrained(folder)
-    return AutoProcessor.from_pretrained(folder, **options)
+    return read_processor(folder)
 
 
 def evaluation(folder: Path) -> dict[str, dict[str, Any]]:

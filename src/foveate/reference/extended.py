@@ -15,7 +15,6 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -23,6 +22,7 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from foveate.models.no_videos import NoVideos, without_videos
 from foveate.tasks.board import DIGITS
 from foveate.tasks.scenes import SIZE
 from foveate.tasks.series import FRAMES
@@ -106,15 +106,6 @@ def build_qwen(dimensions: Dimensions = DEFAULT) -> Qwen2_5_VLForConditionalGene
     return _generating(Qwen2_5_VLForConditionalGeneration(config))
 
 
-class PictureProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor for pictures only: that of videos needs torchvision. Videos are given frame by frame."""
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
-        self.image_token, self.video_token = IMAGE, VIDEO
-        self.image_token_id, self.video_token_id = IDS[IMAGE], IDS[VIDEO]
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
 def tiles_processor() -> LlavaNextProcessor:
     """Pictures become an overview and up to four tiles."""
     side = {"height": SIZE, "width": SIZE}
@@ -131,11 +122,13 @@ def tiles_processor() -> LlavaNextProcessor:
     )
 
 
-def qwen_processor() -> PictureProcessor:
-    """Pictures keep their size, to the next multiple of 16 pixels, up to 384 x 384."""
+def qwen_processor() -> Any:
+    """Pictures keep their size, to the next multiple of 16 pixels, up to 384 x 384; videos are given frame by frame."""
     pixels = {"min_pixels": (2 * PATCH) ** 2, "max_pixels": (4 * SIZE) ** 2}
-    image = Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=2, temporal_patch_size=2, **pixels)
-    return PictureProcessor(image, _tokenizer(), chat_template=CHAT_TEMPLATE.replace(IMAGE, _QWEN_IMAGE))
+    settings: dict[str, Any] = dict(patch_size=PATCH, merge_size=2, temporal_patch_size=2, **pixels)
+    template = CHAT_TEMPLATE.replace(IMAGE, _QWEN_IMAGE)
+    kind = without_videos(Qwen2_5_VLProcessor)
+    return kind(Qwen2VLImageProcessorPil(**settings), _tokenizer(), NoVideos(**settings), chat_template=template)
 
 
 @dataclass(frozen=True)
@@ -188,7 +181,9 @@ def _generating(model: Any) -> Any:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer(IDS, (USER, ASSISTANT, IMAGE, VISION_START, VISION_END, VIDEO))
+    marks = (USER, ASSISTANT, IMAGE, VISION_START, VISION_END, VIDEO)
+    # Qwen's processor asks the tokenizer for the places of pictures and videos by these names.
+    return build_tokenizer(IDS, marks, image_token=IMAGE, video_token=VIDEO)
 
 
 def start_from(model: Any, other: Any) -> None:

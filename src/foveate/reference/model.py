@@ -151,8 +151,8 @@ def build_text_tower(dimensions: Dimensions = Dimensions()) -> TextTower:
     return TextTower(CLIPTextModelWithProjection(config), dimensions.vision_width)
 
 
-def build_tokenizer(ids: dict[str, int], marks: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Words become the ``ids``; ``marks`` are special beside padding, the unknown, beginning and end."""
+def build_tokenizer(ids: dict[str, int], marks: Sequence[str], **names: str) -> PreTrainedTokenizerFast:
+    """Words become the ``ids``; ``marks`` are special beside padding, the unknown, beginning and end, some by ``names``."""
     core = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -167,6 +167,7 @@ def build_tokenizer(ids: dict[str, int], marks: Sequence[str]) -> PreTrainedToke
         padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
+        **names,
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from foveate.bench.cells import split_outside_brackets
 from foveate.core.errors import FoveateError
+from foveate.core.text import split_outside_brackets
 
 _LONGEST = 1024
 """New tokens where a task sets no limit."""

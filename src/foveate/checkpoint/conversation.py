@@ -1,0 +1,141 @@
+"""What a model is asked, and what it answers: conversations as its processor's chat template takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from foveate.core.companion import Companion
+from foveate.core.errors import FoveateError
+from foveate.core.text import first_line
+
+_REFUSALS = (ValueError, RuntimeError, ArithmeticError)
+"""What processors raise over pictures that they cannot take."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in evaluation mode with its processor, the name under which it was asked for, and a text tower beside it."""
+
+    name: str
+    model: Any
+    processor: Any
+    companion: Companion | None = None
+    system: str | None = None
+    """What every conversation begins with, unless it brings a system prompt of its own."""
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.model.config.get_text_config().num_hidden_layers
+
+    def inputs(self, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Model inputs for one conversation each, its pictures and then a prompt, padded on the left."""
+        try:
+            return self.chat([_opening(images, prompt) for images, prompt in zip(pictures, prompts, strict=True)])
+        except _REFUSALS:
+            for images in pictures:
+                reason = refusal(self.processor, images)
+                if reason is not None:
+                    raise FoveateError(reason) from None
+            raise
+
+    def chat(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> dict[str, torch.Tensor]:
+        """Model inputs for conversations as transformers' chat templates take them, padded on the left."""
+        inputs = _processed(self.processor, [self._instructed(turns) for turns in conversations])
+        return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    def check_system(self) -> None:
+        """Refuse a system prompt that the chat template has no place for, or that it leaves out without a word."""
+        if self.system is None:
+            return
+        try:
+            rendered = self.processor.apply_chat_template(self._instructed(_opening([], "?")), add_generation_prompt=True)
+        # Templates raise what they like about roles that they do not know.
+        except Exception as error:
+            raise FoveateError(
+                f"system={self.system!r}: the model's chat template refuses it ({first_line(error)})"
+            ) from error
+        if self.system.strip() not in rendered:
+            raise FoveateError(f"system={self.system!r}: the model's chat template leaves it out; put it into the prompt")
+
+    def refuse_placeholders(self, prompts: Iterable[str]) -> None:
+        """Refuse prompts that name the place of a picture: all pictures stand in front."""
+        placeholder = getattr(self.processor, "image_token", None)
+        for prompt in prompts:
+            if placeholder and placeholder in prompt:
+                raise FoveateError(f"prompt={prompt!r}: leave out {placeholder!r}; the picture is put in front by itself")
+
+    @torch.inference_mode()
+    def converse(self, pictures: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """The greedy answer to each of several prompts about the same pictures, all turns on one cache."""
+        inputs = self.inputs([pictures], prompts[:1])
+        settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
+        output, answers = None, []
+        for number, prompt in enumerate(prompts):
+            if output is not None:
+                ids = self._continued(output.sequences[0], prompts[number - 1], prompt)
+                inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                settings["past_key_values"] = output.past_key_values
+            output = self.model.generate(**inputs, **settings)
+            new = output.sequences[0, inputs["input_ids"].shape[1] :]
+            answers.append(self.processor.decode(new, skip_special_tokens=True).strip())
+        return answers
+
+    def _instructed(self, turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.system is None or (turns and turns[0]["role"] == "system"):
+            return list(turns)
+        return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, *turns]
+
+    def _continued(self, sequence: torch.Tensor, asked: str, prompt: str) -> torch.Tensor:
+        """The ids so far with the next turn behind them, ``[1, n]``: what the chat template puts behind an answer."""
+        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
+        turns = [*_opening([], asked), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        turns += _opening([], prompt)
+        rendered = self.processor.apply_chat_template(turns, add_generation_prompt=True)
+        behind = self.processor.tokenizer(
+            rendered.rpartition(answer)[2], add_special_tokens=False, return_tensors="pt"
+        ).input_ids[0]
+        # The model may or may not have ended its answer itself.
+        ended = int(len(behind) > 0 and bool(sequence[-1] == behind[0]))
+        return torch.cat([sequence[: len(sequence) - ended], behind.to(sequence.device)])[None]
+
+    @torch.inference_mode()
+    def answer(self, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> list[str]:
+        """The greedy answer to each conversation."""
+        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def refusal(processor: Any, pictures: Sequence[Image.Image]) -> str | None:
+    """Why a processor refuses one of the pictures, in a line; None if it takes them all."""
+    for picture in pictures:
+        try:
+            _processed(processor, [_opening([picture], "?")])
+        except _REFUSALS as error:
+            named = picture.info.get("source", "image")
+            width, height = picture.size
+            return f"{named}: {width} x {height} pixels, which the model's processor refuses ({first_line(error)})"
+    return None
+
+
+def _processed(processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:
+    return processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
+    )
+
+
+def _opening(images: Sequence[Image.Image], prompt: str) -> list[dict[str, Any]]:
+    """The messages of a first turn."""
+    parts = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
+    return [{"role": "user", "content": parts}]

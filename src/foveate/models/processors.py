@@ -1,0 +1,47 @@
+"""The processor of a checkpoint; for pictures also where torchvision is missing.
+
+Without torchvision, transformers reads pictures with Pillow, but refuses to load a processor that reads videos, too. Here such
+a processor is put together from its parts, with `foveate.models.no_videos.NoVideos` among them.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+_LOG = logging.getLogger(__name__)
+
+
+def read_processor(source: str | Path, **options: Any) -> Any:
+    """The processor of a checkpoint.
+
+    Args:
+        source: a folder, or a Hub id.
+        options: keywords of ``AutoProcessor.from_pretrained``.
+
+    Raises:
+        FoveateError: later, if it is given a video and there is no torchvision.
+    """
+    from transformers import AutoConfig, AutoProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.utils import is_torchvision_available
+
+    if not is_torchvision_available():
+        kind = type(AutoConfig.from_pretrained(source, **options))
+        if kind in PROCESSOR_MAPPING and "video_processor" in PROCESSOR_MAPPING[kind].get_attributes():
+            return _of_pictures(PROCESSOR_MAPPING[kind], source, options)
+    return AutoProcessor.from_pretrained(source, **options)
+
+
+def _of_pictures(kind: Any, source: str | Path, options: dict[str, Any]) -> Any:
+    """A processor of the class ``kind`` from a checkpoint, which takes no videos."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    from foveate.models.no_videos import NoVideos, without_videos
+
+    _LOG.info("%s: torchvision is not installed, so its processor takes pictures and no videos", source)
+    readers = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer, "video_processor": NoVideos}
+    parts = [readers[name].from_pretrained(source, **options) for name in kind.get_attributes()]
+    settings, _ = kind.get_processor_dict(source, **options)
+    return without_videos(kind).from_args_and_dict(parts, settings)
