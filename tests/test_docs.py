@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,16 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
-from foveate import models, reference
+from foveate import models
 from foveate.cli.app import app
 from foveate.core import registry
 from foveate.core.recipe import Recipe
+from foveate.models.processors import read_processor
+from tests.hub import write_checkpoint
 from tests.pages import PAGES, ROOT, Block, blocks, commands, inline, prose
 
 PAGE = {page.relative_to(ROOT).as_posix(): page for page in PAGES}
 WITH_CODE = [name for name, page in PAGE.items() if any(block.language == "python" for block in blocks(page))]
-STAND_INS = {"llava-hf/llava-1.5-7b-hf": "reference", "Qwen/Qwen2.5-VL-7B-Instruct": "reference-qwen"}
-"""Names on the Hub that the pages' code loads: in the tests a small model of the same family stands for each."""
 BEFORE = {"docs/probes.md": "foveate probe information-horizon --n 2 --tasks attribute --windows 0 --out runs/mine"}
 """What a page's code takes for granted."""
 # Typer does not export it.
@@ -52,33 +53,39 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint of a family, laid out as on the Hub."""
+    return functools.cache(lambda family: write_checkpoint(family, tmp_path_factory.mktemp(family)))
+
+
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names in `STAND_INS` are loaded without the Hub."""
-    for auto in (AutoModelForImageTextToText, AutoProcessor):
-        _stand_in(monkeypatch, auto)
+def hub(written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads the checkpoints in the quick start's table without the Hub: a tiny one of the family stands for each."""
+    families = {checkpoint: family for family, checkpoint in checkpoints().items()}
+
+    def stand_in(auto: Any, of_folder: Callable[..., Any]) -> None:
+        original = auto.from_pretrained
+
+        def from_pretrained(name: Any, **options: Any) -> Any:
+            return of_folder(written(families[name]), **options) if name in families else original(name, **options)
+
+        monkeypatch.setattr(auto, "from_pretrained", from_pretrained)
+
+    stand_in(AutoModelForImageTextToText, AutoModelForImageTextToText.from_pretrained)
+    stand_in(AutoProcessor, read_processor)  # with or without torchvision
 
 
-def _stand_in(monkeypatch: pytest.MonkeyPatch, auto: Any) -> None:
-    original = auto.from_pretrained
-
-    def from_pretrained(name: Any, **options: Any) -> Any:
-        if name not in STAND_INS:
-            return original(name, **options)
-        folder = reference.path(STAND_INS[name])
-        return reference.processor(folder) if auto is AutoProcessor else original(folder, **options)
-
-    monkeypatch.setattr(auto, "from_pretrained", from_pretrained)
-
-
-def run(page: Path) -> Iterator[tuple[Block, str]]:
+def run(page: Path, replaced: tuple[str, str] | None = None) -> Iterator[tuple[Block, str]]:
     """A page's blocks of Python in one namespace, one after the other: each with what it prints."""
     names: dict[str, Any] = {}
     for block in blocks(page):
         if block.language == "python":
             printed = io.StringIO()
             # Tracebacks name the page and its line.
-            code = compile("\n" * (block.line - 1) + block.text, page, "exec")
+            code = compile(
+                "\n" * (block.line - 1) + (block.text.replace(*replaced) if replaced else block.text), page, "exec"
+            )
             with contextlib.redirect_stdout(printed):
                 exec(code, names)
             yield block, printed.getvalue()
@@ -100,6 +107,18 @@ def test_the_first_code_of_the_readme_answers_right(desk: Path) -> None:
     _, printed = next(run(ROOT / "README.md"))
 
     assert printed.startswith("red\nrecipe         hiprune(keep=64) + mixkv(keep=0.2)\n")
+
+
+def checkpoints() -> dict[str, str]:
+    """The checkpoint that the quick start names for each ``model_type``."""
+    return dict(re.findall(r"^\|[^|]*\| `(\w+)` \| `([\w./-]+)` \|", FAMILIES.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("family", checkpoints())
+def test_the_quick_start_runs_on_every_family(family: str, desk: Path, hub: None) -> None:
+    (_, printed), *_ = run(FAMILIES, (checkpoints()["llava"], checkpoints()[family]))
+
+    assert "\nrecipe         hiprune(keep=0.22)\nvisual tokens  " in printed
 
 
 def understood(line: str) -> None:
@@ -157,11 +176,6 @@ def test_the_table_of_extras_is_that_of_the_package() -> None:
     table = (ROOT / "docs" / "install.md").read_text().split("## Extras")[1].split("##")[0]
 
     assert {*re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE), "peers"} == set(PROJECT["optional-dependencies"])
-
-
-def checkpoints() -> dict[str, str]:
-    """The checkpoint that the quick start names for each ``model_type``."""
-    return dict(re.findall(r"^\|[^|]*\| `(\w+)` \| `([\w./-]+)` \|", FAMILIES.read_text(), re.MULTILINE))
 
 
 def test_the_quick_start_has_every_family() -> None:
