@@ -9,14 +9,14 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, NeedsTraining
 from foveate.core.recipe import Recipe
 
 if TYPE_CHECKING:
     from foveate.engine import ClipCompanion, Session, attach
 
 __version__ = version("foveate")
-__all__ = ["ClipCompanion", "FoveateError", "Recipe", "Session", "attach"]
+__all__ = ["ClipCompanion", "FoveateError", "NeedsTraining", "Recipe", "Session", "attach"]
 
 
 def __getattr__(name: str) -> Any:

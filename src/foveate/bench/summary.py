@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, geometric_mean
 
@@ -20,7 +21,8 @@ ALL_TASKS = ""
 class Mean:
     """A method at a budget over all tasks that it has in common with the unmodified model; None where undefined.
 
-    ``tasks`` is how many these are; ``speedup`` is the geometric mean over them.
+    ``tasks`` is how many these are; ``speedup`` is the geometric mean over them. ``retention_low`` and ``retention_high``
+    put the 95 % intervals of the tasks' scores together, the unmodified model's scores taken as they are.
     """
 
     method: str
@@ -33,6 +35,8 @@ class Mean:
     speedup: float
     efficiency: float | None
     kv_bytes: float | None
+    retention_low: float | None = None
+    retention_high: float | None = None
 
     @property
     def key(self) -> Key:
@@ -42,7 +46,8 @@ class Mean:
 
 def means(records: Sequence[Record], speedup: Callable[[Record], float]) -> list[Mean]:
     """One mean for each method and budget, in order of first appearance."""
-    return [_mean(group, speedup) for group in _over_tasks(records).values()]
+    base = {record.task: record.score for record in records if record.method == NONE}
+    return [_mean(group, speedup, base) for group in _over_tasks(records).values()]
 
 
 def _over_tasks(records: Sequence[Record]) -> dict[Key, list[Record]]:
@@ -55,23 +60,35 @@ def _over_tasks(records: Sequence[Record]) -> dict[Key, list[Record]]:
     return groups
 
 
-def _mean(group: list[Record], speedup: Callable[[Record], float]) -> Mean:
+def _mean(group: list[Record], speedup: Callable[[Record], float], base: Mapping[str, float]) -> Mean:
     def over_tasks(value: Callable[[Record], float | None]) -> float | None:
         known = [number for record in group if (number := value(record)) is not None]
         return fmean(known) if known else None
 
+    retention = over_tasks(lambda record: record.retention)
+    below, above = _margins(group, base)
     return Mean(
         method=group[0].method,
         keep=group[0].keep,
         tasks=len(group),
         score=fmean(record.score for record in group),
-        retention=over_tasks(lambda record: record.retention),
+        retention=retention,
         evidence_recall=over_tasks(lambda record: record.evidence_recall),
         visual_tokens=over_tasks(lambda record: record.visual_tokens),
         speedup=geometric_mean(map(speedup, group)),
         efficiency=over_tasks(lambda record: record.efficiency),
         kv_bytes=over_tasks(lambda record: record.kv_bytes),
+        retention_low=None if retention is None else retention - below,
+        retention_high=None if retention is None else retention + above,
     )
+
+
+def _margins(group: Sequence[Record], base: Mapping[str, float]) -> tuple[float, float]:
+    """How far the interval of the mean retention reaches down and up; tasks are independent of each other."""
+    known = [record for record in group if base[record.task]]
+    below = math.hypot(*((record.score - record.score_low) / base[record.task] for record in known))
+    above = math.hypot(*((record.score_high - record.score) / base[record.task] for record in known))
+    return below / max(len(known), 1), above / max(len(known), 1)
 
 
 def pareto(means: Sequence[Mean]) -> list[Mean]:

@@ -337,6 +337,9 @@ def calibrate(
 
 @app.command()
 def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Everything about one of them.", show_default=False)
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="Which of them run on which model family, and why not.")] = False,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="With --matrix: on this model (reference, a folder, or a Hub id).")
@@ -346,11 +349,18 @@ def methods(
     """List the methods: where they act, what they need, and with --matrix where they run.
 
     \b
+    foveate methods hiprune
     foveate methods --matrix --model llava-hf/llava-1.5-7b-hf
     """
     if model is not None and not matrix:
         raise typer.BadParameter(f"{model!r} is for --matrix; give both", param_hint="--model")
-    if matrix:
+    if name is not None and matrix:
+        raise typer.BadParameter(f"{name!r} says where that method runs; give one of them", param_hint="--matrix")
+    if name is not None:
+        from foveate.cli.method import method as explain
+
+        explain(name, as_json=as_json)
+    elif matrix:
         from foveate.cli.matrix import matrix as show
 
         show(model, as_json=as_json)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import warnings
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -11,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, NeedsTraining
 from foveate.core.text import first_line
 
 # Typer exports the leaf of its usage errors only; what they have in common is the base with `format_message`.
@@ -31,7 +34,9 @@ class OneLineErrors(TyperGroup):
             return super().main(*args, **extra)
         try:
             try:
-                code = super().main(*args, **extra)
+                with warnings.catch_warnings():
+                    warnings.showwarning = functools.partial(_show, warnings.showwarning)
+                    code = super().main(*args, **extra)
             except (ImportError, RuntimeError) as error:
                 refuse_broken_torchvision(error)
                 raise
@@ -61,3 +66,11 @@ def refuse_broken_torchvision(error: BaseException) -> None:
             f"torchvision {version('torchvision')}: does not work with torch {version('torch')} ({first_line(error)}); "
             "pip uninstall torchvision, which pictures do not need, or install the two in versions made for each other"
         ) from error
+
+
+def _show(otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning of ours in one line; others as they would be shown."""
+    if issubclass(category, NeedsTraining):
+        typer.echo(f"foveate: {message}", err=True)
+    else:
+        otherwise(message, category, *where, **more)

@@ -34,7 +34,10 @@ def run(
     loaded.refuse_placeholders([prompt])
     inputs = loaded.inputs([[picture]], [prompt])
     recipes = dict.fromkeys((Recipe(), wanted))
-    output().print(run_table([_answer(loaded, inputs, each, max_new_tokens, seed) for each in recipes]))
+    answered = [_answer(loaded, inputs, each, max_new_tokens, seed) for each in recipes]
+    output().print(run_table(answered))
+    for line in answered[-1].report.idle_lines():
+        output().print(line, style="yellow")
 
 
 def read_recipe(recipe: str) -> Recipe:

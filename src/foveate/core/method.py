@@ -28,6 +28,10 @@ class Method(ABC):
     title: ClassVar[str]
     group: ClassVar[str]
     paper: ClassVar[str]
+    helps: ClassVar[str] = ""
+    """When it is the one to take, in a sentence or two."""
+    trained: ClassVar[str] = ""
+    """What the model was trained with in its paper, where the results depend on that; empty for models as they are."""
     needs: ClassVar[tuple[str, ...]] = ()
     identity_at: ClassVar[Mapping[str, Any] | None] = None
     """Parameters at which the model's logits are unchanged; None where the system has no such setting."""

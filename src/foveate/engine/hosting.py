@@ -26,14 +26,15 @@ class Verdict:
     reason: str | None
 
 
-def by_family() -> list[Verdict]:
-    """Every method on a specimen of every supported family."""
-    return verdicts({family: specimen(family) for family in SHAPES})
+def by_family(only: str | None = None) -> list[Verdict]:
+    """Every method, or the one called ``only``, on a specimen of every supported family."""
+    return verdicts({family: specimen(family) for family in SHAPES}, only=only)
 
 
-def verdicts(models: Mapping[str, nn.Module], companion: bool = False) -> list[Verdict]:
-    """Every method on every one of ``models``: by group and name, then in the order given."""
-    known = sorted(registry.methods().values(), key=lambda kind: (kind.group, kind.name))
+def verdicts(models: Mapping[str, nn.Module], companion: bool = False, only: str | None = None) -> list[Verdict]:
+    """Every method, or the one called ``only``, on every one of ``models``: by group and name, then in the order given."""
+    asked = registry.methods().values() if only is None else (registry.get(only),)
+    known = sorted(asked, key=lambda kind: (kind.group, kind.name))
     parts = {name: anatomy(model) for name, model in models.items()}
     return [Verdict(kind.name, name, _refusal(kind.name, parts[name], companion)) for kind in known for name in parts]
 

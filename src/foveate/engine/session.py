@@ -26,7 +26,7 @@ from foveate.core.signal import Seen
 from foveate.engine import attention, blocks, experts, generation
 from foveate.engine.arguments import by_name
 from foveate.engine.call import LOOK, Call
-from foveate.engine.check import check
+from foveate.engine.check import check, warn_untrained
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.run import Run
@@ -58,6 +58,9 @@ def attach(
     Raises:
         FoveateError: if the model is not supported, has a session already, or cannot host the recipe. Nothing is left
             half-attached.
+
+    Warns:
+        NeedsTraining: once for each method whose paper trains the model with it.
     """
     parts = anatomy(model)
     recipe = Recipe.of(recipe)
@@ -66,6 +69,9 @@ def attach(
         raise FoveateError(f"model: already runs under {attached.recipe}; detach that session first")
     traits = parts.traits(companion is not None, artifacts)
     check(recipe, parts, traits)
+    for method in recipe.methods:
+        if method.trained:
+            warn_untrained(type(method))
     return Session(Program(recipe, parts, traits, seed=seed, companion=companion))
 
 

@@ -20,6 +20,7 @@ from foveate.bench.records import Record
 from foveate.bench.statistics import Difference
 from foveate.bench.summary import Mean, pareto
 from foveate.report.numbers import NOTHING, factor, fixed, percent, points, seconds, size
+from foveate.report.training_mark import footnote, mark
 
 _SCORE = "score % [95 %]"
 _RETENTION = "reten-\ntion %"
@@ -57,8 +58,10 @@ def bench_tables(
     for task, note in notes.items():
         rows = [record for record in records if record.task == task]
         parts += [_task_table(task, note, rows, drops), *_weak_line([record for record in rows if record in weak]), Text()]
-    front = Text(f"{_ON_FRONT} on the Pareto front: nothing measured is at least as fast and retains at least as much")
-    return Group(*parts, _means_table(means, notes, drops), *([front] if means else []))
+    front = f"{_ON_FRONT} on the Pareto front: nothing measured is at least as fast and retains at least as much"
+    trained = footnote(record.method for record in records)
+    below = [front] * bool(means) + [f" {trained}"] * bool(trained)
+    return Group(*parts, _means_table(means, notes, drops), *map(Text, below))
 
 
 def _task_table(task: str, note: TaskNote, records: Sequence[Record], drops: Mapping[Key, Difference]) -> Table:
@@ -71,7 +74,7 @@ def _task_table(task: str, note: TaskNote, records: Sequence[Record], drops: Map
     for section in _by_keep(records):
         for record in section:
             table.add_row(
-                Text(record.method),
+                Text(record.method + mark(record.method)),
                 keep_text(record.keep) or NOTHING,
                 f"{percent(record.score)} {points(record.score_low, record.score_high)}",
                 percent(record.retention),
@@ -99,6 +102,7 @@ def _means_table(means: Sequence[Mean], notes: Mapping[str, TaskNote], drops: Ma
     # A mean over fewer tasks does not compare with the others.
     named = {
         mean: mean.method
+        + mark(mean.method)
         + (f" ({mean.tasks} of {len(notes)} tasks)" if mean.tasks < len(notes) else "")
         + (_ON_FRONT if mean in front else "")
         for mean in means

@@ -137,14 +137,19 @@ class IndexPreserving(Tokens):
     title = "Index-Preserving Pruning"
     group = "before_encoder"
     paper = "arXiv 2509.06415"
+    helps = (
+        "Documents and screens, of which much is empty: background is not even encoded, so the encoder's time falls "
+        "with the rest."
+    )
     needs = ("a trained cell classifier",)
     identity_at = {"threshold": -1e9}  # noqa: RUF012
 
     threshold: Annotated[float, In(-1e9, 1e9)] = 0.0
-    """On the logit: cells above it are foreground."""
+    """On the classifier's logit: cells above it are foreground. 0 = as likely as not; higher keeps less."""
     kernel: Annotated[int, Odd()] = 3
     """Width of the dilation in cells; 1 = none."""
     text_after: Literal["follow", "keep"] = "follow"
+    """Positions of text behind an image: ``"follow"`` its largest kept one, ``"keep"`` their own."""
 
     def check(self, traits: Traits) -> str | None:
         """Needs the encoder's input, and a classifier of its cells."""
