@@ -17,6 +17,7 @@ import pytest
 import transformers
 import typer
 import yaml
+from benchmarks import methods
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
@@ -82,10 +83,9 @@ def run(page: Path, replaced: tuple[str, str] | None = None) -> Iterator[tuple[B
     for block in blocks(page):
         if block.language == "python":
             printed = io.StringIO()
+            text = block.text.replace(*replaced) if replaced else block.text
             # Tracebacks name the page and its line.
-            code = compile(
-                "\n" * (block.line - 1) + (block.text.replace(*replaced) if replaced else block.text), page, "exec"
-            )
+            code = compile("\n" * (block.line - 1) + text, page, "exec")
             with contextlib.redirect_stdout(printed):
                 exec(code, names)
             yield block, printed.getvalue()
@@ -209,3 +209,25 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]
     assert {author["name"] for author in citation["authors"]} == {author["name"] for author in PROJECT["authors"]}
+
+
+def test_the_list_of_methods_in_the_readme_is_what_they_say_of_themselves() -> None:
+    written = (ROOT / "README.md").read_text()
+
+    assert methods.current(written) == written, "README.md is behind its methods; run: python benchmarks/methods.py"
+
+
+def test_what_the_page_on_choosing_says_of_random_is_in_the_results() -> None:
+    page, results = ((ROOT / "docs" / name).read_text() for name in ("choose.md", "results.md"))
+    rows = re.findall(r"^\| `(\w+)[^`]*`.* (\d+) better, (\d+) worse \|", results, re.MULTILINE)
+
+    def won(method: str) -> int:
+        return sum(int(better) - int(worse) for name, better, worse in rows if name == method)
+
+    def named(title: str) -> list[str]:
+        found = re.search(rf"- \*\*{re.escape(title)}\*\* (.*?) are ", page, re.DOTALL)
+        assert found, title
+        return re.findall(r"`(\w+)`", found[1])
+
+    assert all(won(method) > 0 for method in [*named("Before the language model."), *named("In the cache.")])
+    assert all(won(method) < 0 for method in named("Below `random`."))

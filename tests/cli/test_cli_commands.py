@@ -22,6 +22,7 @@ from foveate.bench import measure as measure_module
 from foveate.cli import classifier as classifier_command
 from foveate.core import registry
 from foveate.core.artifact import Artifact
+from foveate.engine.check import warn_untrained
 from foveate.methods import IndexPreserving
 from foveate.models import anatomy
 from foveate.tasks import questions
@@ -55,6 +56,7 @@ def test_methods_are_listed_for_people(call: Any) -> None:
 
     assert all(name in text for name in registry.methods())
     assert "arXiv 2403.06764" in text
+    assert re.search(r"hidrop .* training,", text)
 
 
 def test_methods_are_listed_for_programs(call: Any) -> None:
@@ -62,6 +64,8 @@ def test_methods_are_listed_for_programs(call: Any) -> None:
 
     assert entries["fastv"]["protocol"] == ["Tokens"]
     assert entries["fastv"]["parameters"]["layer"] == 2
+    assert entries["hidrop"]["trained"]
+    assert not entries["fastv"]["trained"]
     assert set(entries) == set(registry.methods())
 
 
@@ -72,6 +76,30 @@ def test_the_matrix_shows_what_runs_where_and_why_not(call: Any) -> None:
     assert re.search(r"^ uniform [ ✓]+$", text, re.MULTILINE)
     (number,) = re.findall(r"^ scope .*?(\d+) ", text, re.MULTILINE)
     assert re.search(rf"^{number} +scope: needs a CLS token", text, re.MULTILINE)
+
+
+def test_the_matrix_marks_what_needs_training(call: Any) -> None:
+    text = call("methods", "--matrix").stdout
+
+    assert "ppe †" in text
+    assert "† needs training: its paper trains the model with it" in text
+
+
+def test_one_method_is_explained_for_people(call: Any) -> None:
+    text = " ".join(call("methods", "scope").stdout.split())
+
+    for said in ("SCOPE (scope)", "When it helps", "saliency", "'cls' or 'received'", "with its defaults: llava", "not on"):
+        assert said in text
+
+
+def test_one_method_is_explained_for_programs(call: Any) -> None:
+    entry = json.loads(call("methods", "scope", "--json").stdout)
+
+    assert entry["place"] == "before the LLM"
+    assert {one["name"] for one in entry["parameters"]} == {"keep", "alpha", "combine", "saliency", "positions"}
+    assert all(one["meaning"] and one["values"] for one in entry["parameters"])
+    assert {each["model"]: each["works"] for each in entry["models"]}["llava"]
+    assert any("whole grids" in sentence for sentence in entry["combinations"])
 
 
 def test_the_matrix_is_there_for_programs(call: Any) -> None:
@@ -218,6 +246,24 @@ def test_run_answers_without_and_with_the_recipe(call: Any, tiny: Path, picture:
     assert "unmodified" in result.stdout
     assert "uniform(keep=16)" in result.stdout
     assert "144 → 16" in result.stdout
+
+
+def test_run_says_of_a_budget_above_what_is_there_that_it_changed_nothing(call: Any, tiny: Path, picture: Path) -> None:
+    fixed = ["run", "--model", tiny, "--image", picture, "--prompt", "where is it?", "--recipe"]
+
+    generous, tight = call(*fixed, "uniform(keep=512)"), call(*fixed, "uniform(keep=16)")
+
+    assert "uniform(keep=512) changed nothing of the prompt (144 visual tokens, no more than 144" in generous.stdout
+    assert "changed nothing" not in tight.stdout
+
+
+def test_a_method_that_needs_training_says_so_in_one_line(call: Any, tiny: Path, picture: Path) -> None:
+    warn_untrained.cache_clear()
+
+    result = call("run", "--model", tiny, "--image", picture, "--prompt", "where?", "--recipe", "prumerge(keep=16)")
+
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("foveate: prumerge: needs training: the main results of its paper are of a model")
 
 
 def test_run_takes_a_recipe_from_a_file(call: Any, tiny: Path, picture: Path, tmp_path: Path) -> None:

@@ -117,6 +117,14 @@ def test_a_model_without_the_matrix_is_found_out(call: Any) -> None:
     assert_one_line(call("methods", "--model", "reference"), "--model", "--matrix")
 
 
+def test_a_method_that_is_not_there_brings_the_closest_to_mind(call: Any) -> None:
+    assert_one_line(call("methods", "scpoe"), "unknown method 'scpoe'", "did you mean 'scope'?")
+
+
+def test_a_method_and_the_matrix_are_two_questions(call: Any) -> None:
+    assert_one_line(call("methods", "scope", "--matrix"), "--matrix", "'scope' says where that method runs")
+
+
 def test_an_unknown_command_is_named(call: Any) -> None:
     assert_one_line(call("bnch"), "bnch", "Did you mean 'bench'?")
 

@@ -6,6 +6,7 @@ import re
 from itertools import permutations
 
 import pytest
+from tests.suite.pairs import artifacts, parts, variants
 
 from foveate.core import registry
 from foveate.core.description import describe
@@ -16,7 +17,6 @@ from foveate.core.recipe import Recipe
 from foveate.engine.check import check
 from foveate.engine.hosting import Verdict
 from foveate.report.method_page import combinations, method_page
-from tests.suite.pairs import artifacts, parts, variants
 
 KNOWN = registry.methods()
 WHERE = [

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from foveate.core.description import PLACES, Description
+from foveate.core.description import PLACES, Description, describe
 from foveate.core.items import ItemTokens
 from foveate.core.method import Cache, Method, Offline, Routing, Tokens
 from foveate.engine.hosting import Verdict
-from foveate.report.training_mark import NEEDS_TRAINING
+from foveate.report.training_mark import NEEDS_TRAINING, footnote, mark
 
 _KEEP = """
 `keep` as an integer is a count, as any other number a share. Where it counts by grid, a picture that is shown in tiles keeps
 as much of each: with `keep=64`, 128 of two tiles of 144. A count of what is there, or more, keeps everything;
 `session.report` and `foveate run` then say that the method changed nothing.
 """
+
+BASELINE = "baseline"
+"""Stands for the paper of methods that nobody published."""
 
 _BEFORE_THE_LLM = ("before_encoder", "in_encoder", "before_llm")
 
@@ -31,6 +34,19 @@ def method_page(kind: type[Method], about: Description, known: Mapping[str, type
         where: on which models it runs.
     """
     return "\n".join(_lines(kind, about, known, where)) + "\n"
+
+
+def methods_table(methods: Iterable[type[Method]], page: str = "") -> str:
+    """All methods in one table, in the order of the places where they act; names link to ``page`` if it is given."""
+    place = {group: number for number, group in enumerate(PLACES)}
+    order = sorted(map(describe, methods), key=lambda about: (place.get(about.group, len(place)), about.name))
+    lines = ["| name | what it does | where | paper |", "|---|---|---|---|"]
+    for about in order:
+        name = f"[`{about.name}`]({page.format(name=about.name)})" if page else f"`{about.name}`"
+        paper = "" if about.paper == BASELINE else about.paper
+        summary = cell(about.summary).removesuffix(".")
+        lines.append(f"| {name}{mark(about.name)} | {summary} | {about.place} | {link(paper)} |")
+    return "\n".join([*lines, "", footnote(about.name for about in order)]) + "\n"
 
 
 def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[str]:

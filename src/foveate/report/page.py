@@ -15,7 +15,7 @@ from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.statistics import beats
-from foveate.bench.summary import means, no_better_than_random
+from foveate.bench.summary import kept_everything, means, no_better_than_random
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_whole
 from foveate.report import heat, numbers, story
@@ -77,6 +77,7 @@ def page(folder: Results) -> str:
         rankings=story.rankings(over_tasks),
         offers=story.offers(over_tasks),
         for_training=[method for method in methods if needs_training(method)],
+        idle=story.by_method(kept_everything(records)),
         weak=story.by_method(weak),
         weak_count=len(weak),
         compared=len(compared),
