@@ -225,7 +225,7 @@ def test_what_the_page_on_choosing_says_of_random_is_in_the_results() -> None:
         return sum(int(better) - int(worse) for name, better, worse in rows if name == method)
 
     def named(title: str) -> list[str]:
-        found = re.search(rf"- \*\*{re.escape(title)}\*\* (.*?) are ", page, re.DOTALL)
+        found = re.search(rf"- \*\*{re.escape(title)}\*\* (.*?) are\b", page, re.DOTALL)
         assert found, title
         return re.findall(r"`(\w+)`", found[1])
 
