@@ -38,6 +38,8 @@ class Settings:
     timed: batches of a cell on which the unmodified model and the physical limit are timed as well.
     data: the file of the user's own questions, with its digest (`foveate.tasks.files.digest`), the metric of rows that
         name none, and the longest answer; None where the tasks are generated.
+    model_args: keywords with which the model is loaded, as `foveate.checkpoint.arguments.as_text` writes them.
+    system: what every conversation begins with.
     """
 
     model: str
@@ -52,6 +54,8 @@ class Settings:
     digest: str | None = None
     metric: str | None = None
     max_new_tokens: int | None = None
+    model_args: str | None = None
+    system: str | None = None
 
 
 class Results:

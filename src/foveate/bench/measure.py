@@ -18,7 +18,7 @@ from foveate.bench.folder import Settings
 from foveate.bench.questions import ask
 from foveate.bench.records import Answer, Measurement
 from foveate.bench.run import Measure
-from foveate.checkpoint import Checkpoint, load, resolve_device
+from foveate.checkpoint import Checkpoint, load, parse_model_args, resolve_device
 from foveate.core.recipe import NONE, Recipe
 from foveate.core.report import Report
 from foveate.engine import limit
@@ -47,7 +47,8 @@ class _Batch:
 
 def measure_with(settings: Settings, task: str) -> Measure:
     """Load the model of ``settings`` and give what measures cells on it; ``task`` is one of theirs."""
-    loaded = load(settings.model, resolve_device(settings.device), settings.dtype, settings.companion)
+    device, arguments = resolve_device(settings.device), parse_model_args(settings.model_args)
+    loaded = load(settings.model, device, settings.dtype, settings.companion, arguments, settings.system)
     if settings.data is not None:
         loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
     return partial(measure, loaded, Encodings(loaded.model), settings)

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from foveate import tasks
 from foveate.bench.folder import Settings
-from foveate.checkpoint import load_processor, refusal
+from foveate.checkpoint import load_processor, parse_model_args, refusal
 from foveate.tasks import Question, files
 
 
@@ -49,6 +49,6 @@ def _own(settings: Settings) -> tuple[list[Question], list[str]]:
     """Kept, because every picture is opened and processed to see that it can be."""
     assert settings.data is not None
     assert settings.metric is not None
-    refuses = partial(refusal, load_processor(settings.model))
+    refuses = partial(refusal, load_processor(settings.model, parse_model_args(settings.model_args)))
     longest = settings.max_new_tokens or files.MAX_NEW_TOKENS
     return files.sift(settings.data, refuses, settings.metric, settings.n, longest)

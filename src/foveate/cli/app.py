@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from foveate.cli.one_line import OneLineErrors
-from foveate.cli.options import BatchSize, Companion, Data, Device, Dtype, MaxNewTokens, Metric, Model, ProbeOut, Seed, Tasks
+from foveate.cli.options import (
+    BatchSize, Companion, Data, Device, Dtype, MaxNewTokens, Metric, Model, ModelArgs, ProbeOut, Seed, System, Tasks,
+)  # fmt: skip
 from foveate.cli.ray_option import RayMayStandAlone
 from foveate.reference.cli import app as reference_app
 
@@ -87,6 +89,8 @@ def bench(
         typer.Option(metavar="N", min=1, help="Batches of each cell on which the unmodified model and the limit are timed."),
     ] = 3,
     companion: Companion = None,
+    model_args: ModelArgs = None,
+    system: System = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +121,7 @@ def bench(
 
     own = OwnData(data, metric, max_new_tokens)
     common = (model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion)
-    work(BenchRequest(*common, own, ray, workers, timed))
+    work(BenchRequest(*common, own, ray, workers, timed, model_args, system))
 
 
 @bench_app.command()
@@ -201,6 +205,8 @@ def tune(
     dtype: Dtype = "auto",
     batch_size: BatchSize = 25,
     companion: Companion = None,
+    model_args: ModelArgs = None,
+    system: System = None,
 ) -> None:
     """Find the fastest recipe within a quality bound, or the best one within a budget.
 
@@ -240,13 +246,18 @@ def tune(
             dtype=dtype,
             batch_size=batch_size,
             companion=companion,
+            model_args=model_args,
+            system=system,
         )
     )
 
 
 @app.command()
 def run(
-    image: Annotated[Path, typer.Option(metavar="FILE", help="A picture in any format that Pillow reads.")],
+    image: Annotated[
+        list[str],
+        typer.Option(metavar="FILE", help="A picture that Pillow reads, or the URL of one; repeat it for several."),
+    ],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question about it.")],
     recipe: Annotated[str, typer.Option(metavar="RECIPE", help="What to apply, as text or as a .yaml file.")] = "none",
     model: Model = "reference",
@@ -255,15 +266,20 @@ def run(
     device: Device = "auto",
     dtype: Dtype = "auto",
     companion: Companion = None,
+    model_args: ModelArgs = None,
+    system: System = None,
 ) -> None:
     """Answer a question about a picture, with and without a recipe.
 
     \b
     foveate run --image scene.png --prompt "what does the sign say?" --recipe "hiprune(keep=64) + fastv(layer=4)"
+    foveate run --image a.png --image https://example.org/b.png --prompt "what differs?" --model Qwen/Qwen2.5-VL-3B-Instruct \\
+      --model-args "device_map=auto,attn_implementation=eager" --system "Answer in one sentence."
     """
+    from foveate.cli.run import RunRequest
     from foveate.cli.run import run as work
 
-    work(image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion)
+    work(RunRequest(image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion, model_args, system))
 
 
 @app.command()
@@ -273,9 +289,11 @@ def inspect(
         str | None, typer.Option(metavar="RECIPE", help="Another one, drawn beside it.", show_default=False)
     ] = None,
     image: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE", help="A picture, or sample:astronaut and others that libraries carry.", show_default=False
+            metavar="FILE",
+            help="A picture, the URL of one, or sample:astronaut and others that libraries carry; repeat it for several.",
+            show_default=False,
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The question about it.", show_default=False)] = None,
@@ -293,6 +311,8 @@ def inspect(
     device: Device = "auto",
     dtype: Dtype = "auto",
     companion: Companion = None,
+    model_args: ModelArgs = None,
+    system: System = None,
 ) -> None:
     """Draw which patches of a picture survive where, and what they were ranked by.
 
@@ -305,8 +325,9 @@ def inspect(
 
     work(
         InspectRequest(
-            image, prompt, task, index, recipe, against, model, out, max_new_tokens, seed, device, dtype, companion
-        )
+            image or [], prompt, task, index, recipe, against, model, out, max_new_tokens, seed, device, dtype, companion,
+            model_args, system,
+        )  # fmt: skip
     )
 
 
@@ -322,6 +343,8 @@ def calibrate(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 16,
+    model_args: ModelArgs = None,
+    system: System = None,
 ) -> None:
     """Make the numbers that a method needs from a model.
 
@@ -332,7 +355,7 @@ def calibrate(
     """
     from foveate.cli.calibrate import calibrate as work
 
-    work(method, model, n, seed, device, dtype, batch_size)
+    work(method, model, n, seed, device, dtype, batch_size, model_args, system)
 
 
 @app.command()
@@ -344,6 +367,7 @@ def methods(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="With --matrix: on this model (reference, a folder, or a Hub id).")
     ] = None,
+    model_args: ModelArgs = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """List the methods: where they act, what they need, and with --matrix where they run.
@@ -354,6 +378,8 @@ def methods(
     """
     if model is not None and not matrix:
         raise typer.BadParameter(f"{model!r} is for --matrix; give both", param_hint="--model")
+    if model_args is not None and model is None:
+        raise typer.BadParameter(f"{model_args!r} is for --model; give both", param_hint="--model-args")
     if name is not None and matrix:
         raise typer.BadParameter(f"{name!r} says where that method runs; give one of them", param_hint="--matrix")
     if name is not None:
@@ -363,7 +389,7 @@ def methods(
     elif matrix:
         from foveate.cli.matrix import matrix as show
 
-        show(model, as_json=as_json)
+        show(model, model_args, as_json=as_json)
     else:
         from foveate.cli.methods import methods as work
 
@@ -393,6 +419,8 @@ def information_horizon(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 25,
+    model_args: ModelArgs = None,
+    system: System = None,
 ) -> None:
     """See from which layer on the visual tokens no longer matter.
 
@@ -407,7 +435,7 @@ def information_horizon(
     from foveate.cli.own_data import OwnData
 
     own = OwnData(data, metric, max_new_tokens)
-    request = probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size)
+    request = probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size, model_args, system)
     probe.information_horizon(request, HorizonOptions(batch_size, windows, window, leave_one_out, tolerance))
 
 
@@ -433,6 +461,8 @@ def embedlens(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = 25,
+    model_args: ModelArgs = None,
+    system: System = None,
 ) -> None:
     """See which visual tokens are sinks, which are dead, and which are alive.
 
@@ -446,7 +476,8 @@ def embedlens(
     from foveate.cli.own_data import OwnData
 
     own = OwnData(data, metric, max_new_tokens)
-    probe.embedlens(probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size), top_k)
+    request = probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size, model_args, system)
+    probe.embedlens(request, top_k)
 
 
 @reference_app.command()

@@ -17,10 +17,12 @@ from foveate.bench.measure import measure_with
 from foveate.bench.questions import about_data, ask, best_constant, left_out
 from foveate.bench.run import run
 from foveate.bench.summary import drops, means, no_better_than_random
+from foveate.checkpoint.arguments import as_text
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import GENERATED, OwnData, task_names, taught
 from foveate.cli.progress import BenchProgress
+from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_json
 from foveate.report.bench_table import TaskNote, bench_tables
@@ -50,8 +52,11 @@ class BenchRequest:
     ray: str | None = None
     workers: int | None = None
     timed: int = TIMED
+    model_args: str | None = None
+    system: str | None = None
 
 
+@quiet()
 def bench(request: BenchRequest) -> None:
     """Measure what is missing, show everything."""
     names = task_names(request.tasks, request.data, request.model)
@@ -60,10 +65,11 @@ def bench(request: BenchRequest) -> None:
         raise FoveateError(f"workers={request.workers}: is for --ray; give both")
     # The workers of a cluster may have a device that this machine lacks; they say so if they do not.
     elsewhere = request.ray and request.device != "auto"
-    device = request.device if elsewhere else checkpoint.resolve_device(request.device)
+    arguments = checkpoint.parse_model_args(request.model_args)
+    device = request.device if elsewhere else checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     common = (request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
-    settings = Settings(*common, request.timed)
+    settings = Settings(*common, request.timed, model_args=as_text(arguments), system=request.system)
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, **request.data.asked())
         request.data.warn(left_out(settings))

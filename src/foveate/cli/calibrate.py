@@ -5,20 +5,33 @@ from __future__ import annotations
 import typer
 
 from foveate import checkpoint, tasks
+from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
 from foveate.engine.calibrate import calibrate as make_artifact
 from foveate.engine.calibrate import to_calibrate
 from foveate.models.anatomy import ARTIFACTS
 
 
-def calibrate(method: str, model: str, n: int, seed: int, device: str, dtype: str, batch_size: int) -> None:
+@quiet()
+def calibrate(
+    method: str,
+    model: str,
+    n: int,
+    seed: int,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    model_args: str | None,
+    system: str | None,
+) -> None:
     """Make the artifact of ``method`` and keep it in the model's folder."""
     offline = to_calibrate(method)
     folder = checkpoint.local_folder(model)
     if folder is None:
         raise FoveateError(f"model={model!r}: must be a checkpoint folder, to keep the numbers in; download the model first")
-    device = checkpoint.resolve_device(device)
-    loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device))
+    arguments = checkpoint.parse_model_args(model_args)
+    device = checkpoint.resolve_device(device, arguments)
+    loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device), None, arguments, system)
     # Not the test questions, on which the method will be measured.
     asked = [each for task in tasks.SPINE for each in tasks.questions(task, n, seed, split="validation")]
     chunks = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]

@@ -8,6 +8,7 @@ import torch
 import typer
 
 from foveate import checkpoint, reference
+from foveate.cli.quiet import quiet
 from foveate.core.artifact import Artifact
 from foveate.core.layout import Layout
 from foveate.core.roles import Item
@@ -22,6 +23,7 @@ HELD_OUT = 500
 """Scenes that the classifier is measured on."""
 
 
+@quiet()
 def classifier(folder: Path | None, scenes: int, steps: int, seed: int) -> None:
     """Train on ``scenes`` pictures, measure on others, and keep the weights in the checkpoint's folder."""
     folder = folder or reference.path()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from foveate import checkpoint, tasks
 from foveate.bench.measure import evidence_recalls
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
+from foveate.cli.pictures import picture
+from foveate.cli.quiet import quiet
 from foveate.cli.run import read_recipe
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_whole
@@ -25,17 +28,14 @@ from foveate.core.recipe import Recipe
 from foveate.report.inspection import Inspection, Subject, cards, figure, page, png
 from foveate.report.numbers import NOTHING, percent
 from foveate.report.stages import Stage, Story, story
-from foveate.tasks import Question, Turn, evidence_cells, samples
-from foveate.tasks.pictures import read_picture
-
-SAMPLE = "sample:"
+from foveate.tasks import Question, Turn, evidence_cells
 
 
 @dataclass(frozen=True)
 class InspectRequest:
     """The options of the command, as they were given."""
 
-    image: str | None
+    images: Sequence[str]
     prompt: str | None
     task: str | None
     index: int
@@ -48,8 +48,11 @@ class InspectRequest:
     device: str
     dtype: str
     companion: str | None
+    model_args: str | None
+    system: str | None
 
 
+@quiet()
 def inspect(request: InspectRequest) -> None:
     """Answer under each recipe, draw, write, and say what there is."""
     asked = _question(request)
@@ -58,8 +61,10 @@ def inspect(request: InspectRequest) -> None:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FoveateError(f"out={str(request.out)!r}: cannot be written ({error.strerror}); name another folder") from error
-    device = checkpoint.resolve_device(request.device)
-    loaded = checkpoint.load(request.model, device, checkpoint.resolve_dtype(request.dtype, device), request.companion)
+    arguments = checkpoint.parse_model_args(request.model_args)
+    device = checkpoint.resolve_device(request.device, arguments)
+    dtype = checkpoint.resolve_dtype(request.dtype, device)
+    loaded = checkpoint.load(request.model, device, dtype, request.companion, arguments, request.system)
     loaded.refuse_placeholders([asked.prompt])
     inspections = [look(loaded, asked, recipe, request.seed) for recipe in recipes]
     subject = _subject(asked, loaded, inspections[0].story)
@@ -100,16 +105,13 @@ def _evidence(asked: Question, told: Story) -> tuple[np.ndarray, ...]:
 def _question(request: InspectRequest) -> Question:
     """The question that was asked for: one's own, or a generated one."""
     if request.task is not None:
-        if request.image is not None or request.prompt is not None:
+        if request.images or request.prompt is not None:
             raise FoveateError(f"task={request.task!r}: brings its own picture and prompt; leave out --image and --prompt")
         return tasks.question(request.task, request.seed, request.index)
-    if request.image is None or request.prompt is None:
+    if not request.images or request.prompt is None:
         raise FoveateError("image: give --image and --prompt, or --task for a generated question")
-    if request.image.startswith(SAMPLE):
-        picture = samples.sample(request.image.removeprefix(SAMPLE))
-    else:
-        picture = read_picture(Path(request.image))
-    return Question("", (picture,), (Turn(request.prompt, ("",)),), max_new_tokens=request.max_new_tokens)
+    pictures = tuple(picture(name) for name in request.images)
+    return Question("", pictures, (Turn(request.prompt, ("",)),), max_new_tokens=request.max_new_tokens)
 
 
 def _subject(asked: Question, loaded: Checkpoint, told: Story) -> Subject:

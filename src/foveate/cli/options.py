@@ -23,6 +23,18 @@ Companion = Annotated[
         "the reference model brings its own.",
     ),
 ]
+ModelArgs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ARGS",
+        help="What your own script gives from_pretrained, in YAML: device_map=auto, attn_implementation=eager, "
+        "quantization_config={...}; or a .yaml file.",
+        show_default=False,
+    ),
+]
+System = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="System prompt that every conversation begins with.", show_default=False)
+]
 Tasks = Annotated[
     str | None, typer.Option(metavar="LIST", help="Generated tasks separated by commas, or all (if nothing is given).")
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -24,10 +24,12 @@ class OwnData:
     metric: str | None = None
     max_new_tokens: int | None = None
 
-    def divide(self, share: float, seed: int, model: str) -> tuple[list[Question], list[Question]]:
-        """All that ``model`` can be asked, in two parts that share no picture, neither of them empty."""
+    def divide(
+        self, share: float, seed: int, model: str, model_args: Mapping[str, Any]
+    ) -> tuple[list[Question], list[Question]]:
+        """All that ``model``, loaded with ``model_args``, can be asked, in two parts that share no picture, neither of them empty."""
         assert self.path is not None
-        asked, left_out = files.sift(self.path, partial(refusal, load_processor(model)), **self.asked())
+        asked, left_out = files.sift(self.path, partial(refusal, load_processor(model, model_args)), **self.asked())
         self.warn(left_out)
         parts = files.divide(asked, share, seed)
         if not all(parts):

@@ -19,9 +19,11 @@ from foveate.bench.probes.embedlens_run import LensOptions, lens_steps, probe_em
 from foveate.bench.probes.horizon_run import HorizonOptions, horizon_steps, probe_horizon
 from foveate.bench.probes.kept import Kept
 from foveate.checkpoint import Checkpoint
+from foveate.checkpoint.arguments import as_text
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData, task_names
+from foveate.cli.quiet import quiet
 from foveate.report.probe_picture import draw_probe
 from foveate.tasks import Question
 
@@ -41,8 +43,11 @@ class ProbeRequest:
     device: str
     dtype: str
     batch_size: int
+    model_args: str | None
+    system: str | None
 
 
+@quiet()
 def information_horizon(request: ProbeRequest, options: HorizonOptions) -> None:
     """From which layer on the visual tokens no longer matter."""
     (asked,) = _asked(request, "test")
@@ -53,6 +58,7 @@ def information_horizon(request: ProbeRequest, options: HorizonOptions) -> None:
     _show(request, horizon_run.PROBE, charts, {name: getattr(hints, name) for name in horizon_run.HINTS})
 
 
+@quiet()
 def embedlens(request: ProbeRequest, top_k: int | None) -> None:
     """Which visual tokens are sinks, dead and alive."""
     others, asked = _asked(request, "validation", "test")
@@ -72,17 +78,21 @@ def _asked(request: ProbeRequest, *splits: str) -> list[Asked]:
     names = task_names(request.tasks, request.data, request.model)
     if request.data.path is None:
         return [{task: tasks.questions(task, request.n, request.seed, split) for task in names} for split in splits]
-    halves = dict(zip(("validation", "test"), request.data.divide(0.5, request.seed, request.model), strict=True))
+    arguments = checkpoint.parse_model_args(request.model_args)
+    halves = dict(zip(("validation", "test"), request.data.divide(0.5, request.seed, request.model, arguments), strict=True))
     return [{name: halves[split][: request.n] for name in names} for split in splits]
 
 
 def _load(request: ProbeRequest) -> Checkpoint:
-    device = checkpoint.resolve_device(request.device)
-    return checkpoint.load(request.model, device, checkpoint.resolve_dtype(request.dtype, device))
+    arguments = checkpoint.parse_model_args(request.model_args)
+    device = checkpoint.resolve_device(request.device, arguments)
+    dtype = checkpoint.resolve_dtype(request.dtype, device)
+    return checkpoint.load(request.model, device, dtype, None, arguments, request.system)
 
 
 def _kept(request: ProbeRequest, probe: str, **measured: Any) -> Kept:
     settings = {"model": request.model, "n": request.n, "seed": request.seed, "dtype": request.dtype, **measured}
+    settings |= {"model_args": as_text(checkpoint.parse_model_args(request.model_args)), "system": request.system}
     settings |= request.data.describe()
     return Kept(request.out / "probes" / f"{probe}.json", settings)
 

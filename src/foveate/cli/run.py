@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -10,31 +11,42 @@ import foveate
 from foveate import checkpoint
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
+from foveate.cli.pictures import picture
+from foveate.cli.quiet import quiet
 from foveate.core.recipe import Recipe
 from foveate.report.run_table import Answered, run_table
-from foveate.tasks.pictures import read_picture
 
 
-def run(
-    image: Path,
-    prompt: str,
-    recipe: str,
-    model: str,
-    max_new_tokens: int,
-    seed: int,
-    device: str,
-    dtype: str,
-    companion: str | None,
-) -> None:
+@dataclass(frozen=True)
+class RunRequest:
+    """The options of the command, as they were given."""
+
+    images: Sequence[str]
+    prompt: str
+    recipe: str
+    model: str
+    max_new_tokens: int
+    seed: int
+    device: str
+    dtype: str
+    companion: str | None
+    model_args: str | None
+    system: str | None
+
+
+@quiet()
+def run(request: RunRequest) -> None:
     """Answer and print the comparison."""
-    picture = read_picture(image)
-    wanted = read_recipe(recipe)
-    device = checkpoint.resolve_device(device)
-    loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device), companion)
-    loaded.refuse_placeholders([prompt])
-    inputs = loaded.inputs([[picture]], [prompt])
+    pictures = [picture(name) for name in request.images]
+    wanted = read_recipe(request.recipe)
+    arguments = checkpoint.parse_model_args(request.model_args)
+    device = checkpoint.resolve_device(request.device, arguments)
+    dtype = checkpoint.resolve_dtype(request.dtype, device)
+    loaded = checkpoint.load(request.model, device, dtype, request.companion, arguments, request.system)
+    loaded.refuse_placeholders([request.prompt])
+    inputs = loaded.inputs([pictures], [request.prompt])
     recipes = dict.fromkeys((Recipe(), wanted))
-    answered = [_answer(loaded, inputs, each, max_new_tokens, seed) for each in recipes]
+    answered = [_answer(loaded, inputs, each, request.max_new_tokens, request.seed) for each in recipes]
     output().print(run_table(answered))
     for line in answered[-1].report.idle_lines():
         output().print(line, style="yellow")

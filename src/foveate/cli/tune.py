@@ -15,9 +15,11 @@ from foveate import checkpoint, tasks
 from foveate.bench.cells import REFERENCE_POINTS
 from foveate.bench.probes import Hints
 from foveate.bench.probes.charts import PROBES_FILE
+from foveate.checkpoint.arguments import as_text
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData, task_names
+from foveate.cli.quiet import quiet
 from foveate.core import registry
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE
@@ -57,8 +59,11 @@ class TuneRequest:
     dtype: str
     batch_size: int
     companion: str | None
+    model_args: str | None
+    system: str | None
 
 
+@quiet()
 def tune(request: TuneRequest) -> None:
     """Search, validate, show."""
     if find_spec("optuna") is None:
@@ -73,14 +78,15 @@ def tune(request: TuneRequest) -> None:
     names, asked = parse_names(request.methods), tuple(task_names(request.tasks, request.data, request.model))
     searched, held = questions(request)
     hints = read_hints(request.hints)
-    device = checkpoint.resolve_device(request.device)
+    arguments = checkpoint.parse_model_args(request.model_args)
+    device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     rungs = parse_rungs(request.rungs)
-    loaded = checkpoint.load(request.model, device, dtype, request.companion)
+    loaded = checkpoint.load(request.model, device, dtype, request.companion, arguments, request.system)
     hosted, left_out = split(names, loaded)
     settings = Settings(
         request.model, asked, hosted, goal, request.compose, request.seed, device, dtype, request.batch_size,
-        request.companion, rungs, **request.data.describe(),
+        request.companion, rungs, **request.data.describe(), model_args=as_text(arguments), system=request.system,
     )  # fmt: skip
     folder = Folder(request.out, settings, resume=request.resume)
     console = diagnostics()
@@ -161,7 +167,8 @@ def questions(request: TuneRequest) -> tuple[Ask, Ask]:
     """Those of the search, and those held out: generated ones without end, or a third and the rest of the user's own."""
     if request.data.path is None:
         return partial(_draw, request.seed, "validation"), partial(_draw, request.seed, "test")
-    searched, held = request.data.divide(_SEARCHED, request.seed, request.model)
+    arguments = checkpoint.parse_model_args(request.model_args)
+    searched, held = request.data.divide(_SEARCHED, request.seed, request.model, arguments)
     return partial(_take, searched), partial(_take, held)
 
 

@@ -35,14 +35,18 @@ class Lazy(Sequence[T], Generic[T]):
         return [self.make(source) for source in self.sources[at]] if isinstance(at, slice) else self.make(self.sources[at])
 
 
-def read_picture(source: Source) -> Image.Image:
+def read_picture(source: Source, name: str | None = None) -> Image.Image:
     """A picture as RGB, the right way up, in front of white where it is transparent; ``info["source"]`` names it.
+
+    ``name`` is that of bytes that have one, such as a URL.
 
     Raises:
         FoveateError: if there is none that can be read, or if nobody knows what its numbers mean: of 16 bits or less, black
             is 0 and white the largest number; floats must lie in [0, 1].
     """
-    named = f"image={str(source)!r}" if isinstance(source, Path) else f"image of {len(source)} bytes"
+    if isinstance(source, Path):
+        name = str(source)
+    named = f"image={name!r}" if name else f"image of {len(source)} bytes"
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
             shown = _as_rgb(ImageOps.exif_transpose(picture), picture.format)

@@ -30,7 +30,7 @@ Ask = Callable[[str, int, int], Sequence[Question]]
 class Settings:
     """What all trials of a folder have in common; others could not be compared with them.
 
-    data, digest, metric, max_new_tokens: of the user's own questions, as in `foveate.bench.folder.Settings`.
+    data, digest, metric, max_new_tokens, model_args, system: as in `foveate.bench.folder.Settings`.
     """
 
     model: str
@@ -48,6 +48,8 @@ class Settings:
     digest: str | None = None
     metric: str | None = None
     max_new_tokens: int | None = None
+    model_args: str | None = None
+    system: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON reads it back."""

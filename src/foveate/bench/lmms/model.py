@@ -46,6 +46,8 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
         companion: str | None = None,
         seed: int | str = 0,
         batch_size: int | str = 1,
+        model_args: str | None = None,
+        system: str | None = None,
     ) -> None:
         """Load the model, and refuse a recipe that it cannot host before any data set is fetched.
 
@@ -57,12 +59,17 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
             companion: a CLIP checkpoint for methods that compare the question with the picture.
             seed: seed of methods that draw.
             batch_size: requests answered together.
+            model_args: more of ``from_pretrained``, in brackets: ``{device_map: auto, attn_implementation: eager}``.
+            system: what conversations begin with that bring no system prompt.
         """
         super().__init__()
         self._recipe = Recipe.load(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.parse(recipe)
         self._size, self._seed = _whole("batch_size", batch_size), _whole("seed", seed, least=0)
-        device = checkpoint.resolve_device(_of_this_process(device))
-        self._checkpoint = checkpoint.load(pretrained, device, checkpoint.resolve_dtype(dtype, device), companion)
+        arguments = checkpoint.parse_model_args(model_args)
+        # Where a device_map places the model, no device is asked for.
+        device = checkpoint.resolve_device(device if "device_map" in arguments else _of_this_process(device), arguments)
+        dtype = checkpoint.resolve_dtype(dtype, device)
+        self._checkpoint = checkpoint.load(pretrained, device, dtype, companion, arguments, system)
         self._cost = Cost()
         self._attach().detach()
 
