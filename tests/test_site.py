@@ -75,7 +75,7 @@ def test_a_browser_asks_for_files_alone_and_no_page_is_wider_than_its_window(sit
 def test_the_api_pages_say_what_arguments_mean(site: Path) -> None:
     text = (site / "api.html").read_text()
 
-    for name in ("attach", "Session", "Recipe", "core.report.Report", "checkpoint.load.load", "core.method.Method.check"):
+    for name in ("attach", "Session", "Recipe", "core.report.Report", "checkpoint.load", "core.method.Method.check"):
         assert f'id="foveate.{name}"' in text
     assert "seed of methods that draw" in text
 
