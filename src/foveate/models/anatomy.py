@@ -129,7 +129,8 @@ class Encoder:
     @property
     def width(self) -> int:
         """Of its hidden states."""
-        return next(part.in_features for part in self.attention[0].modules() if isinstance(part, nn.Linear))
+        # Quantized projections need not be `nn.Linear`.
+        return next(int(part.in_features) for part in self.attention[0].modules() if hasattr(part, "in_features"))  # type: ignore[arg-type]
 
     @property
     def heads(self) -> int:
@@ -215,8 +216,11 @@ class Anatomy:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of hidden states: that of the embedding, which quantization leaves alone."""
-        return self.model.get_input_embeddings().weight.dtype  # type: ignore[no-any-return, operator]
+        """Of hidden states: that of the embedding, or, where its weights are integers, of what else is no integer."""
+        weight = getattr(self.model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            return weight.dtype
+        return self.model.dtype  # type: ignore[return-value]
 
     def device(self, layer: int) -> torch.device | None:
         """Where accelerate runs a decoder layer; None where it does not meddle."""
@@ -243,7 +247,9 @@ class Anatomy:
             FoveateError: if there is none with a weight of its own.
         """
         found = getattr(self.attention(layer), f"{name[0]}_proj", None)
-        if not self.build(layer).projected or type(found) is not nn.Linear:
+        # Some quantizers put a module in its place, others a tensor of a type of their own into it.
+        plain = type(found) is nn.Linear and type(found.weight) is nn.Parameter
+        if not self.build(layer).projected or not plain:
             raise FoveateError(
                 f"decoder layer {layer}: its {name} is not made by a plain linear projection, whose weight could be read; "
                 "use a model with such projections, adapters merged and weights not quantized"
