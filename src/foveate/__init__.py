@@ -9,6 +9,7 @@
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from foveate.engine import ClipCompanion, Session, attach
 
 __version__ = version("foveate")
-__all__ = ["ClipCompanion", "FoveateError", "Recipe", "Session", "attach"]
+__all__ = ["Artifact", "ClipCompanion", "FoveateError", "Recipe", "Session", "attach"]
 
 
 def __getattr__(name: str) -> Any:

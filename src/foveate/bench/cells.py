@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method
-from foveate.core.recipe import NONE, Recipe
+from foveate.core.recipe import NONE, Recipe, lies_elsewhere
 
 REFERENCE_POINTS = (NONE, "random", "uniform")
 """Always measured: what is there to lose, and what any method has to beat."""
@@ -50,8 +50,10 @@ class Contender:
 
     @classmethod
     def parse(cls, text: str) -> Contender:
-        """From a method's name or a recipe; a ``keep`` that is written out stays as it is."""
-        recipe = Recipe.parse(text)
+        """From a method's name or a recipe; a ``keep`` that is written out stays as it is, and so does all of a file's."""
+        recipe = Recipe.of(text)
+        if lies_elsewhere(text):
+            return cls(str(recipe), recipe, ())
         terms = split_outside_brackets(text, "+")
         takes = [_takes_keep(method) and not re.search(r"\bkeep\s*=", term) for method, term in zip(recipe.methods, terms)]
         return cls(text, recipe, tuple(place for place, taken in enumerate(takes) if taken))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import typer
 
 from foveate import checkpoint, tasks
+from foveate.core.artifact import FOLDER
 from foveate.core.errors import FoveateError
 from foveate.engine.calibrate import calibrate as make_artifact
 from foveate.engine.calibrate import to_calibrate
-from foveate.models.anatomy import ARTIFACTS
 
 
 def calibrate(method: str, model: str, n: int, seed: int, device: str, dtype: str, batch_size: int) -> None:
@@ -23,6 +23,6 @@ def calibrate(method: str, model: str, n: int, seed: int, device: str, dtype: st
     asked = [each for task in tasks.SPINE for each in tasks.questions(task, n, seed, split="validation")]
     chunks = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
     batches = [loaded.inputs([each.images for each in chunk], [each.prompt for each in chunk]) for chunk in chunks]
-    path = folder / ARTIFACTS / f"{offline.name}.json"
+    path = folder / FOLDER / f"{offline.name}.json"
     make_artifact(offline, loaded.model, batches).save(path)
     typer.echo(f"{path}")

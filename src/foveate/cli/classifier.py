@@ -8,13 +8,12 @@ import torch
 import typer
 
 from foveate import checkpoint, reference
-from foveate.core.artifact import Artifact
+from foveate.core.artifact import FOLDER, Artifact
 from foveate.core.layout import Layout
 from foveate.core.roles import Item
 from foveate.methods import IndexPreserving
 from foveate.methods.before_encoder.index_preserving import cell_logits, dilated, train
 from foveate.models import anatomy
-from foveate.models.anatomy import ARTIFACTS
 from foveate.reference.cells import labelled_cells
 from foveate.tasks.spine import GRID
 
@@ -29,7 +28,7 @@ def classifier(folder: Path | None, scenes: int, steps: int, seed: int) -> None:
     cells, labels = labelled_cells(scenes, seed)
     weights = train(cells.flatten(0, 1), labels.flatten(), steps=steps, seed=seed)
     measured = evaluate(weights, *labelled_cells(HELD_OUT, seed, "test"))
-    path = folder / ARTIFACTS / f"{IndexPreserving.name}.json"
+    path = folder / FOLDER / f"{IndexPreserving.name}.json"
     Artifact(IndexPreserving.name, traits.fingerprint, {"cell": list(cells.shape[2:]), **measured, **weights}).save(path)
     typer.echo("  ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in measured.items()))
     typer.echo(f"{path}")

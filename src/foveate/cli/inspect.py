@@ -18,7 +18,6 @@ from foveate import checkpoint, tasks
 from foveate.bench.measure import evidence_recalls
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
-from foveate.cli.run import read_recipe
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_whole
 from foveate.core.recipe import Recipe
@@ -53,7 +52,7 @@ class InspectRequest:
 def inspect(request: InspectRequest) -> None:
     """Answer under each recipe, draw, write, and say what there is."""
     asked = _question(request)
-    recipes = [read_recipe(text) for text in (request.recipe, request.against) if text is not None]
+    recipes = [Recipe.of(text) for text in (request.recipe, request.against) if text is not None]
     try:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

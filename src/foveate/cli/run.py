@@ -28,18 +28,13 @@ def run(
 ) -> None:
     """Answer and print the comparison."""
     picture = read_picture(image)
-    wanted = read_recipe(recipe)
+    wanted = Recipe.of(recipe)
     device = checkpoint.resolve_device(device)
     loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device), companion)
     loaded.refuse_placeholders([prompt])
     inputs = loaded.inputs([[picture]], [prompt])
     recipes = dict.fromkeys((Recipe(), wanted))
     output().print(run_table([_answer(loaded, inputs, each, max_new_tokens, seed) for each in recipes]))
-
-
-def read_recipe(recipe: str) -> Recipe:
-    """A recipe from text, or from a YAML file if it is named like one."""
-    return Recipe.load(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.parse(recipe)
 
 
 def _answer(loaded: Checkpoint, inputs: dict[str, Tensor], recipe: Recipe, max_new_tokens: int, seed: int) -> Answered:

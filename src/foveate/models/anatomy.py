@@ -12,15 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.artifact import FOLDER, Artifact, Fingerprint
 from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.traits import Traits
 from foveate.models import decoder
 from foveate.models.sketch import sketch
-
-ARTIFACTS = "foveate"
-"""Folder inside a checkpoint that holds calibrated numbers, one ``<method>.json`` each."""
 
 
 @dataclass(frozen=True)
@@ -511,5 +508,5 @@ def _artifacts(folder: str) -> dict[str, Artifact]:
     """Artifacts that lie in a local checkpoint folder; whoever uses one checks that it fits."""
     if not folder or not Path(folder).is_dir():
         return {}
-    found = [Artifact.load(path) for path in sorted(Path(folder, ARTIFACTS).glob("*.json"))]
+    found = [Artifact.load(path) for path in sorted(Path(folder, FOLDER).glob("*.json"))]
     return {artifact.method: artifact for artifact in found}
