@@ -1,4 +1,4 @@
-"""The code that docs/production.md shows runs, one block after the other."""
+"""The code that some pages of the documentation show runs, one block after the other."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[1] / "docs" / "production.md"
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
-def test_the_code_of_the_page_on_production_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["pipeline.md", "production.md"])
+def test_the_code_of_a_page_runs(page: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert blocks
     names: dict[str, Any] = {}
     for number, code in enumerate(blocks):
-        exec(compile(code, f"{PAGE.name}, block {number}", "exec"), names)
+        exec(compile(code, f"{page}, block {number}", "exec"), names)
