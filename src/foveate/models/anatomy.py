@@ -206,6 +206,11 @@ class Anatomy:
         return str(self.config._attn_implementation)
 
     @property
+    def mask_free(self) -> bool:
+        """Whether that takes no mask."""
+        return "flash" in self.kernel
+
+    @property
     def home(self) -> torch.device:
         """Where the model runs, or begins to, if accelerate spread it over several devices."""
         device = _execution_device(self.model)
@@ -425,7 +430,7 @@ class Anatomy:
             feature_layer=encoder.feature_layer if encoder else None,
             has_cls=encoder is not None and encoder.prefix > 0,
             rotary_rows=self.rotary_rows,
-            mask_free="flash" in self.kernel,
+            mask_free=self.mask_free,
             fingerprint=fingerprint,
             artifacts=_artifacts(str(getattr(self.model, "name_or_path", ""))) | {a.method: a for a in artifacts},
             vision_sites=frozenset({"projected"}) | (encoder.sites if encoder else frozenset()),
