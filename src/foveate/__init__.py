@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 __all__ = [
+    "Artifact",
     "ClipCompanion",
     "FoveateError",
     "NeedsTraining",
@@ -30,6 +31,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from foveate import methods, models, reference, tasks
+    from foveate.core.artifact import Artifact
     from foveate.core.errors import FoveateError, NeedsTraining
     from foveate.core.recipe import Recipe
     from foveate.engine import ClipCompanion, Session, attach
@@ -39,6 +41,7 @@ else:
     # torch and transformers take seconds to import, so all comes when it is first asked for. Type checkers see the names
     # above and not this function, which would make any name right.
     _HOMES = {
+        "Artifact": "foveate.core.artifact",
         "ClipCompanion": "foveate.engine",
         "FoveateError": "foveate.core.errors",
         "NeedsTraining": "foveate.core.errors",

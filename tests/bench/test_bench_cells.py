@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from foveate.bench.cells import Contender, parse_keeps, parse_methods, plan
@@ -73,3 +75,12 @@ def test_a_budget_that_keeps_nothing_or_is_no_number_is_refused_by_name(text: st
 def test_a_bad_recipe_is_refused_before_anything_runs(method: str) -> None:
     with pytest.raises(FoveateError):
         plan(["shape"], [method], [0.5])
+
+
+def test_a_recipe_of_a_file_runs_as_it_is_and_under_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("- hiprune: {keep: 64}\n- scope\n")
+    contender = Contender.parse(str(path))
+
+    assert (contender.text, contender.open) == (str(Recipe.load(path)), ())
+    assert contender.budgets((8, 16)) == (None,)

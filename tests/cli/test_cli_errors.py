@@ -31,6 +31,7 @@ def assert_one_line(result: Any, *fragments: str) -> None:
         (["--recipe", "hiprune(keep=0)"], ["keep=0", "positive"]),
         (["--recipe", "hiprune(keep=1e9)"], ["keep=1000000000.0", "ratio"]),
         (["--recipe", "absent.yaml"], ["absent.yaml", "cannot be read"]),
+        (["--recipe", "someone/quick"], ["Hub 'someone/quick'", "recipe.yaml cannot be fetched", "check the name"]),
         (["--image", "absent.png"], ["image='absent.png'", "no such file"]),
         (["--image", "."], ["image='.'", "not a picture"]),
         (["--model", "./absent"], ["model='./absent'", "reference"]),

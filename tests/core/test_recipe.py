@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -123,7 +124,7 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_no_recipe_is_refused() -> None:
-    with pytest.raises(FoveateError, match="recipe=3: must be a Recipe, a method, or text"):
+    with pytest.raises(FoveateError, match="recipe=3: must be a Recipe, a method, text"):
         Recipe.of(3)  # type: ignore[arg-type]
 
 
@@ -159,3 +160,52 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(FoveateError, match=r"picture\.yaml"):
         Recipe.load(path)
+
+
+QUICK = Recipe((HiPrune(keep=64), ShortV(layers=(1, 2))))
+
+
+def test_every_form_is_the_same_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "quick.YML"
+    path.write_text(QUICK.to_yaml())
+    forms = [
+        QUICK,
+        str(QUICK),
+        path,
+        str(path),
+        yaml.safe_load(QUICK.to_yaml()),
+        list(QUICK.methods),
+        QUICK.methods,
+        ["hiprune(keep=64)", {"shortv": {"layers": [1, 2]}}],
+        [Recipe(QUICK.methods[:1]), "none", QUICK.methods[1]],
+    ]
+
+    assert [Recipe.of(form) for form in forms] == [QUICK] * len(forms)
+    assert Recipe.of({"fastv": {"keep": 0.5}}) == Recipe.of({"fastv": None}) == Recipe.of("fastv")
+    assert Recipe.of([]) == Recipe.of("") == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (FastV, r"recipe=FastV: is a class; make a method of it: FastV\(\)"),
+        ({"fastv": {}, "scope": {}}, "a dict of 2 names; write several methods as a list"),
+        ({}, "recipe: {} is no method"),
+        ([3], "recipe=3: must be a Recipe"),
+        (None, "recipe=None: must be a Recipe"),
+        ("lost.yaml", "recipe file 'lost.yaml': cannot be read"),
+        (Path("lost"), "recipe file 'lost': cannot be read"),
+    ],
+)
+def test_what_is_no_recipe_or_could_be_two_is_refused_by_name(form: object, said: str) -> None:
+    with pytest.raises(FoveateError, match=said):
+        Recipe.of(form)  # type: ignore[arg-type]
+
+
+def test_a_folder_that_is_named_like_a_repository_is_ambiguous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "tune").mkdir(parents=True)
+    with pytest.raises(
+        FoveateError, match="'out/tune': is a folder here and could be a name on the Hub; write 'out/tune/rec"
+    ):
+        Recipe.of("out/tune")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 
 import torch
 
@@ -104,3 +105,28 @@ def test_of_a_prompt_in_parts_the_last_one_with_images_is_shown() -> None:
 def test_a_trace_of_nothing_is_empty() -> None:
     assert Trace().alive(0) == []
     assert Trace().grids == []
+
+
+def test_a_report_is_a_line_a_table_and_data() -> None:
+    assert repr(REPORT) == "<Report of fastv(keep=0.5): visual tokens 64 -> 32, 25.0% of prefill FLOPs saved>"
+    assert repr(NOTHING) == "<Report of none: visual tokens 0 -> 0, 0.0% of prefill FLOPs saved>"
+    table = replace(REPORT, recipe="a <b>")._repr_html_()
+    assert table.count("<tr>") == len(str(REPORT).splitlines())
+    assert '<td style="text-align:left">a &lt;b&gt;</td>' in table
+    said = json.loads(json.dumps(REPORT.to_dict(), allow_nan=False))
+    assert set(said) == {field.name for field in fields(REPORT)}
+    assert (said["kv_bytes"], said["recipe"]) == ([2**20, 2**20, 2**19], "fastv(keep=0.5)")
+
+
+def test_a_trace_is_a_line_and_data() -> None:
+    before = layout(2, 3)
+    after = before.after(Edit(Reduction.gather(torch.tensor([[1, 4]]), 6)))
+    trace = Trace(log=[[before, after, after]])
+
+    assert repr(trace) == "<Trace of 2 layers: visual tokens 6 (layer 0), 2 (layers 1-2)>"
+    assert json.loads(json.dumps(trace.to_dict())) == {
+        "grids": [[[2, 3]]],
+        "alive": [[[[0, 1, 2, 3, 4, 5]]], [[[1, 4]]], [[[1, 4]]]],
+    }
+    assert repr(Trace()) == "<Trace of nothing>"
+    assert Trace().to_dict() == {"grids": [], "alive": []}

@@ -10,7 +10,7 @@ from foveate.core import registry
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method
-from foveate.core.recipe import NONE, Recipe
+from foveate.core.recipe import NONE, Recipe, lies_elsewhere
 from foveate.core.text import split_outside_brackets
 
 REFERENCE_POINTS = (NONE, "random", "uniform")
@@ -55,8 +55,10 @@ class Contender:
 
     @classmethod
     def parse(cls, text: str) -> Contender:
-        """From a method's name or a recipe; a ``keep`` that is written out stays as it is."""
-        recipe = Recipe.parse(text)
+        """From a method's name or a recipe; a ``keep`` that is written out stays as it is, and so does all of a file's."""
+        recipe = Recipe.of(text)
+        if lies_elsewhere(text):
+            return cls(str(recipe), recipe, ())
         terms = split_outside_brackets(text, "+")
         takes = [_takes_keep(method) and not re.search(r"\bkeep\s*=", term) for method, term in zip(recipe.methods, terms)]
         return cls(text, recipe, tuple(place for place, taken in enumerate(takes) if taken))

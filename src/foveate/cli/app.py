@@ -278,7 +278,9 @@ def run(
         typer.Option(metavar="FILE", help="A picture that Pillow reads, or the URL of one; repeat it for several."),
     ],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question about it.")],
-    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="What to apply, as text or as a .yaml file.")] = "none",
+    recipe: Annotated[
+        str, typer.Option(metavar="RECIPE", help="What to apply, as text, a .yaml file or a name on the Hub.")
+    ] = "none",
     model: Model = "reference",
     max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 64,
     seed: Seed = 0,
@@ -305,7 +307,9 @@ def run(
 
 @app.command()
 def inspect(
-    recipe: Annotated[str, typer.Option(metavar="RECIPE", help="What to look at, as text or as a .yaml file.")],
+    recipe: Annotated[
+        str, typer.Option(metavar="RECIPE", help="What to look at, as text, a .yaml file or a name on the Hub.")
+    ],
     against: Annotated[
         str | None, typer.Option(metavar="RECIPE", help="Another one, drawn beside it.", show_default=False)
     ] = None,

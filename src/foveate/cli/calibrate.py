@@ -21,11 +21,11 @@ from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData
 from foveate.cli.progress import StepProgress
 from foveate.cli.quiet import quiet
+from foveate.core.artifact import FOLDER
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable
 from foveate.engine.calibrate import Batches, to_calibrate
 from foveate.engine.calibrate import calibrate as make_artifact
-from foveate.models.anatomy import ARTIFACTS
 from foveate.tasks import Question, Turn, files
 from foveate.tasks.pictures import Lazy, Source
 from foveate.tasks.scenes import draw_scene
@@ -107,7 +107,7 @@ def calibrate(request: CalibrateRequest) -> None:
         output().print("  ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     typer.echo(f"{path}")
     own = checkpoint.local_folder(request.model)
-    if own is None or folder.resolve() != (own / ARTIFACTS).resolve():
+    if own is None or folder.resolve() != (own / FOLDER).resolve():
         diagnostics().print(Text(f"other commands take it with --artifacts {folder}"))
 
 

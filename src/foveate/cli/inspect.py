@@ -20,7 +20,6 @@ from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
 from foveate.cli.pictures import picture
 from foveate.cli.quiet import quiet
-from foveate.cli.run import read_recipe
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable, write_whole
 from foveate.core.recipe import Recipe
@@ -56,7 +55,7 @@ class InspectRequest:
 def inspect(request: InspectRequest) -> None:
     """Answer under each recipe, draw, write, and say what there is."""
     asked = _question(request)
-    recipes = [read_recipe(text) for text in (request.recipe, request.against) if text is not None]
+    recipes = [Recipe.of(text) for text in (request.recipe, request.against) if text is not None]
     make_writable(request.out)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)

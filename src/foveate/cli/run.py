@@ -45,7 +45,7 @@ class RunRequest:
 def run(request: RunRequest) -> None:
     """Answer and print the comparison."""
     pictures = [picture(name) for name in request.images]
-    wanted = read_recipe(request.recipe)
+    wanted = Recipe.of(request.recipe)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
@@ -58,11 +58,6 @@ def run(request: RunRequest) -> None:
     output().print(run_table(runs, device_name(device), loaded.model.dtype))
     for line in runs[-1].reports[-1].idle_lines():
         output().print(line, style="yellow")
-
-
-def read_recipe(recipe: str) -> Recipe:
-    """A recipe from text, or from a YAML file if it is named like one."""
-    return Recipe.load(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.parse(recipe)
 
 
 def _answers(

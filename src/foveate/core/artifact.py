@@ -14,8 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 
+from foveate.core import hub
 from foveate.core.errors import FoveateError
-from foveate.core.files import write_json, write_whole
+from foveate.core.files import as_json, write_whole
+
+FOLDER = "foveate"
+"""Folder inside a checkpoint that holds calibrated numbers, one ``<method>.json`` each."""
 
 CLOSE = 2**-8
 """Weights are the same up to this share of their size, twice what bfloat16 rounds by ..."""
@@ -100,13 +104,56 @@ class Artifact:
             raise FoveateError(f"artifacts={str(folder)!r}: holds none; name the folder that foveate calibrate wrote")
         return found
 
+    @classmethod
+    def from_hub(cls, repo: str, method: str, *, revision: str | None = None, token: str | bool | None = None) -> Artifact:
+        """The numbers of ``method`` that lie in the folder ``foveate`` of a repository on the Hub.
+
+        Args:
+            repo: its name, ``"user/name"``; often the checkpoint's own.
+            method: the method's name.
+            revision: branch, tag or commit; the main branch if None.
+            token: of the Hub; the one that is logged in if None.
+
+        Raises:
+            FoveateError: if it cannot be fetched or read.
+        """
+        path = hub.fetch(repo, f"{FOLDER}/{method}.json", revision, token)
+        try:
+            tensors = bool(json.loads(path.read_text()).get("tensors"))
+        except (ValueError, AttributeError) as error:
+            raise FoveateError(f"artifact {method!r} of {repo!r}: is no JSON object ({error})") from error
+        if tensors:
+            hub.fetch(repo, f"{FOLDER}/{method}.safetensors", revision, token)
+        return cls.load(path)
+
+    def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Write the numbers into the folder ``foveate`` of a repository on the Hub, with a card where it has none.
+
+        Args:
+            repo: its name, ``"user/name"``; often the checkpoint's own. It is made if it is not there.
+            private: whether only you may see a repository that is made; the account's default if None.
+            token: of the Hub; the one that is logged in if None.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            FoveateError: if the Hub refuses or cannot be reached.
+        """
+        files = {f"{FOLDER}/{self.method}{suffix}": content for suffix, content in self._files().items()}
+        card = _CARD.format(repo=repo, method=self.method, model=self.fingerprint)
+        return hub.push(repo, files, card, f"Numbers of {self.method} for {self.fingerprint.family}", private, token)
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, with tensors in a ``.safetensors`` file beside it, each whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, content in self._files().items():
+            write_whole(path.with_suffix(suffix), content)
+
+    def _files(self) -> dict[str, bytes]:
+        """Content by suffix, the tensors first."""
         tensors = {name: value.contiguous() for name, value in self.numbers.items() if isinstance(value, torch.Tensor)}
-        if tensors:
-            write_whole(path.with_suffix(".safetensors"), as_bytes(tensors))
         fingerprint = asdict(self.fingerprint)
         weights = fingerprint.pop("weights")
         content = {
@@ -118,7 +165,7 @@ class Artifact:
             "numbers": {name: value for name, value in self.numbers.items() if name not in tensors},
             "tensors": sorted(tensors),
         }
-        write_json(path, content)
+        return ({".safetensors": as_bytes(tensors)} if tensors else {}) | {".json": as_json(content)}
 
     def check(self, fingerprint: Fingerprint, parameters: Mapping[str, Any]) -> None:
         """Refuse a model, or parameters of the method, other than those that the numbers were made with."""
@@ -146,6 +193,21 @@ class Artifact:
                     f"artifact of {self.method}: made with {name}={made!r}; use that, or calibrate it again with "
                     f"{name}={value!r}"
                 )
+
+
+_CARD = """\
+# Numbers for Foveate
+
+`foveate/` holds what `{method}` needs to run on {model}.
+
+```python
+import foveate
+
+numbers = foveate.Artifact.from_hub("{repo}", "{method}")
+with foveate.attach(model, "{method}", artifacts=[numbers]):
+    out = model.generate(**inputs)
+```
+"""
 
 
 def _alike(ours: tuple[float, ...], theirs: tuple[float, ...]) -> bool:

@@ -58,4 +58,9 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """The same for JSON; numbers that JSON does not know are refused."""
-    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_whole(path, as_json(content))
+
+
+def as_json(content: Any) -> bytes:
+    """JSON as it stands in a file."""
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

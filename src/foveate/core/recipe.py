@@ -1,22 +1,27 @@
-"""A recipe: an ordered composition of methods, from Python, a short string, or YAML."""
+"""A recipe: an ordered composition of methods, from Python, a short string, YAML, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
-from foveate.core import registry
+from foveate.core import hub, registry
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method
 
 NONE = "none"
 """How the empty recipe is written."""
+
+FILE = "recipe.yaml"
+"""A recipe's file in a repository on the Hub."""
+
+SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,53 @@ class Recipe:
     methods: tuple[Method, ...] = ()
 
     @classmethod
-    def of(cls, recipe: Recipe | Method | str) -> Recipe:
-        """A recipe from any of the forms that users write."""
+    def of(cls, recipe: RecipeLike) -> Recipe:
+        """A recipe from any of the forms that users write.
+
+        Args:
+            recipe: a `Recipe`; a method; text such as ``"hiprune(keep=64) + fastv"``; a path to a YAML file, as a `Path` or
+                as text that ends in ``.yaml`` or ``.yml``; the name of a repository on the Hub, ``"user/name"``, with a
+                ``recipe.yaml`` in it; what YAML gives for one method, ``{"hiprune": {"keep": 64}}``; or a list of any of
+                these, in the order in which they apply.
+
+        Raises:
+            FoveateError: if it is none of these, or could be two.
+        """
         if isinstance(recipe, Recipe):
             return recipe
         if isinstance(recipe, Method):
             return cls((recipe,))
+        if isinstance(recipe, Path):
+            return cls.load(recipe)
         if isinstance(recipe, str):
-            return cls.parse(recipe)
-        raise FoveateError(f"recipe={recipe!r}: must be a Recipe, a method, or text such as 'hiprune(keep=64)'")
+            return cls._read(recipe.strip())
+        if isinstance(recipe, Mapping):
+            if len(recipe) > 1:
+                raise FoveateError(
+                    f"recipe: a dict of {len(recipe)} names; write several methods as a list, as their order counts"
+                )
+            return cls((_from_yaml(dict(recipe)),))
+        if isinstance(recipe, Sequence):
+            return cls(tuple(method for part in recipe for method in cls.of(part).methods))
+        if isinstance(recipe, type) and issubclass(recipe, Method):
+            raise FoveateError(f"recipe={recipe.__name__}: is a class; make a method of it: {recipe.__name__}()")
+        raise FoveateError(
+            f"recipe={recipe!r}: must be a Recipe, a method, text such as 'hiprune(keep=64)', a path to YAML, a name on the "
+            "Hub, a dict such as {'hiprune': {'keep': 64}}, or a list of these"
+        )
+
+    @classmethod
+    def _read(cls, text: str) -> Recipe:
+        if _is_file(text):
+            return cls.load(text)
+        if not hub.is_repo(text):
+            return cls.parse(text)
+        if Path(text).exists():
+            raise FoveateError(
+                f"recipe {text!r}: is a folder here and could be a name on the Hub; write {f'{text}/{FILE}'!r}, or "
+                f"Recipe.from_hub({text!r})"
+            )
+        return cls.from_hub(text)
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
@@ -76,6 +119,36 @@ class Recipe:
             raise FoveateError("recipe: YAML must be a list such as '- hiprune: {keep: 64}'")
         return cls(tuple(_from_yaml(entry) for entry in content))
 
+    @classmethod
+    def from_hub(cls, repo: str, *, revision: str | None = None, token: str | bool | None = None) -> Recipe:
+        """From ``recipe.yaml`` in a repository on the Hub.
+
+        Args:
+            repo: its name, ``"user/name"``.
+            revision: branch, tag or commit; the main branch if None.
+            token: of the Hub; the one that is logged in if None.
+
+        Raises:
+            FoveateError: if it cannot be fetched or is no recipe.
+        """
+        return cls.load(hub.fetch(repo, FILE, revision, token))
+
+    def push_to_hub(self, repo: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Write ``recipe.yaml`` into a repository on the Hub, with a card where it has none.
+
+        Args:
+            repo: its name, ``"user/name"``; it is made if it is not there.
+            private: whether only you may see a repository that is made; the account's default if None.
+            token: of the Hub; the one that is logged in if None.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            FoveateError: if the Hub refuses or cannot be reached.
+        """
+        return hub.push(repo, {FILE: self.to_yaml().encode()}, _CARD.format(repo=repo), f"Recipe {self}", private, token)
+
     def to_yaml(self) -> str:
         """As YAML that `from_yaml` reads back to an equal recipe."""
         entries = [{m.name: _plain(m.parameters())} if m.parameters() else m.name for m in self.methods]
@@ -84,6 +157,28 @@ class Recipe:
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.methods)) or NONE
+
+
+RecipeLike: TypeAlias = Recipe | Method | str | Path | Mapping[str, Any] | Sequence["RecipeLike"]
+"""What `Recipe.of` takes."""
+
+_CARD = """\
+# A recipe for Foveate
+
+`recipe.yaml` says which published methods shorten the work of a vision-language model, and with which parameters.
+
+```python
+import foveate
+
+with foveate.attach(model, "{repo}"):
+    out = model.generate(**inputs)
+```
+"""
+
+
+def lies_elsewhere(text: str) -> bool:
+    """Whether a text is no recipe but says where one is: a YAML file, or a repository on the Hub."""
+    return _is_file(text) or hub.is_repo(text.strip())
 
 
 def build(name: str, parameters: Mapping[str, Any]) -> Method:
@@ -99,6 +194,10 @@ def build(name: str, parameters: Mapping[str, Any]) -> Method:
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()})
     except TypeError as error:
         raise FoveateError(f"{name}: {error}") from error
+
+
+def _is_file(text: str) -> bool:
+    return text.strip().lower().endswith(SUFFIXES)
 
 
 def _terms(node: ast.expr) -> list[ast.expr]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import Tensor
 
 from foveate.core.layout import Layout
 from foveate.core.method import Plan
+from foveate.core.shown import html_table
 from foveate.core.step import Held, Step
 
 
@@ -77,6 +79,23 @@ class Report:
         there = f"{self.original_visual_tokens:g} visual tokens, no more than {self.largest_grid} in one grid"
         return [f"{method} changed nothing of the prompt ({there})" for method in self.idle]
 
+    def __repr__(self) -> str:
+        last = self.visual_tokens[-1] if self.visual_tokens else 0.0
+        saved = 1 - self.flops / self.flops_unmodified if self.flops_unmodified else 0.0
+        return (
+            f"<Report of {self.recipe}: visual tokens {self.original_visual_tokens:g} -> {last:g}, "
+            f"{saved:.1%} of prefill FLOPs saved>"
+        )
+
+    def _repr_html_(self) -> str:
+        # As many columns as the longest name and the gap behind it take.
+        return html_table((line[:15].strip(), line[15:]) for line in str(self).splitlines())
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that it says by name, as JSON can say it: counts of tokens and rows, bytes, seconds, FLOPs, shares up to 1."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
 
 @dataclass
 class Trace:
@@ -110,6 +129,25 @@ class Trace:
         if not self.log:
             return []
         return [[(item.rows, item.columns) for item in items] for items in self.log[-1][0].items]
+
+    def __repr__(self) -> str:
+        if not self.log:
+            return "<Trace of nothing>"
+        alive = [sum(len(item) for sample in self.alive(layer) for item in sample) for layer in range(len(self.log[-1]))]
+        return f"<Trace of {len(self.log[-1]) - 1} layers: visual tokens {run_lengths(tuple(map(float, alive)))}>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Who is alive where, as JSON can say it.
+
+        Returns:
+            ``grids``: ``[rows, columns]`` of each image of each sample. ``alive``: for each decoder layer, and last for what
+            leaves the last one, raster indices of the visual tokens by sample and image.
+        """
+        layers = range(len(self.log[-1])) if self.log else ()
+        return {
+            "grids": [[list(grid) for grid in grids] for grids in self.grids],
+            "alive": [[[item.tolist() for item in items] for items in self.alive(layer)] for layer in layers],
+        }
 
 
 def _shares(values: tuple[float, ...]) -> str:

@@ -27,9 +27,8 @@ KINDS = {"full_attention", *WINDOWS, *RECURRENT}
 
 def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
     """Refuse, by name and with the remedy, what ``recipe`` and the model cannot do together."""
-    if recipe.methods and parts.kernel not in KERNELS:
-        raise FoveateError(f"attention {parts.kernel!r}: not supported; load the model with attn_implementation='sdpa'")
     if recipe.methods:
+        _check_kernel(parts)
         _check_layers(parts)
     for method in recipe.methods:
         reason = method.check(traits)
@@ -72,6 +71,14 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
             routed[layer] = method.name
     for method in recipe.methods:
         _check_parts(method, parts, traits)
+
+
+def _check_kernel(parts: Anatomy) -> None:
+    if parts.kernel not in KERNELS:
+        raise FoveateError(
+            f"attention {parts.kernel!r}: not supported; use model.set_attn_implementation('sdpa'), or load it with "
+            "attn_implementation='sdpa'"
+        )
 
 
 def _check_layers(parts: Anatomy) -> None:
@@ -148,6 +155,12 @@ def check_call(program: Program, kwargs: Mapping[str, Any], cache_unwanted: bool
     anatomy = program.anatomy
     if not program.methods:
         return
+    _check_kernel(anatomy)  # which may have been changed since
+    if anatomy.mask_free != program.traits.mask_free:
+        raise FoveateError(
+            f"attention {anatomy.kernel!r}: takes other masks than the one under which {program.recipe} was attached; "
+            "attach again"
+        )
     if cache_unwanted and program.cache is not None:
         raise FoveateError(
             f"use_cache=False: {program.cache.name} compresses a cache that would not be kept; use use_cache=True, or a "

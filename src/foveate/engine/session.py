@@ -20,8 +20,7 @@ from foveate.core.artifact import Artifact
 from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
-from foveate.core.method import Method
-from foveate.core.recipe import Recipe
+from foveate.core.recipe import Recipe, RecipeLike
 from foveate.core.report import Report, Trace
 from foveate.core.signal import Seen
 from foveate.engine import attention, blocks, experts, generation
@@ -31,6 +30,7 @@ from foveate.engine.check import check, warn_untrained
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.run import Run
+from foveate.engine.shown import Shown
 from foveate.engine.stand_in import Attached, stand_in
 from foveate.engine.vision import Kind
 from foveate.models import anatomy
@@ -41,7 +41,7 @@ SESSION = "_foveate_session"
 
 def attach(
     model: nn.Module,
-    recipe: Recipe | Method | str,
+    recipe: RecipeLike,
     *,
     seed: int = 0,
     companion: Companion | None = None,
@@ -51,7 +51,8 @@ def attach(
 
     Args:
         model: a vision-language model loaded through transformers.
-        recipe: a `Recipe`, a method, or text such as ``"hiprune(keep=64) + snapkv(keep=0.5)"``; ``"none"`` only measures.
+        recipe: a `Recipe`, a method, text such as ``"hiprune(keep=64) + snapkv(keep=0.5)"``, a path to YAML, a name on the
+            Hub, or a list (`Recipe.of` says all forms); ``"none"`` only measures.
         seed: seed of methods that draw.
         companion: a text tower for methods that compare the question with the picture.
         artifacts: calibrated numbers, or the folder where they are; besides those that lie in the checkpoint's own folder.
@@ -86,7 +87,7 @@ class _Seat(threading.local):
     read: tuple[Layout, Seen] | None = None
 
 
-class Session:
+class Session(Shown):
     """A recipe at work in a model. Made by `attach`. Several threads may call the model at once.
 
     Attributes:

@@ -18,7 +18,7 @@ from foveate.models import (
     qwen3_vl,
 )
 from foveate.models.anatomy import Anatomy
-from foveate.models.wrapped import unwrapped
+from foveate.models.wrapped import unpack, unwrapped
 
 __all__ = ["Anatomy", "anatomy"]
 
@@ -52,4 +52,5 @@ def anatomy(model: nn.Module) -> Anatomy:
         raise FoveateError(
             f"model {type(model).__name__}: has no language-modelling head; load it with AutoModelForImageTextToText"
         )
+    unpack(model)
     return _FAMILIES[kind](model)

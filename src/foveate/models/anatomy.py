@@ -12,15 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.artifact import FOLDER, Artifact, Fingerprint
 from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.traits import Traits
 from foveate.models import decoder
 from foveate.models.sketch import sketch
-
-ARTIFACTS = "foveate"
-"""Folder inside a checkpoint that holds calibrated numbers, one ``<method>.json`` each."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,8 @@ class Encoder:
     @property
     def width(self) -> int:
         """Of its hidden states."""
-        return next(part.in_features for part in self.attention[0].modules() if isinstance(part, nn.Linear))
+        # Quantized projections need not be `nn.Linear`.
+        return next(int(part.in_features) for part in self.attention[0].modules() if hasattr(part, "in_features"))  # type: ignore[arg-type]
 
     @property
     def heads(self) -> int:
@@ -208,6 +206,11 @@ class Anatomy:
         return str(self.config._attn_implementation)
 
     @property
+    def mask_free(self) -> bool:
+        """Whether that takes no mask."""
+        return "flash" in self.kernel
+
+    @property
     def home(self) -> torch.device:
         """Where the model runs, or begins to, if accelerate spread it over several devices."""
         device = _execution_device(self.model)
@@ -215,8 +218,11 @@ class Anatomy:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of hidden states: that of the embedding, which quantization leaves alone."""
-        return self.model.get_input_embeddings().weight.dtype  # type: ignore[no-any-return, operator]
+        """Of hidden states: that of the embedding, or, where its weights are integers, of what else is no integer."""
+        weight = getattr(self.model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            return weight.dtype
+        return self.model.dtype  # type: ignore[return-value]
 
     def device(self, layer: int) -> torch.device | None:
         """Where accelerate runs a decoder layer; None where it does not meddle."""
@@ -243,7 +249,9 @@ class Anatomy:
             FoveateError: if there is none with a weight of its own.
         """
         found = getattr(self.attention(layer), f"{name[0]}_proj", None)
-        if not self.build(layer).projected or type(found) is not nn.Linear:
+        # Some quantizers put a module in its place, others a tensor of a type of their own into it.
+        plain = type(found) is nn.Linear and type(found.weight) is nn.Parameter
+        if not self.build(layer).projected or not plain:
             raise FoveateError(
                 f"decoder layer {layer}: its {name} is not made by a plain linear projection, whose weight could be read; "
                 "use a model with such projections, adapters merged and weights not quantized"
@@ -422,7 +430,7 @@ class Anatomy:
             feature_layer=encoder.feature_layer if encoder else None,
             has_cls=encoder is not None and encoder.prefix > 0,
             rotary_rows=self.rotary_rows,
-            mask_free="flash" in self.kernel,
+            mask_free=self.mask_free,
             fingerprint=fingerprint,
             artifacts=_artifacts(str(getattr(self.model, "name_or_path", ""))) | {a.method: a for a in artifacts},
             vision_sites=frozenset({"projected"}) | (encoder.sites if encoder else frozenset()),
@@ -503,6 +511,6 @@ def _execution_device(module: nn.Module) -> torch.device | None:
 
 def _artifacts(folder: str) -> dict[str, Artifact]:
     """Artifacts that lie in a local checkpoint folder; whoever uses one checks that it fits."""
-    if not folder or not any(Path(folder, ARTIFACTS).glob("*.json")):
+    if not folder or not any(Path(folder, FOLDER).glob("*.json")):
         return {}
-    return {artifact.method: artifact for artifact in Artifact.all_in(Path(folder, ARTIFACTS))}
+    return {artifact.method: artifact for artifact in Artifact.all_in(Path(folder, FOLDER))}

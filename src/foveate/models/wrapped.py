@@ -32,3 +32,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
             "model: a PeftModel with prompt learning puts rows of its own before prompts; attach to its get_base_model()"
         )
     return unwrapped(base)
+
+
+def unpack(model: nn.Module) -> None:
+    """Have compressed-tensors unpack ``model`` now, which it would do in the first forward: parts are called before that."""
+    waiting = getattr(model, "ct_decompress_hook", None)
+    if waiting is not None:
+        model._forward_pre_hooks[waiting.id](model, ())  # which takes itself away

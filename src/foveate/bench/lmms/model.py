@@ -55,7 +55,7 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
 
         Args:
             pretrained: ``reference``, a checkpoint folder, or a Hub id.
-            recipe: as text or as a ``.yaml`` file.
+            recipe: as text, as a ``.yaml`` file, or as a name on the Hub.
             device: ``auto``, ``cpu``, ``cuda``; with several processes each takes the GPU of its local rank.
             dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
             companion: a CLIP checkpoint for methods that compare the question with the picture.
@@ -66,7 +66,7 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
             system: what conversations begin with that bring no system prompt.
         """
         super().__init__()
-        self._recipe = Recipe.load(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.parse(recipe)
+        self._recipe = Recipe.of(recipe)
         self._size, self._seed = _whole("batch_size", batch_size), _whole("seed", seed, least=0)
         arguments = checkpoint.parse_model_args(model_args)
         # Where a device_map places the model, no device is asked for.
