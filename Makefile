@@ -8,7 +8,7 @@ INSTALL := python -m pip install --quiet --disable-pip-version-check --constrain
 LMMS := .venv-lmms
 PEERS := .venv-peers
 
-.PHONY: demo test test-all test-lmms test-peers lint types setup clean
+.PHONY: demo test test-all test-lmms test-peers docs notebook lint types setup clean
 
 setup: $(READY)
 
@@ -53,12 +53,20 @@ test-peers: $(PEERS)/.ready
 	$(PEERS)/bin/python -m tests.peers.archive
 	$(PEERS)/bin/python -m pytest tests/peers $(if $(FAMILY),--family $(FAMILY))
 
+# The variables: theme and plugin advertise what may follow on MkDocs in every build.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is site/index.html; with its search: $(BIN)/python -m http.server --directory site"
+
+notebook: setup
+	$(BIN)/python -m benchmarks.notebook
+
 lint: setup
-	$(BIN)/ruff check src packages tests benchmarks
-	$(BIN)/ruff format --check src packages tests benchmarks
+	$(BIN)/ruff check src packages tests benchmarks docs/*.py
+	$(BIN)/ruff format --check src packages tests benchmarks docs/*.py
 
 types: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(PEERS) .peers runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LMMS) $(PEERS) .peers runs site .pytest_cache .mypy_cache .ruff_cache

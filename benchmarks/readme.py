@@ -2,63 +2,62 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from foveate import reference
 from foveate.bench.cells import keep_text
+from foveate.bench.folder import Results
+from foveate.bench.summary import means
+from foveate.report.numbers import between
 
 BEGIN, END = "<!-- demo:begin -->", "<!-- demo:end -->"
 
 
 def main() -> None:
-    records = json.loads(Path(sys.argv[1]).read_text())
+    results = Results.open(Path(sys.argv[1]).parent)
     readme = Path(__file__).parent.parent / "README.md"
     before, rest = readme.read_text().split(BEGIN)
-    readme.write_text(before + BEGIN + "\n" + table(records) + END + rest.split(END)[1])
+    readme.write_text(before + BEGIN + "\n" + table(results) + END + rest.split(END)[1])
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(results: Results) -> str:
     """Markdown for the README."""
+    settings, machine = results.settings, results.document("settings.json")["machine"]
     lines = [
-        f"Scores in percent, n = {records[0]['n']} questions a task, ± half the 95 % interval. `keep` is the share of",
-        "visual tokens kept (of cached entries for `snapkv`; `shortv` freezes layers and drops nothing). *Evidence* is",
-        "the share of the patches holding the answer that reach the last layer, *speed-up* that of the language model's",
-        "prefill; both are means over tasks. On a model this small the speed-up says little about larger ones.",
+        f"Scores in percent, n = {settings.n} questions a task, ± half the 95 % interval. `keep` is the share of visual",
+        "tokens kept (of cached entries for `snapkv`; `shortv` freezes layers and drops nothing). *Evidence* is the share",
+        "of the patches holding the answer that reach the last layer. Speed-ups, with their 95 % intervals, are those of",
+        "the picture below: medians of pairs, a batch under the method and unmodified one after the other; geometric mean",
+        "over tasks. *First token* has encoder and the methods' own arithmetic in it, *prefill* is the language model's.",
+        f"Measured on {machine['processor']}, {machine['threads']} threads, {settings.dtype}, batches of",
+        f"{settings.batch_size}; on a model this small they say little about larger ones.",
         "",
     ]
-    return "\n".join([*lines, *rows(records)]) + "\n"
+    return "\n".join([*lines, *rows(results)]) + "\n"
 
 
-def rows(records: list[dict[str, Any]]) -> list[str]:
-    """Score in percent by task, half the width of its 95 % interval, evidence recall and prefill speed-up."""
-    tasks = list(dict.fromkeys(record["task"] for record in records))
-    plain = {record["task"]: record["prefill_seconds"] for record in records if record["method"] == "none"}
+def rows(results: Results) -> list[str]:
+    """Score in percent by task with half the width of its 95 % interval, evidence recall and speed-ups."""
+    tasks = list(dict.fromkeys(record.task for record in results.records))
     below = _below_floor()
     heads = [f"{task} (below floor)" if task in below else task for task in tasks]
     lines = [
-        f"| method | keep | {' | '.join(heads)} | evidence | speed-up |",
-        "|" + "---|" * (len(tasks) + 4),
-        "| always the same answer | | " + " | ".join(f"{100 * _majority(task):.0f}" for task in tasks) + " | | |",
+        f"| method | keep | {' | '.join(heads)} | evidence | first token | prefill |",
+        "|" + "---|" * (len(tasks) + 5),
+        "| always the same answer | | " + " | ".join(f"{100 * _majority(task):.0f}" for task in tasks) + " | | | |",
     ]
-    cells: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for record in records:
-        cells.setdefault((keep_text(record["keep"]), record["method"]), {})[record["task"]] = record
-    for (keep, method), by_task in cells.items():
+    for mean in means(results.records, results.pairs):
+        records = [results.record((task, *mean.key[1:])) for task in tasks]
         scores = [
-            f"{100 * by_task[task]['score']:.0f} ± {50 * (by_task[task]['score_high'] - by_task[task]['score_low']):.0f}"
-            if task in by_task
-            else "-"
-            for task in tasks
+            "-" if each is None else f"{100 * each.score:.0f} ± {50 * (each.score_high - each.score_low):.0f}"
+            for each in records
         ]
-        recall = [r["evidence_recall"] for r in by_task.values() if r["evidence_recall"] is not None]
-        speed = [plain[task] / r["prefill_seconds"] for task, r in by_task.items()]
-        lines.append(
-            f"| `{method}` | {keep} | {' | '.join(scores)} "
-            f"| {100 * sum(recall) / len(recall):.0f} % | {sum(speed) / len(speed):.2f} |"
-        )
+        evidence = "-" if mean.evidence_recall is None else f"{100 * mean.evidence_recall:.0f} %"
+        first = between(mean.first_token_speedup, mean.first_token_speedup_low, mean.first_token_speedup_high)
+        prefill = between(mean.speedup, mean.speedup_low, mean.speedup_high)
+        named = f"`{mean.method}` | {keep_text(mean.keep)}"
+        lines.append(f"| {named} | {' | '.join(scores)} | {evidence} | {first} | {prefill} |")
     return lines
 
 

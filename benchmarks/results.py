@@ -1,7 +1,7 @@
-"""Every registered method on the reference models at three budgets, and the page about it.
+"""Every registered method on the reference models at three budgets, and the pages about it.
 
-python benchmarks/results.py                 # measures what is missing in runs/results, then writes docs/results.md
-python benchmarks/results.py --models ""     # only writes the page from what is there
+python -m benchmarks.results                 # measures what is missing in runs/results, then writes docs/results.md
+python -m benchmarks.results --models ""     # only writes the pages, from the numbers in docs/results/*.jsonl
 
 It takes hours on a CPU. Stop it whenever you like: the same command goes on. --workers 2 measures two cells at a time.
 """
@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
+from benchmarks.results_page import Cell, Numbers, Row, Task, read, write, write_pages
 
 from foveate import checkpoint, reference
-from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text, parse_keeps
+from foveate.bench.cells import REFERENCE_POINTS, keep_text
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.statistics import beats
@@ -24,11 +25,10 @@ from foveate.bench.summary import Mean, means
 from foveate.cli.bench import CELLS_FAILED, BenchRequest, bench
 from foveate.cli.ray_option import THIS_MACHINE
 from foveate.core.errors import FoveateError
-from foveate.core.recipe import NONE, Recipe
+from foveate.core.recipe import Recipe
 from foveate.engine.check import check
 from foveate.engine.hosting import Verdict, verdicts
 from foveate.models import anatomy
-from foveate.report.picture import draw_quality_speed
 
 KEEPS = "0.33,0.22,0.11"
 RECIPES = {
@@ -54,6 +54,7 @@ INSTEAD = {"scope": "scope(saliency='received')"}
 """How methods are run where their defaults are refused."""
 
 ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "docs" / "results"
 
 
 def main() -> None:
@@ -62,17 +63,11 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=300, help="questions per task")
     parser.add_argument("--workers", type=int, help="measure so many cells side by side, on Ray")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "results")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     arguments = parser.parse_args()
     for model in filter(None, arguments.models.split(",")):
         measure(model, arguments.n, arguments.workers, arguments.folder / model)
-    done = {
-        model: _finished(Results.open(arguments.folder / model))
-        for model in reference.MODELS
-        if (arguments.folder / model).is_dir()
-    }
-    arguments.page.write_text("\n".join(page(done, arguments.page)) + "\n")
-    print(arguments.page)
+        write(numbers(model, _finished(Results.open(arguments.folder / model))), PAGES / f"{model}.jsonl")
+    print(*write_pages(ROOT / "docs", [read(path) for path in sorted(PAGES.glob("*.jsonl"))]), sep="\n")
 
 
 def measure(model: str, n: int, workers: int | None, folder: Path) -> None:
@@ -120,32 +115,21 @@ def hosted(model: str) -> tuple[list[str], list[Verdict]]:
     return recipes, refused
 
 
-def page(done: dict[str, Results], path: Path) -> list[str]:
-    """The page in Markdown, line by line; its pictures are drawn beside it."""
-    lines = [
-        "# Results",
-        "",
-        "Written by `benchmarks/results.py`: every registered method on the embedded reference models, at three budgets.",
-        "Scores in percent ± half the 95 % interval, on the same questions for all. **Bold**: better than `random` at the",
-        "same budget beyond noise (paired bootstrap); *italic*: worse. Methods without `keep` have three settings instead",
-        "and stand against the largest budget of `random` that is as fast. `keep` is the share of visual tokens, of",
-        "cached entries for cache methods, which read the whole prompt before they drop any. *Evidence* is the share of",
-        "the patches that hold the answer entering the last layer, *speed-up* that of the language model's prefill (timed",
-        "right beside the unmodified model), *of limit* what that is of the physical limit, a model that never had the",
-        "other tokens; all are means over tasks. A cell times one batch, and other cells may be measured on other cores",
-        "meanwhile: these times are rough ([efficiency.md](efficiency.md) has steady ones). The models are small: what a",
-        "method does to their answers says more about where it looks than about the loss on a large model.",
-        "",
-        "`hidrop` is made for models that were trained with its schedule, which these were not. `alvts` drops nothing: its",
-        "`keep` is what each layer works on. With `sparsevila` decoding reads a quarter of what `keep` leaves.",
-    ]
-    for model, results in done.items():
-        over_tasks = means(results.records, results.speedup)
-        picture = path.with_name(f"{path.stem}-{model}.png")
-        draw_quality_speed(_complete(over_tasks), picture, model)
-        lines += ["", f"## {model}", "", *_model(model, results, over_tasks)]
-        lines += ["", f"![Score retained against prefill speed-up]({picture.name})"]
-    return lines
+def numbers(model: str, results: Results) -> Numbers:
+    """What the pages are written from."""
+    measured = reference.evaluation(reference.path(model))
+    names = dict.fromkeys(record.task for record in results.records)
+    tasks = {name: Task(measured[name]["majority"], measured[name]["below_floor"]) for name in names}
+    rivals = _rivals(means(results.records, results.pairs))
+    cells: dict[tuple[str, str], dict[str, Cell]] = {}
+    for record in results.records:
+        found = Cell(record.score, record.score_low, record.score_high, _against_random(results, record, rivals))
+        cells.setdefault(record.key[1:], {})[record.task] = found
+    learnt = [record for record in results.records if not tasks[record.task].below_floor]
+    rows = [Row(mean, cells[mean.key[1:]]) for mean in means(learnt, results.pairs)]
+    settings = results.settings
+    refused = {verdict.method: str(verdict.reason) for verdict in hosted(model)[1]}
+    return Numbers(model, settings.n, settings.device, settings.dtype, tasks, refused, rows)
 
 
 def _finished(results: Results) -> Results:
@@ -154,60 +138,6 @@ def _finished(results: Results) -> Results:
     tried.update(each["task"] for each in results.document("failures.json") or [])
     results.records = [record for record in results.records if tried[record.task] == max(tried.values())]
     return results
-
-
-def _complete(over_tasks: Sequence[Mean]) -> list[Mean]:
-    """Those over all tasks that were measured so far."""
-    every = max((mean.tasks for mean in over_tasks), default=0)
-    return [mean for mean in over_tasks if mean.tasks == every]
-
-
-def _model(model: str, results: Results, over_tasks: Sequence[Mean]) -> list[str]:
-    measured = reference.evaluation(reference.path(model))
-    tasks = list(dict.fromkeys(record.task for record in results.records))
-    below = [task for task in tasks if measured.get(task, {}).get("below_floor")]
-    missing = [task for task in measured if task not in tasks]
-    lines = [f"n = {results.settings.n} questions a task, {results.settings.device} {results.settings.dtype}."]
-    if below:
-        lines += [f"Below floor, that is not learnt well enough to measure methods on: {', '.join(below)}."]
-    if missing:
-        lines += [f"Not measured yet: {', '.join(missing)}."]
-    rivals = _rivals(over_tasks)
-    verdicts = {record.key: _against_random(results, record, rivals) for record in results.records}
-    lines += ["", *_story(over_tasks, results.records, verdicts), ""]
-    for keep in ("", *map(keep_text, parse_keeps(KEEPS))):
-        rows = [mean for mean in over_tasks if keep_text(mean.keep) == keep]
-        if rows:
-            lines += [*_table(results, rows, tasks, below, verdicts), ""]
-    _, refused = hosted(model)
-    lines += [f"n/a: `{verdict.method}` ({verdict.reason})" + "  " for verdict in refused]
-    return lines
-
-
-def _table(
-    results: Results, rows: Sequence[Mean], tasks: Sequence[str], below: Sequence[str], verdicts: Mapping[Key, int]
-) -> list[str]:
-    heads = [f"{task} (below floor)" if task in below else task for task in tasks]
-    keep = keep_text(rows[0].keep)
-    first = f"keep {keep}" if keep else "without a budget"
-    lines = [f"| {first} | {' | '.join(heads)} | evidence | speed-up | of limit |", "|" + "---|" * (len(tasks) + 4)]
-    if not keep:
-        measured = reference.evaluation(reference.path(results.settings.model))
-        constants = [f"{100 * measured[task]['majority']:.0f}" if task in measured else "–" for task in tasks]
-        lines += [f"| always the same answer | {' | '.join(constants)} | | | |"]
-    for mean in rows:
-        cells = [_cell(results.record((task, *mean.key[1:])), verdicts) for task in tasks]
-        evidence = "–" if mean.evidence_recall is None else f"{100 * mean.evidence_recall:.0f} %"
-        limit = "–" if mean.efficiency is None else f"{100 * mean.efficiency:.0f} %"
-        lines.append(f"| `{mean.method}` | {' | '.join(cells)} | {evidence} | {mean.speedup:.2f} | {limit} |")
-    return lines
-
-
-def _cell(record: Record | None, verdicts: Mapping[Key, int]) -> str:
-    if record is None:
-        return "–"
-    text = f"{100 * record.score:.0f} ± {50 * (record.score_high - record.score_low):.0f}"
-    return {1: f"**{text}**", -1: f"*{text}*"}.get(verdicts[record.key], text)
 
 
 def _rivals(over_tasks: Sequence[Mean]) -> dict[str, str]:
@@ -229,48 +159,6 @@ def _against_random(results: Results, record: Record, rivals: Mapping[str, str])
         return 0
     scores, others = results.scores(record), results.scores(random)
     return 1 if beats(scores, others) else -1 if beats(others, scores) else 0
-
-
-def _story(over_tasks: Sequence[Mean], records: Sequence[Record], verdicts: Mapping[Key, int]) -> list[str]:
-    """What the tables say, in sentences, and how often each method does better than random selection."""
-    plain = [mean for mean in over_tasks if mean.method == NONE]
-    sentences = [
-        f"The unmodified model scores {100 * mean.score:.0f} % in the mean over {mean.tasks} tasks." for mean in plain
-    ]
-    for keep in map(keep_text, parse_keeps(KEEPS)):
-        rows = [mean for mean in _complete(over_tasks) if keep_text(mean.keep) == keep]
-        ranked = sorted((mean for mean in rows if mean.method not in REFERENCE_POINTS), key=lambda mean: -mean.score)
-        random = next((mean for mean in rows if mean.method == "random"), None)
-        if ranked and random is not None:
-            best = ", ".join(f"`{mean.method}` {_short(mean)}" for mean in ranked[:3])
-            sentences.append(f"At {keep} the best are {best}; `random` has {_short(random)}.")
-    by_method = _by_method(records, verdicts)
-    losers = [f"`{method}`" for method, found in by_method.items() if sum(verdict for _, verdict in found) < 0]
-    if losers:
-        where = Counter(record.task for record in records if verdicts[record.key] < 0)
-        most = ", ".join(f"{task} ({times})" for task, times in where.most_common(3))
-        sentences.append(f"More often worse than `random` than better are {', '.join(losers)}; most often on {most}.")
-    lines = [" ".join(sentences), "", "Against `random`, all tasks and budgets:", ""]
-    lines += ["| method | better | no different | worse | worse on |", "|---|---|---|---|---|"]
-    for method, found in by_method.items():
-        counts = [sum(verdict == sign for _, verdict in found) for sign in (1, 0, -1)]
-        worse = Counter(record.task for record, verdict in found if verdict < 0)
-        listed = ", ".join(f"{task} ({times})" for task, times in worse.most_common())
-        lines.append(f"| `{method}` | {' | '.join(map(str, counts))} | {listed} |")
-    return lines
-
-
-def _short(mean: Mean) -> str:
-    return f"{100 * mean.score:.0f} % ({mean.speedup:.1f}x)"
-
-
-def _by_method(records: Sequence[Record], verdicts: Mapping[Key, int]) -> dict[str, list[tuple[Record, int]]]:
-    """The records of a method and how they did against random selection; the method that was better most often first."""
-    found: dict[str, list[tuple[Record, int]]] = {}
-    for record in records:
-        if record.method not in REFERENCE_POINTS:
-            found.setdefault(record.method, []).append((record, verdicts[record.key]))
-    return dict(sorted(found.items(), key=lambda each: -sum(verdict for _, verdict in each[1]) / len(each[1])))
 
 
 if __name__ == "__main__":

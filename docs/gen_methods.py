@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mkdocs_gen_files
 
 from foveate.core import registry
 from foveate.core.description import describe
 from foveate.engine.hosting import by_family
 from foveate.report.method_page import method_page, methods_table
+
+TAB = "Methods"
 
 
 def main() -> None:
@@ -19,6 +23,13 @@ def main() -> None:
         where = [verdict for verdict in verdicts if verdict.method == name]
         with mkdocs_gen_files.open(f"methods/{name}.md", "w") as file:
             file.write(method_page(kind, describe(kind), known, where))
+        section(TAB).append({name: f"methods/{name}.md"})
+
+
+def section(title: str) -> list[Any]:
+    """A tab of the site's navigation."""
+    tabs: list[dict[str, Any]] = mkdocs_gen_files.config["nav"]
+    return next(tab[title] for tab in tabs if title in tab)
 
 
 main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,29 @@ from tests.bench.conftest import made_up
 
 from foveate.bench.cells import Cell
 from foveate.bench.records import Measurement
-from foveate.bench.run import Measure
 from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe
 
 
-def deadly(marks: Path) -> Measure:
+@dataclass(frozen=True)
+class Deadly:
+    """Stands for a model."""
+
+    marks: Path
+
+    def __call__(self, cell: Cell, questions: Sequence[Any], advance: Callable[[int], None]) -> Measurement:
+        return _measure(self.marks, cell, questions, advance)
+
+    def refusals(self, recipes: Sequence[Recipe]) -> list[str | None]:
+        return ["too bright" if str(recipe).startswith("scope") else None for recipe in recipes]
+
+
+def deadly(marks: Path) -> Deadly:
     """Made-up numbers, but ``random`` kills its first worker, ``uniform`` all of them, and ``fastv`` raises.
 
     Who was at a cell leaves a file in ``marks``.
     """
-    return partial(_measure, marks)
+    return Deadly(marks)
 
 
 def _measure(marks: Path, cell: Cell, questions: Sequence[Any], advance: Callable[[int], None]) -> Measurement:
@@ -35,6 +48,6 @@ def _measure(marks: Path, cell: Cell, questions: Sequence[Any], advance: Callabl
     return made_up(cell, questions, advance)
 
 
-def nowhere() -> Measure:
+def nowhere() -> Deadly:
     """A model that is not there."""
     raise FoveateError("model='nowhere': cannot be loaded")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from foveate.bench.records import Record
 from foveate.bench.summary import Mean, front
+from foveate.core import registry
+from foveate.report.bench_charts import mean_charts
 from foveate.report.chart import Chart, Line, Point, counting, linear, ratios
-from foveate.report.heat import maps
-from foveate.report.looks import COLOURS, MARKERS, looks
+from foveate.report.heat import RAMPS, Box, contrast, ground, maps, text_on
+from foveate.report.looks import COLOURS, MARKERS, looks, method_looks
+from foveate.report.places import by_place
 from foveate.report.story import by_method, offers, rankings
 
 
@@ -63,10 +68,63 @@ def test_names_do_not_run_into_each_other() -> None:
 
 
 def test_as_many_methods_as_there_are_look_different() -> None:
-    found = looks(["none", "random", "uniform", *(f"method{i}" for i in range(4 * COLOURS))])
+    found = method_looks(["none", "random", "uniform", *(f"fastv(layer={i})" for i in range(1, 4 * COLOURS + 1))])
 
     assert len(set(found.values())) == len(found)
     assert all(look.marker < len(MARKERS) for look in found.values())
+
+
+def test_colours_are_unique_within_a_place_and_markers_tell_places_apart() -> None:
+    found = method_looks(registry.methods())
+
+    places = by_place(found, str)
+    assert len(places) == 5
+    for names in places.values():
+        assert len({found[name].colour for name in names}) == len(names)
+    assert len(set(found.values())) == len(found)
+
+
+def test_each_place_has_a_chart_with_the_baselines_on_the_same_axes() -> None:
+    over_tasks = [
+        mean("none", None, 1, 1),
+        mean("random", 0.5, 0.6, 2),
+        replace(mean("scope", 0.5, 0.8, 2), retention_low=0.7, retention_high=0.9, speedup_low=1.5, speedup_high=3.0),
+        mean("fastv", 0.5, 0.7, 1.5),
+    ]
+
+    charts = mean_charts(over_tasks, method_looks(each.method for each in over_tasks))
+
+    assert [chart.title for chart in charts] == ["Before the LLM", "In the LLM"]
+    assert [{line.name for line in chart.lines} - {"none", "random"} for chart in charts] == [{"scope"}, {"fastv"}]
+    assert len({(chart.x.low, chart.x.high, chart.y.low, chart.y.high) for chart in charts}) == 1
+    (scope,) = (line.points[0] for line in charts[0].lines if line.name == "scope")
+    assert (scope.interval, scope.across) == ((0.7, 0.9), (1.5, 3.0))
+    assert "score retained 80.0 % [70.0, 90.0] (mean of 2)\nspeed-up 2.00x [1.50, 3.00]" in scope.tip
+
+
+def test_a_line_has_a_band_where_all_its_intervals_are_known() -> None:
+    look = looks(["a"])["a"]
+    points = (Point(0, 0.5, "", (0.4, 0.6)), Point(1, 0.7, "", (0.5, 0.8)))
+
+    assert Line("a", look, points).band == [(0, 0.4), (1, 0.5), (1, 0.8), (0, 0.6)]
+    assert Line("a", look, (*points, Point(2, 0.5, ""))).band == []
+
+
+@pytest.mark.parametrize("scheme", RAMPS)
+def test_text_on_every_colour_of_a_heat_map_is_readable(scheme: str) -> None:
+    for step in range(1001):
+        colour = ground(RAMPS[scheme], step / 1000)
+        assert contrast(text_on(colour), colour) >= 4.5
+
+
+def test_contrast_is_that_of_wcag() -> None:
+    assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+    assert contrast((118, 118, 118), (255, 255, 255)) == pytest.approx(4.54, abs=0.005)
+
+
+def test_a_box_has_its_colours_on_light_and_dark_pages() -> None:
+    assert Box(0.0, 0.0).style == "background: light-dark(#f2f4f5, #20252b); color: light-dark(#000000, #ffffff)"
+    assert Box(1.0, 1.0).style == "background: light-dark(#0a5c9c, #8fd0ff); color: light-dark(#ffffff, #000000)"
 
 
 def test_the_best_of_a_budget_are_ranked_beside_random() -> None:

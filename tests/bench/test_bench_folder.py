@@ -10,19 +10,32 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from foveate.bench import folder as folder_module
 from foveate.bench.cells import plan
 from foveate.bench.folder import ResultFolder, Settings
-from foveate.bench.records import Answer, Failure, Measurement, Record
+from foveate.bench.records import RATIOS, Answer, Failure, Measurement, Record
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_json
 
 KEYS = (
     "model, task, method, keep, n, seed, score, score_low, score_high, retention, evidence_recall, visual_tokens, "
-    "prefill_seconds, decode_seconds, efficiency, kv_bytes"
+    "prefill_seconds, decode_seconds, efficiency, kv_bytes, batch, first_token_seconds, total_seconds, peak_bytes, "
+    "speedup, speedup_low, speedup_high, first_token_speedup, first_token_speedup_low, first_token_speedup_high, "
+    "total_speedup, total_speedup_low, total_speedup_high, efficiency_low, efficiency_high"
 )
 MEASURED = Measurement(
-    [Answer("what shape is red?", "star", "star", 1.0, None)], 144.0, 0.1, None, 0.9, 2.0, 1e6, [144.0], [1e6], [None]
+    answers=[Answer("what shape is red?", "star", "star", 1.0, None)],
+    visual_tokens=144.0,
+    prefill_seconds=0.1,
+    decode_seconds=None,
+    first_token_seconds=0.2,
+    total_seconds=0.3,
+    peak_bytes=None,
+    kv_bytes=1e6,
+    batch=1,
+    pairs={name: [2.0] for name in RATIOS},
+    visual_by_layer=[144.0],
+    kv_by_layer=[1e6],
+    evidence_by_layer=[None],
 )
 
 
@@ -106,7 +119,7 @@ def test_what_a_record_was_made_from_is_read_back(folder: ResultFolder) -> None:
     folder.keep(record("hiprune(keep=3) + fastv(layer=1)"), MEASURED)
 
     assert folder.scores(folder.records[0]) == [1.0]
-    assert folder.speedup(folder.records[0]) == 2.0
+    assert folder.pairs(folder.records[0])["speedup"] == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +150,15 @@ def test_damaged_results_are_refused(folder: ResultFolder, settings: Settings, c
         ResultFolder(folder.path, settings, resume=True)
 
 
+def test_records_of_an_older_version_are_refused_by_name(folder: ResultFolder, settings: Settings) -> None:
+    folder.begin()
+    old = {name: value for name, value in asdict(record()).items() if not name.startswith("total_")}
+    write_json(folder.path / "results.json", [old])
+
+    with pytest.raises(FoveateError, match="other records than this version's; name another folder"):
+        ResultFolder(folder.path, settings, resume=True)
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path, settings: Settings) -> None:
     (tmp_path / "out").touch()
 
@@ -151,7 +173,7 @@ def test_a_write_that_is_cut_short_leaves_the_old_file(tmp_path: Path, monkeypat
     def cut_short(descriptor: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(folder_module.os, "fsync", cut_short)
+    monkeypatch.setattr(os, "fsync", cut_short)
     with pytest.raises(OSError, match="no space"):
         write_json(path, ["new"])
 

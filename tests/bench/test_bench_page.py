@@ -6,7 +6,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 from tests.browser import CHROMIUM, Browser
 
 from foveate.bench.cells import Cell, plan
+from foveate.bench.chance import Chance
 from foveate.bench.folder import ResultFolder, Results
 from foveate.bench.records import Failure
 from foveate.bench.run import run
@@ -95,6 +96,29 @@ def test_what_kept_everything_and_what_needs_training_is_said(done: ResultFolder
     assert "ppe needs training" in text
 
 
+def test_a_model_at_chance_is_said_before_anything_else(done: ResultFolder) -> None:
+    notes = json.loads((done.path / "tasks.json").read_text())
+    notes["shape"]["chance"] = asdict(Chance("shape", 20, 0.0, "cross", 0.1, "which shape?", "cross", NASTY))
+    write_json(done.path / "tasks.json", notes)
+
+    html = page(done)
+
+    told = (
+        "The unmodified model does no better than always saying the same shape: 0.0 % of 20 questions; always “cross” scores"
+    )
+    assert f"In short {told}" in words(html).replace("\N{NO-BREAK SPACE}", " ")
+    assert "--metric contains" in words(html)
+    assert NASTY not in html
+
+
+def test_every_cost_has_its_interval_and_the_machine_its_name(done: ResultFolder) -> None:
+    text = words(page(done))
+
+    assert "4.00x [3.60, 4.80]" in text
+    assert done.document("settings.json")["machine"]["processor"] in text
+    assert "batches of 4" in text
+
+
 def test_every_section_is_there(done: ResultFolder) -> None:
     found = Parsed(page(done))
 
@@ -115,7 +139,10 @@ def test_the_fastest_within_a_loss_is_offered(done: ResultFolder) -> None:
 def test_points_tell_method_budget_score_and_speed(done: ResultFolder) -> None:
     tips = Parsed(page(done)).all("data-tip")
 
-    assert "hiprune · keep 0.25\nscore 80.0 % [58.4, 91.9]\nspeed-up 4.00x\n36.0 visual tokens in the last layer" in tips
+    assert (
+        "hiprune · keep 0.25\nscore 80.0 % [58.4, 91.9]\nspeed-up 4.00x [3.60, 4.80]\n36.0 visual tokens in the last layer"
+        in tips
+    )
 
 
 def test_the_page_holds_all_it_needs(done: ResultFolder) -> None:
@@ -230,10 +257,15 @@ def test_a_browser_shows_the_page(done: ResultFolder, tmp_path: Path, width: int
         browser.run("document.querySelectorAll('[name=map-budget]')[1].click()")
         assert browser.run("document.querySelector('.heat:not([hidden])').dataset.budget") == "0.25"
 
-        browser.run("document.querySelector('.legend [data-series=hiprune]').click()")
-        hidden = "[...document.querySelectorAll('.chart [data-series=hiprune]')].every(e => e.classList.contains('off'))"
-        assert browser.run("[...document.querySelectorAll('.chart [data-series=hiprune]')].length") > 0
-        assert browser.run(hidden)
+        # A legend acts on the charts of its scope; the name of a place shows its methods alone.
+        scope = "[data-scope=methods]"
+        off = f"[...document.querySelectorAll('.chart{scope} [data-series=%s]')].map(e => e.classList.contains('off'))"
+        browser.run(f"document.querySelector('.legend{scope} [data-series=hiprune]').click()")
+        assert set(browser.run(off % "hiprune")) == {True}
+        assert set(browser.run(off % "fastv")) == {False}
+        browser.run(f"document.querySelector('.legend{scope} [data-only=\"before the LLM\"]').click()")
+        assert set(browser.run(off % "hiprune") + browser.run(off % "random")) == {False}
+        assert set(browser.run(off % "fastv")) == {True}
 
         browser.run("document.querySelectorAll('#table th button')[3].click()")
         assert browser.run("document.querySelector('#table tbody tr').cells[1].textContent") == "none"

@@ -14,12 +14,14 @@ pytest.importorskip("ray")
 from tests.bench.conftest import ask, made_up
 from tests.bench.deadly import deadly, nowhere
 
+from foveate.bench.admission import admitted
 from foveate.bench.cells import plan
 from foveate.bench.folder import ResultFolder, Settings
 from foveate.bench.parallel import LIVES, Crew, connected, run_on_ray
 from foveate.bench.run import run
 from foveate.core.errors import FoveateError
 
+EVERY = partial(admitted, named=[], left_out=print)
 Nodes = list[dict[str, float]]
 
 
@@ -33,17 +35,19 @@ def nodes() -> Iterator[Nodes]:
 def test_a_killed_worker_loses_nothing_and_a_failing_cell_only_itself(
     nodes: Nodes, folder: ResultFolder, settings: Settings, tmp_path: Path, log: Any
 ) -> None:
-    none, random, _, hiprune, fastv = plan(["shape"], ["hiprune", "fastv"], [0.5])
+    none, random, _, hiprune, fastv, scope = plan(["shape"], ["hiprune", "fastv", "scope"], [0.5])
     alone = ResultFolder(tmp_path / "alone", settings)
     run([none, random, hiprune], ask, made_up, alone, log)
-    marks = tmp_path / "marks"
+    marks, said = tmp_path / "marks", []
     marks.mkdir()
 
-    cells = [none, random, hiprune, fastv]
-    run_on_ray(cells, ask, partial(deadly, marks), folder, log, Crew.fitting(nodes, "cpu", len(cells), 2))
+    cells = [none, random, hiprune, fastv, scope]
+    admit = partial(admitted, named=["fastv"], left_out=said.append)
+    run_on_ray(cells, ask, partial(deadly, marks), folder, log, Crew.fitting(nodes, "cpu", len(cells), 2), admit)
 
     assert folder.records == alone.records
     assert contents(folder.path / "cells") == contents(alone.path / "cells")
+    assert said == ["left out: scope(keep=0.5): too bright"]
     assert len(list(marks.glob("random-*"))) == 2
     assert [(each.cell, each.error) for each in folder.failures] == [(fastv, "fastv: has a bad day")]
 
@@ -54,7 +58,7 @@ def test_a_cell_that_kills_its_workers_is_given_up(
 ) -> None:
     none, _, uniform = plan(["shape"], [], [0.5])
 
-    run_on_ray([uniform, none], ask, partial(deadly, tmp_path), folder, log, Crew.fitting(nodes, "cpu", 2, 1))
+    run_on_ray([uniform, none], ask, partial(deadly, tmp_path), folder, log, Crew.fitting(nodes, "cpu", 2, 1), EVERY)
 
     assert [each.method for each in folder.records] == ["none"]
     assert folder.failures[0].cell == uniform
@@ -66,6 +70,18 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
+def test_a_method_that_was_named_and_is_refused_ends_it_before_any_work(
+    nodes: Nodes, folder: ResultFolder, tmp_path: Path, log: Any
+) -> None:
+    cells = plan(["shape"], ["scope"], [0.5])
+    admit = partial(admitted, named=["scope"], left_out=print)
+
+    with pytest.raises(FoveateError, match=r"^methods: scope\(keep=0.5\): too bright; leave it out"):
+        run_on_ray(cells, ask, partial(deadly, tmp_path), folder, log, Crew.fitting(nodes, "cpu", 1, 1), admit)
+
+    assert not log.started_cells
+
+
 @pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_the_user_s_mistake_and_leaves_nothing(
     nodes: Nodes, folder: ResultFolder, log: Any
@@ -73,7 +89,7 @@ def test_a_model_that_cannot_be_loaded_is_the_user_s_mistake_and_leaves_nothing(
     cells = plan(["shape"], [], [0.5])
 
     with pytest.raises(FoveateError, match=r"^model='nowhere': cannot be loaded$"):
-        run_on_ray(cells, ask, nowhere, folder, log, Crew.fitting(nodes, "cpu", len(cells), 1))
+        run_on_ray(cells, ask, nowhere, folder, log, Crew.fitting(nodes, "cpu", len(cells), 1), EVERY)
 
     assert not any(folder.path.iterdir())
 

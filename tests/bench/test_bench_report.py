@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from rich.console import Console
 
 from foveate.bench.cells import plan
+from foveate.bench.chance import REASONS, chance
 from foveate.bench.folder import ResultFolder, Settings
+from foveate.bench.records import SPEEDUPS
 from foveate.bench.run import run
 from foveate.bench.statistics import beats
 from foveate.bench.summary import ALL_TASKS, Mean, drops, kept_everything, means, no_better_than_random, pareto
@@ -22,7 +23,6 @@ from foveate.core.recipe import NONE
 from foveate.core.statistics import wilson
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.numbers import seconds, size
-from foveate.report.picture import _line, _mark, draw_quality_speed
 from foveate.tasks import questions
 
 
@@ -39,11 +39,12 @@ def done(tmp_path: Path, measure: Any, log: Any) -> ResultFolder:
     return folder
 
 
-def shown(done: ResultFolder, width: int = 120) -> str:
+def shown(done: ResultFolder, width: int = 120, **more: TaskNote) -> str:
     notes = {"shape": TaskNote("cross", 0.125, below_floor=False), "existence": TaskNote("no", 0.5, below_floor=True)}
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    over_tasks, weak = means(done.records, done.speedup), no_better_than_random(done, done.records)
-    console.print(bench_tables(done.records, over_tasks, notes, weak, drops(done, done.records)))
+    over_tasks, weak = means(done.records, done.pairs), no_better_than_random(done, done.records)
+    notes |= more
+    console.print(bench_tables(done.records, over_tasks, notes, weak, drops(done, done.records), "made up, in batches of 4"))
     return console.export_text()
 
 
@@ -87,7 +88,9 @@ def test_the_table_names_methods_that_kept_everything_and_those_that_need_traini
     records = [whole, replace(whole, method="ppe", keep=512)]
     notes = {"shape": TaskNote("cross", 0.125, below_floor=False)}
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(bench_tables(records, means(records, lambda record: 1.0), notes, [], {}))
+    console.print(
+        bench_tables(records, means(records, lambda record: {name: [1.0] for name in SPEEDUPS}), notes, [], {}, "made up")
+    )
     text = console.export_text()
 
     assert "Kept everything, as there is no more: ppe at 512" in text
@@ -97,17 +100,38 @@ def test_the_table_names_methods_that_kept_everything_and_those_that_need_traini
 
 
 def test_speed_up_is_averaged_over_tasks(done: ResultFolder) -> None:
-    speedups = {(mean.method, mean.keep): mean.speedup for mean in means(done.records, done.speedup)}
+    speedups = {(mean.method, mean.keep): mean.speedup for mean in means(done.records, done.pairs)}
 
     assert speedups["none", None] == pytest.approx(1)
     assert speedups["hiprune", 0.25] == pytest.approx(4)
+
+
+def test_a_speed_up_has_an_interval_in_its_record_and_over_tasks(done: ResultFolder) -> None:
+    record = done.record(("shape", "hiprune", "0.25"))
+    mean = next(mean for mean in means(done.records, done.pairs) if (mean.method, mean.keep) == ("hiprune", 0.25))
+
+    assert (record.speedup, record.speedup_low, record.speedup_high) == pytest.approx((4, 3.6, 4.8))
+    assert 3.59 <= mean.speedup_low < mean.speedup < mean.speedup_high < 4.81
+    assert (record.first_token_speedup_low, record.first_token_speedup) == (None, pytest.approx(1.6))
 
 
 def test_means_leave_out_tasks_without_the_unmodified_model(done: ResultFolder) -> None:
     records = [record for record in done.records if (record.task, record.method) != ("shape", "none")]
 
     existence = [record for record in records if record.task == "existence"]
-    assert means(records, done.speedup) == means(existence, done.speedup)
+    assert means(records, done.pairs) == means(existence, done.pairs)
+
+
+def test_the_interval_of_what_is_retained_puts_those_of_the_tasks_together(done: ResultFolder) -> None:
+    rows = [record for record in done.records if record.key[1:] in (("hiprune", "0.25"), ("none", ""))]
+    one, both = ({mean.method: mean for mean in means(part, done.pairs)} for part in (rows[:2], rows))
+
+    record = next(record for record in rows[:2] if record.method == "hiprune")
+    # Of one task it is the interval of the score in another unit.
+    ends = (record.score_low / 0.9, record.score_high / 0.9)
+    assert (one["hiprune"].retention_low, one["hiprune"].retention_high) == pytest.approx(ends)
+    width = one["hiprune"].retention_high - one["hiprune"].retention_low
+    assert both["hiprune"].retention_high - both["hiprune"].retention_low == pytest.approx(width / 2**0.5)
 
 
 def test_the_table_shows_scores_intervals_and_verdicts(done: ResultFolder) -> None:
@@ -117,16 +141,49 @@ def test_the_table_shows_scores_intervals_and_verdicts(done: ResultFolder) -> No
     assert "shape · always 'cross' scores 12.5 %" in text
     assert "Not better than random beyond noise: fastv at 0.5, 0.25" in text
     row = next(line for line in text.splitlines() if line.strip().startswith("hiprune"))
-    assert " ".join(row.split()) == "hiprune 0.5 80.0 [65.2, 89.5] 88.9 [0.0, 22.5] 50.0 72.0 50.0 ms 10.0 ms 0.95 488 KiB"
+    assert " ".join(row.split()) == "hiprune 0.5 80.0 [65.2, 89.5] [0.0, 22.5] 50.0 72.0 150 ms 50.0 ms 250 ms 400 488 KiB"
 
 
 def test_the_table_of_means_has_the_constant_answer_and_the_front(done: ResultFolder) -> None:
     over_tasks = shown(done).partition("mean over 2 tasks")[2]
 
     assert " · always the same answer scores 31.2 % · of these below floor: existence" in over_tasks
-    starred = {" ".join(line.split()[:3]) for line in over_tasks.splitlines() if " * " in line and "[" in line}
+    starred = {" ".join(line.split()[:3]) for line in over_tasks.splitlines() if " * " in line and "0.25" in line}
     assert starred == {"hiprune * 0.25"}
     assert "none *" in over_tasks
+
+
+def test_no_header_is_broken_inside_a_word(done: ResultFolder) -> None:
+    assert not re.search(r"[a-z]-(?= |$)", shown(done).replace(" - ", ""), re.MULTILINE)
+    for word in ("retained", "evidence", "limit"):
+        assert word in shown(done)
+
+
+def test_the_table_of_costs_has_paired_speed_ups_with_intervals(done: ResultFolder) -> None:
+    costs = shown(done).partition("the same: cost")[2]
+
+    row = next(line for line in costs.splitlines() if line.strip().startswith("hiprune *"))
+    assert re.fullmatch(
+        r"hiprune \* 0.25 1.60x \[1.60, 1.60\] 4.00x \[3.\d\d, 4.\d\d\] 1.33x .* 400 0.95", " ".join(row.split())
+    )
+
+
+def test_a_model_at_chance_is_said_first_and_why(done: ResultFolder) -> None:
+    plain = done.record(("shape", "none", ""))
+    found = chance("shape", [0.0] * 40, "cross", [0.0] * 39 + [1.0], [replace(done.answers(plain)[-1], prediction="a dot")])
+    text = shown(done, shape=TaskNote("cross", 0.025, below_floor=False, chance=found))
+
+    head, _, rest = text.partition("made up, in batches of 4")
+    assert "does no better than always saying the same" in head
+    assert "shape: 0.0 % of 40 questions; always 'cross' scores 2.5 %" in head
+    assert "it said 'a dot'; right is " in head
+    assert all(reason.split(":")[0] in head for reason in REASONS)
+    assert "shape · always 'cross' scores 2.5 % · the model does no better than that" in rest
+
+
+def test_a_model_that_knows_the_task_is_not_at_chance() -> None:
+    assert chance("shape", [1.0] * 30 + [0.0] * 10, "cross", [1.0] * 5 + [0.0] * 35) is None
+    assert chance("shape", [0.0] * 40, "", [0.0] * 40) is not None
 
 
 def test_wide_numbers_and_long_recipes_fit_into_120_columns(done: ResultFolder) -> None:
@@ -142,8 +199,10 @@ def test_wide_numbers_and_long_recipes_fit_into_120_columns(done: ResultFolder) 
             score_high=1.0,
             score=1.0,
             evidence_recall=1.0,
+            first_token_seconds=0.0123,
             prefill_seconds=0.0123,
-            decode_seconds=0.0123,
+            total_seconds=0.0123,
+            decode_seconds=0.00123,
             visual_tokens=2880.0,
         )
         for record in done.records
@@ -151,7 +210,7 @@ def test_wide_numbers_and_long_recipes_fit_into_120_columns(done: ResultFolder) 
     text = shown(done)
 
     assert "…" not in text
-    assert "12.3 ms 12.3 ms" in " ".join(text.split())
+    assert "12.3 ms 12.3 ms 12.3 ms 3252" in " ".join(text.split())
 
 
 def test_drops_are_paired_by_cell_and_over_all_tasks(done: ResultFolder) -> None:
@@ -203,52 +262,6 @@ def test_undefined_numbers_are_dashes(done: ResultFolder) -> None:
     row = next(line for line in shown(done).splitlines() if line.strip().startswith("random"))
 
     assert "–" in row.split()[-4:]
-
-
-def test_the_picture_is_a_png_of_readable_size(done: ResultFolder, tmp_path: Path) -> None:
-    draw_quality_speed(means(done.records, done.speedup), tmp_path / "picture.png", "made up")
-
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.width >= 1000
-
-
-def test_the_picture_grows_with_its_legend_and_settings_of_one_method_share_a_line(
-    done: ResultFolder, tmp_path: Path
-) -> None:
-    (plain,) = (mean for mean in means(done.records, done.speedup) if mean.method == NONE)
-    methods = [f"method{number}" for number in range(40)]
-    settings = [f"shortv(frozen=0.{number})" for number in range(40)]
-    for name, recipes in {"many": methods, "one": settings}.items():
-        rows = [plain, *(replace(plain, method=recipe, speedup=2.0) for recipe in recipes)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            draw_quality_speed(rows, tmp_path / f"{name}.png", name)
-
-    with Image.open(tmp_path / "many.png") as many, Image.open(tmp_path / "one.png") as one:
-        assert many.height > 1.8 * one.height
-
-
-@pytest.mark.parametrize(
-    ("method", "keep", "line", "mark"),
-    [
-        ("hiprune", 0.5, "hiprune", "0.5"),
-        ("hiprune(alpha=0.2)", 0.5, "hiprune(alpha=0.2)", "0.5"),
-        ("shortv", None, "shortv", ""),
-        ("shortv(frozen=0.4)", None, "shortv", "frozen=0.4"),
-        ("shortv(frozen=0.4) + fastv(keep=0.5)", None, "shortv(frozen=0.4) + fastv(keep=0.5)", ""),
-    ],
-)
-def test_a_point_is_marked_with_what_its_line_does_not_say(method: str, keep: float | None, line: str, mark: str) -> None:
-    mean = replace(point(2, 0.9), method=method, keep=keep)
-
-    assert (_line(mean), _mark(mean)) == (line, mark)
-
-
-def test_a_picture_without_a_single_point_is_still_drawn(tmp_path: Path) -> None:
-    draw_quality_speed([], tmp_path / "picture.png", "nothing")
-
-    assert (tmp_path / "picture.png").is_file()
 
 
 @pytest.mark.parametrize(

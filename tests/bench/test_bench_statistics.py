@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.bench.statistics import beats, bootstrap, difference, interval
+from foveate.bench.statistics import beats, bootstrap, difference, interval, ratio, ratio_over
 from foveate.core.statistics import wilson
 
 SCORES = st.lists(st.floats(0, 1), min_size=1, max_size=40)
@@ -79,3 +79,36 @@ def test_that_nothing_changed_does_not_prove_that_nothing_will() -> None:
     same = difference([1.0] * 100, [1.0] * 100)
 
     assert -0.04 < same.low < 0 < same.high < 0.04
+
+
+def test_one_pair_has_a_ratio_and_no_interval() -> None:
+    found = ratio([1.5])
+
+    assert (found.value, found.low, found.high) == (pytest.approx(1.5), None, None)
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=2, max_size=9))
+def test_a_ratio_is_the_median_and_its_interval_encloses_it(pairs: list[float]) -> None:
+    found = ratio(pairs)
+
+    assert found.value == pytest.approx(np.median(pairs))
+    assert min(pairs) * (1 - 1e-9) <= found.low <= found.value <= found.high <= max(pairs) * (1 + 1e-9)
+
+
+def test_the_interval_of_three_pairs_is_their_range() -> None:
+    assert (ratio([1.0, 2.0, 1.2]).low, ratio([1.0, 2.0, 1.2]).high) == pytest.approx((1.0, 2.0))
+
+
+def test_a_recipe_that_does_nothing_is_no_faster_beyond_noise() -> None:
+    rng = np.random.default_rng(0)
+    missed = 0
+    for _ in range(200):
+        found = ratio(np.exp(rng.normal(0, 0.2, 9)))
+        missed += not found.low <= 1 <= found.high
+    assert missed <= 0.1 * 200
+
+
+def test_tasks_that_differ_are_seen_in_the_interval_of_their_mean() -> None:
+    found = ratio_over([[2.0], [8.0]])
+
+    assert (found.value, found.low, found.high) == pytest.approx((4, 2, 8))

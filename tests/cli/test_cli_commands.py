@@ -18,8 +18,10 @@ from tests.thirdparty import package
 
 from foveate import reference
 from foveate.bench import measure as measure_module
+from foveate.bench.records import RATIOS
 from foveate.core import registry
 from foveate.engine.check import warn_untrained
+from foveate.models import anatomy
 from foveate.tasks import questions
 
 
@@ -147,12 +149,34 @@ def test_tokens_and_evidence_are_what_the_methods_leave(bench: Any, tmp_path: Pa
 
 
 def test_costs_are_measured(bench: Any, tmp_path: Path) -> None:
-    bench("--methods", "none")
+    result = bench("--methods", "none")
 
     for each in results(tmp_path):
-        assert each["prefill_seconds"] > 0
+        assert 0 < each["prefill_seconds"] < each["first_token_seconds"] < each["total_seconds"]
         assert each["decode_seconds"] > 0
         assert each["efficiency"] > 0
+        assert all(each[f"{name}_low"] <= each[name] <= each[f"{name}_high"] for name in RATIOS)
+        assert (each["batch"], each["peak_bytes"]) == (2, None)  # on a CPU nobody counts it
+    assert "5 questions a task in batches of 2" in result.stdout
+    machine = json.loads((tmp_path / "out" / "settings.json").read_text())["machine"]
+    assert machine["processor"] in " ".join(result.stdout.split())
+
+
+def test_the_encoder_runs_in_every_batch_that_is_timed_for_both(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    load = measure_module.load
+
+    def watched(*args: Any) -> Any:
+        loaded = load(*args)
+        anatomy(loaded.model).vision.register_forward_hook(lambda *_: encoded.append(1))
+        return loaded
+
+    monkeypatch.setattr(measure_module, "load", watched)
+    bench("--methods", "none", "--timed", 2)
+
+    # none, random, uniform: a batch to warm up (and one of the unmodified model once), and two timed under both; the third
+    # batch is encoded once for all.
+    assert len(encoded) == 3 * (1 + 2 * 2) + 1 + 1
 
 
 def test_answers_are_kept_question_by_question(bench: Any, tmp_path: Path) -> None:
@@ -209,13 +233,55 @@ def test_resume_under_another_seed_is_refused(bench: Any) -> None:
     assert result.stderr.startswith("foveate: seed=1: ")
 
 
-def test_a_cell_that_fails_is_reported_and_the_others_are_shown(bench: Any, tmp_path: Path) -> None:
-    result = bench("--methods", "fastv(layer=99)")
+def test_a_cell_that_fails_is_reported_and_the_others_are_shown(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = measure_module.measure
+
+    def fail(loaded, encodings, settings, cell, questions, advance):
+        if cell.method == "fastv":
+            raise RuntimeError("out of memory")
+        return measure(loaded, encodings, settings, cell, questions, advance)
+
+    monkeypatch.setattr(measure_module, "measure", fail)
+    result = bench("--methods", "fastv")
 
     assert result.exit_code == 1
-    assert "failed: shape · fastv(layer=99) 0.25: fastv: layer=99: must be in 1..2" in result.stderr
+    assert "failed: shape · fastv 0.25: RuntimeError: out of memory" in result.stderr
     assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform"]
     assert "uniform" in result.stdout
+
+
+def test_a_recipe_that_the_model_refuses_ends_a_bench_before_it_starts(bench: Any, tmp_path: Path) -> None:
+    result = bench("--methods", "hiprune,fastv(layer=99)")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("foveate: methods: fastv(layer=99, keep=0.25): layer=99: must be in 1..2")
+    assert not (tmp_path / "out" / "settings.json").exists()
+
+
+def test_all_methods_are_those_that_the_model_takes(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = {name: kind for name, kind in registry.methods().items() if name in ("random", "uniform", "hiprune", "shortv")}
+    monkeypatch.setattr(registry, "methods", lambda: some)
+    result = bench("--methods", "all")
+
+    assert result.exit_code == 0, result.output
+    assert "left out: shortv: needs" in result.stderr
+    assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform", "hiprune"]
+    again = bench("--methods", "all", "--resume")
+    assert (again.exit_code, again.stdout) == (0, result.stdout)
+
+
+@pytest.mark.parametrize("command", ["bench", "tune"])
+@pytest.mark.parametrize("option", ["methods", "tasks"])
+@pytest.mark.parametrize("text", ["", " , "])
+def test_an_empty_list_is_an_error(call: Any, tiny: Path, tmp_path: Path, command: str, option: str, text: str) -> None:
+    bound = ["--max-drop", 0.1] if command == "tune" else []
+    result = call(command, *bound, "--model", tiny, f"--{option}", text, "--out", tmp_path / "out")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"foveate: {option}=")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_task_that_the_reference_model_did_not_learn_is_marked(
@@ -241,6 +307,17 @@ def test_run_answers_without_and_with_the_recipe(call: Any, tiny: Path, picture:
     assert "unmodified" in result.stdout
     assert "uniform(keep=16)" in result.stdout
     assert "144 → 16" in result.stdout
+
+
+def test_run_shows_the_visual_tokens_of_every_layer(
+    call: Any, tiny: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    recipe = "v2drop(layers=(1, 2), ratios=(0.5, 0.25))"
+    result = call("run", "--model", tiny, "--image", picture, "--prompt", "what?", "--recipe", recipe, "--max-new-tokens", 2)
+
+    assert result.exit_code == 0, result.output
+    assert "144 → 144 (layer 0), 72 (layer 1), 18 (layer 2)" in result.stdout
 
 
 def test_run_says_of_a_budget_above_what_is_there_that_it_changed_nothing(call: Any, tiny: Path, picture: Path) -> None:

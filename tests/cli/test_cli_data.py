@@ -165,9 +165,24 @@ def test_what_is_wrong_with_the_data_is_said_before_anything_is_measured(
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-@pytest.mark.parametrize("option", [["--metric", "anls"], ["--max-new-tokens", "3"]])
-def test_options_of_data_need_data(bench: Any, option: list[str]) -> None:
-    assert_one_line(bench(*option), "is for your own data", "--data")
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--max-new-tokens", "3"], "is for your own data"),
+        (["--metric", "box"], "metric='box': must be one of exact, contains"),
+        (["--metric", "bleu"], "metric='bleu': must be one of exact, contains"),
+    ],
+)
+def test_options_of_data_need_data(bench: Any, option: list[str], said: str) -> None:
+    assert_one_line(bench(*option), said, "--data")
+
+
+def test_generated_tasks_take_another_metric(bench: Any, tmp_path: Path) -> None:
+    result = bench("--tasks", "reading", "--methods", "none", "--metric", "anls")
+
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["metric"] == "anls"
+    assert_one_line(bench("--tasks", "reading", "--methods", "none", "--resume"), "metric=None", "metric='anls'")
 
 
 def test_two_results_are_compared(call: Any, bench: Any, data: Path, tmp_path: Path) -> None:

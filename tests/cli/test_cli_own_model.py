@@ -159,7 +159,9 @@ def test_keywords_of_no_model_are_refused(call: Callable[..., Any]) -> None:
     assert_one_line(call("methods", "--matrix", "--model-args", "revision=v1"), "--model-args", "--model")
 
 
-def test_our_own_warnings_are_shown_while_a_command_runs(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_of_our_own_are_shown_while_a_command_runs(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = logging.getLogger("foveate.somewhere")
     monkeypatch.setattr("foveate.cli.methods.methods", lambda **_: log.warning("one method is missing"))
     before = list(logging.getLogger("foveate").handlers)

@@ -119,4 +119,4 @@ def test_probes_of_own_data(call: Any, tiny: Path, tmp_path: Path) -> None:
 
     assert (horizon.exit_code, lens.exit_code) == (0, 0), horizon.output + lens.output
     assert set(Hints.load(tmp_path / "out").horizon_by_task) == {"mine"}
-    assert "metric='anls'" in call("probe", "embedlens", "--model", tiny, "--metric", "anls").stderr
+    assert "metric='box'" in call("probe", "embedlens", "--model", tiny, "--metric", "box").stderr

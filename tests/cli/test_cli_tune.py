@@ -30,6 +30,10 @@ def test_a_tune_finds_a_recipe(call: Call, tiny: Path, tmp_path: Path) -> None:
     assert evidence["validation"][-1]["evidence"]["shares"]["kv"]["value"] < 1
     assert evidence["baselines"]
     assert str(recipe) in result.stdout
+    # Its weights are random.
+    assert evidence["chance"]["score"] == 0
+    assert "does no better than always saying the same" in result.stderr
+    assert result.stdout.split("snapkv")[0].count("does no better than always saying the same") == 1
     assert "on held-out questions: 5 questions, drop 0.0" in result.stdout
 
 
@@ -126,7 +130,8 @@ def test_data_with_one_picture_cannot_be_held_out(call: Call, tiny: Path, data: 
     ("options", "said"),
     [
         ((), "give one bound"),
-        (("--max-drop", "0.02", "--metric", "anls"), "metric='anls': is for your own data"),
+        (("--max-drop", "0.02", "--metric", "point"), "metric='point': must be one of exact"),
+        (("--max-drop", "0.02", "--methods", ""), "methods='': names none"),
         (("--max-drop", "0.02", "--data", "mine.jsonl", "--tasks", "all"), "cannot be measured together with data="),
         (("--max-drop", "0.02", "--data", "nowhere.jsonl"), "no such file"),
         (("--max-drop", "0.02", "--max-kv", "0.3"), "give one bound"),

@@ -32,6 +32,8 @@ REPORT = Report(
     engine_seconds=0.0625,
     flops=7.5e9,
     flops_unmodified=1e10,
+    first_token_seconds=2.0,
+    total_seconds=2.625,
 )
 
 NOTHING = replace(
@@ -56,7 +58,7 @@ def layout(rows: int, columns: int) -> Layout:
     return Layout.build(visual, visual, torch.arange(rows * columns)[None, None], [[Item(rows, columns, 0)]])
 
 
-def test_a_report_says_everything_on_seven_lines() -> None:
+def test_a_report_says_everything_on_eight_lines() -> None:
     assert str(REPORT).splitlines() == [
         "recipe         fastv(keep=0.5)",
         "visual tokens  64 -> 64 (layers 0-1), 32 (layer 2)",
@@ -65,6 +67,7 @@ def test_a_report_says_everything_on_seven_lines() -> None:
         "workspace      1.50 MiB at most",
         "prefill FLOPs  7.5e+09 (25.0% saved)",
         "seconds        encode 0.5000, prefill 1.2500 (methods 0.1250, engine 0.0625), per token 0.1250",
+        "from entry     first token 2.0000 s, whole answer 2.6250 s (1 at once, 8.0 tokens/s)",
     ]
 
 

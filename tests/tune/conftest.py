@@ -52,6 +52,10 @@ class Log:
 
     trials: list[Tried] = field(default_factory=list)
     validated: list[str] = field(default_factory=list)
+    unmodified: tuple[int, int] = (0, 0)
+
+    def began(self, questions: Sequence[Any], scores: Sequence[float]) -> None:
+        self.unmodified = len(questions), len(scores)
 
     def tried(self, tried: Tried) -> None:
         self.trials.append(tried)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+from foveate.core import registry
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method
@@ -14,6 +15,9 @@ from foveate.core.text import split_outside_brackets
 
 REFERENCE_POINTS = (NONE, "random", "uniform")
 """Always measured: what is there to lose, and what any method has to beat."""
+
+ALL = "all"
+"""Stands for every method that the model takes."""
 
 Keep = int | float | None
 """A count, a ratio, or None for a method that takes no budget from the bench."""
@@ -69,6 +73,22 @@ class Contender:
         return tuple(keeps) if self.open else (None,)
 
 
+def spread_out(methods: Sequence[str], keeps: Sequence[int | float]) -> tuple[list[str], dict[str, str]]:
+    """The methods with `ALL` replaced by every one there is, and, of these, why some cannot be had at these budgets."""
+    named = [method for method in methods if method != ALL]
+    if len(named) == len(methods):
+        return named, {}
+    found, refused = list(named), {}
+    for name in sorted(registry.methods()):
+        try:
+            plan([""], [name], keeps)
+        except FoveateError as error:
+            refused[name] = str(error)
+        else:
+            found.append(name)
+    return found, refused
+
+
 def plan(tasks: Sequence[str], methods: Sequence[str], keeps: Sequence[int | float]) -> list[Cell]:
     """The cells in the order in which they are measured: task by task, the reference points first."""
     contenders = [Contender.parse(text) for text in dict.fromkeys((*REFERENCE_POINTS, *methods))]
@@ -81,8 +101,10 @@ def plan(tasks: Sequence[str], methods: Sequence[str], keeps: Sequence[int | flo
 
 
 def parse_methods(text: str) -> list[str]:
-    """Names and recipes from a list separated by commas (those inside brackets belong to a recipe)."""
+    """Names and recipes from a list separated by commas (those inside brackets belong to a recipe), `ALL` among them."""
     methods = [part.strip() for part in split_outside_brackets(text, ",")]
+    if not any(methods):
+        raise FoveateError(f"methods={text!r}: names none; must be names or recipes, such as fastv,hiprune, or all")
     return [method for method in methods if method]
 
 

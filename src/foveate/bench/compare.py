@@ -14,7 +14,7 @@ from foveate.bench.records import Record
 from foveate.bench.statistics import Difference, difference
 from foveate.core.errors import FoveateError
 
-_SAME = ("n", "seed", "digest", "metric")
+_SAME = ("n", "seed", "digest", "metric", "short")
 """Settings that say which questions were asked and what counted as right."""
 
 Pick = tuple[str, str]
@@ -57,7 +57,7 @@ class Pair:
     a: Record
     b: Record
     difference: Difference
-    speedups: tuple[float, float]
+    speedups: tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _refuse_other_questions(a: Results, b: Results) -> None:
 def _compare(task: str, cells: list[tuple[Record, Record]], a: Results, b: Results) -> TaskComparison:
     scores = [_scores(one, other, a, b) for one, other in cells]
     pairs = tuple(
-        Pair(one, other, difference(of_b, of_a), (a.speedup(one), b.speedup(other)))
+        Pair(one, other, difference(of_b, of_a), (one.speedup, other.speedup))
         for (one, other), (of_a, of_b) in zip(cells, scores, strict=True)
     )
     judged = [each for (one, _), each in zip(cells, scores, strict=True) if one.method not in REFERENCE_POINTS] or scores

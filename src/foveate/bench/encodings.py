@@ -1,6 +1,6 @@
 """What the encoder made of pictures, kept from cell to cell: those of a task ask about the same ones.
 
-No time that a bench reports has the encoder in it, and where no method looks inside, it makes the same of the same pictures.
+Where no method looks inside, it makes the same of the same pictures. Batches that are timed encode theirs all the same.
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ class Encodings:
             if hasattr(owner, name):
                 stand_in(owner, name, self._features)
 
-    def about(self, task: str) -> None:
-        """Forget what was kept of another task."""
-        if task != self._task:
+    def about(self, task: str) -> bool:
+        """Forget what was kept of another task; whether the task is another."""
+        anew = task != self._task
+        if anew:
             self._task, self._left = task, self._room
             self._kept.clear()
+        return anew
 
     @contextmanager
     def serve(self, session: Session) -> Iterator[None]:

@@ -8,7 +8,6 @@ cells that failed. Every file is replaced as a whole, so neither a reader nor a 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 from base64 import b64decode
@@ -23,6 +22,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from foveate.bench.cells import Cell, Key
 from foveate.bench.examples import Picture
+from foveate.bench.machine import machine
 from foveate.bench.records import Answer, Failure, Measurement, Record
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable, write_json, write_whole
@@ -36,11 +36,13 @@ class Settings:
     """What every cell of a folder has in common; cells under other settings could not be compared with them.
 
     timed: batches of a cell on which the unmodified model and the physical limit are timed as well.
-    data: the file of the user's own questions, with its digest (`foveate.tasks.files.digest`), the metric of rows that
-        name none, and the longest answer; None where the tasks are generated.
+    data: the file of the user's own questions, with its digest (`foveate.tasks.files.digest`) and the longest answer; None
+        where the tasks are generated.
+    metric: of rows of the data that name none; of generated tasks, instead of their own, None for that.
     artifacts: folder of calibrated numbers besides the model's own.
     model_args: keywords with which the model is loaded, as `foveate.checkpoint.arguments.as_text` writes them.
     system: what every conversation begins with.
+    short: whether generated tasks ask for a short answer (`foveate.bench.questions.Wording`).
     """
 
     model: str
@@ -58,6 +60,7 @@ class Settings:
     artifacts: str | None = None
     model_args: str | None = None
     system: str | None = None
+    short: bool = False
 
 
 class Results:
@@ -90,9 +93,10 @@ class Results:
         """The score of each question of a finished cell."""
         return [answer.score for answer in self.answers(record)]
 
-    def speedup(self, record: Record) -> float:
-        """Prefill seconds of the unmodified model over those of a finished cell's method."""
-        return float(self.details(record)["speedup"])
+    def pairs(self, record: Record) -> dict[str, list[float]]:
+        """The paired ratios of a finished cell, one for each timed batch, by the name that they have in the record."""
+        pairs: dict[str, list[float]] = self.details(record)["pairs"]
+        return pairs
 
     def details(self, record: Record) -> dict[str, Any]:
         """What a finished cell was made from: a `Measurement` as JSON."""
@@ -111,10 +115,13 @@ class Results:
     def _read_records(self) -> list[Record]:
         path = self.path / "results.json"
         entries = _read_json(path) if path.is_file() else []
-        try:
-            return [Record(**entry) for entry in entries]
-        except TypeError as error:
-            raise FoveateError(f"out={str(self.path)!r}: results.json holds other records than this version's") from error
+        promised = {each.name for each in fields(Record)}
+        if not isinstance(entries, list) or any(not isinstance(each, dict) or each.keys() != promised for each in entries):
+            raise FoveateError(
+                f"out={str(self.path)!r}: results.json holds other records than this version's; name another folder, or "
+                f"read it with the version in its settings.json"
+            )
+        return [Record(**entry) for entry in entries]
 
 
 class ResultFolder(Results):
@@ -238,5 +245,5 @@ def provenance(*packages: str) -> dict[str, Any]:
     named = ("foveate", "torch", "transformers", *packages)
     return {
         "versions": {"python": platform.python_version()} | {package: version(package) for package in named},
-        "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(),
     }

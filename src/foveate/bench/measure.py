@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median
@@ -14,14 +14,14 @@ from foveate.bench.cells import Cell
 from foveate.bench.encodings import Encodings
 from foveate.bench.examples import EXAMPLES, Picture, illustrate
 from foveate.bench.folder import Settings
+from foveate.bench.peak import Peak
 from foveate.bench.questions import ask
-from foveate.bench.records import Answer, Measurement
-from foveate.bench.run import Measure
+from foveate.bench.records import RATIOS, Answer, Measurement
 from foveate.checkpoint import Checkpoint, load, parse_model_args, resolve_device
+from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE, Recipe
 from foveate.core.report import Report
 from foveate.engine import limit
-from foveate.engine.session import Session
 from foveate.tasks import Question, evidence_cells
 
 Questions = Sequence[Question]
@@ -29,7 +29,7 @@ Questions = Sequence[Question]
 
 @dataclass(frozen=True)
 class _Batch:
-    """One batch as it was answered, and what the same prefill takes at the physical limit and unmodified, if timed.
+    """One batch as it was answered, and, if it is timed, beside it what the same takes unmodified and at the physical limit.
 
     ``visual``: visual tokens entering each layer, in all. ``recalls``: evidence recall of each question entering each layer.
     ``examples``: pictures of the first questions.
@@ -40,18 +40,42 @@ class _Batch:
     recalls: list[list[float | None]]
     examples: list[list[Picture]]
     report: Report
-    limit_seconds: float | None = None
-    unmodified_seconds: float | None = None
+    peak_bytes: int | None = None
+    pairs: dict[str, float] | None = None
 
 
-def measure_with(settings: Settings, task: str) -> Measure:
-    """Load the model of ``settings`` and give what measures cells on it; ``task`` is one of theirs."""
-    device, arguments = resolve_device(settings.device), parse_model_args(settings.model_args)
-    beside = (settings.companion, settings.artifacts, arguments, settings.system)
-    loaded = load(settings.model, device, settings.dtype, *beside)
-    if settings.data is not None:
-        loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
-    return partial(measure, loaded, Encodings(loaded.model), settings)
+class Bench:
+    """A model on which cells are measured."""
+
+    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
+        self._checkpoint = checkpoint
+        self._encodings = Encodings(checkpoint.model)
+        self._settings = settings
+
+    @classmethod
+    def load(cls, settings: Settings, task: str) -> Bench:
+        """The model of ``settings``; ``task`` is one of theirs."""
+        device, arguments = resolve_device(settings.device), parse_model_args(settings.model_args)
+        beside = (settings.companion, settings.artifacts, arguments, settings.system)
+        loaded = load(settings.model, device, settings.dtype, *beside)
+        if settings.data is not None:
+            loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
+        return cls(loaded, settings)
+
+    def __call__(self, cell: Cell, questions: Questions, advance: Callable[[int], None]) -> Measurement:
+        """Measure a cell on its questions."""
+        return measure(self._checkpoint, self._encodings, self._settings, cell, questions, advance)
+
+    def refusals(self, recipes: Sequence[Recipe]) -> list[str | None]:
+        """Why the model does not take each of the recipes, by trying; None where it does."""
+        return [self._refusal(recipe) for recipe in recipes]
+
+    def _refusal(self, recipe: Recipe) -> str | None:
+        try:
+            self._checkpoint.attach(recipe).detach()
+        except FoveateError as error:
+            return str(error)
+        return None
 
 
 def measure(
@@ -66,14 +90,19 @@ def measure(
     # A conversation goes on from its own answers, so each has a cache of its own.
     size = settings.batch_size if all(len(question.turns) == 1 for question in questions) else 1
     batches = [questions[start : start + size] for start in range(0, len(questions), size)]
-    encodings.about(cell.task)
-    _warm_up(checkpoint, encodings, cell, batches[0])
+    anew = encodings.about(cell.task)
+    if anew:
+        _warm_up(checkpoint, NONE, batches[0])
+    _warm_up(checkpoint, cell.recipe, batches[0])
     done: list[_Batch] = []
     for number, batch in enumerate(batches):
         # A session for each batch: comparisons are timed between them, and methods that draw do not stake all on one draw.
         seed = settings.seed * len(batches) + number
         shown = max(0, EXAMPLES - number * size)
-        done.append(_answer(checkpoint, encodings, cell, batch, seed, shown, compare=number < settings.timed))
+        if number < settings.timed:
+            done.append(_time(checkpoint, cell, batch, seed, shown, unmodified_first=number % 2 == 1))
+        else:
+            done.append(_answer(checkpoint, cell.recipe, batch, seed, shown, encodings))
         advance(len(batch))
     return _summarise(done)
 
@@ -95,17 +124,44 @@ def evidence_recalls(
     return [each / shown if shown else None for each in seen]
 
 
-def _warm_up(checkpoint: Checkpoint, encodings: Encodings, cell: Cell, batch: Questions) -> None:
+def _warm_up(checkpoint: Checkpoint, recipe: Recipe | str, batch: Questions) -> None:
     """Answer a batch for nothing: the first of a shape pays for allocations and kernel choices."""
-    with _attached(checkpoint, encodings, cell.recipe):
+    with checkpoint.attach(recipe):
         checkpoint.answer(_inputs(checkpoint, batch), max_new_tokens=2)
 
 
+def _time(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, shown: int, *, unmodified_first: bool) -> _Batch:
+    """Answer a batch under the recipe and unmodified, one right after the other, and the encoder runs for both.
+
+    So both meet the machine in the same state. Who comes first alternates, or what wears off would always favour one.
+    """
+    unmodified = partial(_answer, checkpoint, NONE, batch)
+    plain = unmodified().report if unmodified_first else None
+    device_peaks = Peak(checkpoint.model)
+    answered = _answer(checkpoint, cell.recipe, batch, seed, shown)
+    peak = device_peaks.bytes()
+    limit_seconds = limit.prefill_seconds(checkpoint.model, answered.report, repeats=1)
+    report, plain = answered.report, plain or unmodified().report
+    pairs = {
+        "speedup": plain.prefill_seconds / report.prefill_seconds,
+        "first_token_speedup": plain.first_token_seconds / report.first_token_seconds,
+        "total_speedup": plain.total_seconds / report.total_seconds,
+        "efficiency": limit_seconds / report.prefill_seconds,
+    }
+    return replace(answered, peak_bytes=peak, pairs=pairs)
+
+
 def _answer(
-    checkpoint: Checkpoint, encodings: Encodings, cell: Cell, batch: Questions, seed: int, shown: int, *, compare: bool
+    checkpoint: Checkpoint,
+    recipe: Recipe | str,
+    batch: Questions,
+    seed: int = 0,
+    shown: int = 0,
+    encodings: Encodings | None = None,
 ) -> _Batch:
+    """Answer a batch; ``encodings`` may serve what the encoder made of the same pictures before."""
     inputs, longest = _inputs(checkpoint, batch), batch[0].max_new_tokens
-    with _attached(checkpoint, encodings, cell.recipe, seed) as session:
+    with checkpoint.attach(recipe, seed) as session, encodings.serve(session) if encodings else nullcontext():
         if len(batch[0].turns) == 1:
             predictions = [[said] for said in checkpoint.answer(inputs, longest)]
         else:
@@ -115,7 +171,7 @@ def _answer(
     recalls = [
         evidence_recalls(q, grids, [layer[b] for layer in alive]) for b, (q, grids) in enumerate(zip(batch, trace.grids))
     ]
-    answered = _Batch(
+    return _Batch(
         answers=[
             Answer(q.prompt, q.answer, "\n".join(said), q.score(said), recall[-1])
             for q, said, recall in zip(batch, predictions, recalls, strict=True)
@@ -128,19 +184,6 @@ def _answer(
         ],
         report=report,
     )
-    if not compare:
-        return answered
-    # Right after the run that they are compared with, so that all meet the machine in the same state.
-    seconds = limit.prefill_seconds(checkpoint.model, report, repeats=1)
-    with _attached(checkpoint, encodings, NONE) as unmodified:
-        checkpoint.answer(inputs, max_new_tokens=1)
-    return replace(answered, limit_seconds=seconds, unmodified_seconds=unmodified.report.prefill_seconds)
-
-
-@contextmanager
-def _attached(checkpoint: Checkpoint, encodings: Encodings, recipe: Recipe | str, seed: int = 0) -> Iterator[Session]:
-    with checkpoint.attach(recipe, seed) as session, encodings.serve(session):
-        yield session
 
 
 def _inputs(checkpoint: Checkpoint, batch: Questions) -> dict[str, Tensor]:
@@ -149,21 +192,24 @@ def _inputs(checkpoint: Checkpoint, batch: Questions) -> dict[str, Tensor]:
 
 def _summarise(batches: Sequence[_Batch]) -> Measurement:
     # A last batch that is smaller takes less time.
-    timed = [batch for batch in batches if len(batch.answers) == len(batches[0].answers)]
-    decode = [batch.report.decode_seconds / steps for batch in timed if (steps := batch.report.decode_steps)]
-    limits = [batch.limit_seconds / batch.report.prefill_seconds for batch in timed if batch.limit_seconds]
-    speedups = [batch.unmodified_seconds / batch.report.prefill_seconds for batch in timed if batch.unmodified_seconds]
+    full = [batch for batch in batches if len(batch.answers) == len(batches[0].answers)]
+    timed = [batch for batch in full if batch.pairs is not None]
+    decode = [batch.report.decode_seconds / steps for batch in full if (steps := batch.report.decode_steps)]
+    peaks = [batch.peak_bytes for batch in timed if batch.peak_bytes is not None]
     answers = [answer for batch in batches for answer in batch.answers]
     visual = [sum(layer) / len(answers) for layer in zip(*(batch.visual for batch in batches), strict=True)]
     cached = [sum(layer) / len(answers) for layer in zip(*(batch.report.kv_bytes for batch in batches), strict=True)]
     return Measurement(
         answers=answers,
         visual_tokens=visual[-1],
-        prefill_seconds=median(batch.report.prefill_seconds for batch in timed),
+        prefill_seconds=median(batch.report.prefill_seconds for batch in full),
         decode_seconds=median(decode) if decode else None,
-        efficiency=median(limits),
-        speedup=median(speedups),
+        first_token_seconds=median(batch.report.first_token_seconds for batch in timed),
+        total_seconds=median(batch.report.total_seconds for batch in timed),
+        peak_bytes=max(peaks) if peaks else None,
         kv_bytes=sum(cached),
+        batch=len(batches[0].answers),
+        pairs={name: [batch.pairs[name] for batch in timed if batch.pairs is not None] for name in RATIOS},
         visual_by_layer=visual,
         kv_by_layer=cached,
         evidence_by_layer=[_mean(layer) for layer in zip(*(recall for batch in batches for recall in batch.recalls))],

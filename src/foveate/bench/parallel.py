@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 
+from foveate.bench.admission import Admit
 from foveate.bench.cells import Cell, Key
 from foveate.bench.folder import ResultFolder
 from foveate.bench.records import Failure, Measurement
-from foveate.bench.run import Ask, Examiner, Measure, Watcher, settle
+from foveate.bench.run import Ask, Examiner, Host, Watcher, settle
 from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe
 
 try:
     import ray
@@ -37,7 +39,7 @@ LIVES = 3
 ANSWER_SECONDS = 10
 """How long a cluster may take to answer at all."""
 
-Load = Callable[[], Measure]
+Load = Callable[[], Host]
 """Loads the model; called once in every worker, so it can be pickled."""
 
 
@@ -109,14 +111,20 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
 
 
-def run_on_ray(cells: Sequence[Cell], ask: Ask, load: Load, folder: ResultFolder, watcher: Watcher, crew: Crew) -> None:
-    """What `foveate.bench.run.run` does, with the cells side by side on the Ray that is connected."""
-    missing = [cell for cell in cells if not folder.finished(cell)]
-    foreman = _Foreman(missing, ask, load, crew)
-    # A model that cannot be loaded leaves no folder behind.
+def run_on_ray(
+    cells: Sequence[Cell], ask: Ask, load: Load, folder: ResultFolder, watcher: Watcher, crew: Crew, admit: Admit
+) -> None:
+    """What `foveate.bench.run.run` does, with the cells side by side on the Ray that is connected.
+
+    ``admit`` says which of them, once a worker has loaded the model.
+    """
+    foreman = _Foreman(ask, load, crew)
+    # A model that cannot be loaded, or that refuses what was asked for, leaves no folder behind.
     foreman.hire()
+    cells = admit(cells, foreman.refusals)
     folder.begin(cells)
-    for cell, outcome in foreman.outcomes(watcher.started):
+    missing = [cell for cell in cells if not folder.finished(cell)]
+    for cell, outcome in foreman.outcomes(missing, watcher.started):
         if isinstance(outcome, Measurement):
             watcher.advanced(len(outcome.answers))
         settle(cell, outcome, folder, watcher)
@@ -128,12 +136,12 @@ Outcome = tuple[Cell, Measurement | Failure]
 class _Foreman:
     """Hands out cells to workers, and hires others for those that are lost."""
 
-    def __init__(self, cells: Sequence[Cell], ask: Ask, load: Load, crew: Crew) -> None:
+    def __init__(self, ask: Ask, load: Load, crew: Crew) -> None:
         self._ask = ask
         self._load = load
         self._crew = crew
         self._worker: Any = ray.remote(Worker).options(num_cpus=crew.cores, num_gpus=crew.gpu)
-        self._waiting = deque(cells)
+        self._waiting: deque[Cell] = deque()
         self._idle: list[Any] = []
         # What a worker is at: a cell, or None while it loads the model.
         self._busy: dict[ray.ObjectRef[Any], tuple[Any, Cell | None]] = {}
@@ -146,8 +154,14 @@ class _Foreman:
         while not self._idle:
             self._wait()
 
-    def outcomes(self, started: Callable[[Cell], None]) -> Iterator[Outcome]:
+    def refusals(self, recipes: Sequence[Recipe]) -> Sequence[str | None]:
+        """Why the model refuses each of the recipes, as a worker says that has loaded it."""
+        found: Sequence[str | None] = ray.get(self._idle[0].refusals.remote(recipes))
+        return found
+
+    def outcomes(self, cells: Sequence[Cell], started: Callable[[Cell], None]) -> Iterator[Outcome]:
         """What becomes of each cell, in the order in which they are finished."""
+        self._waiting.extend(cells)
         while self._waiting or any(cell for _, cell in self._busy.values()):
             while self._waiting and self._idle:
                 worker, cell = self._idle.pop(), self._waiting.popleft()
@@ -210,7 +224,12 @@ class Worker:
 
     def load(self, ask: Ask, load: Load) -> None:
         """Get ready."""
-        self._examine = Examiner(ask, load())
+        self._host = load()
+        self._examine = Examiner(ask, self._host)
+
+    def refusals(self, recipes: Sequence[Recipe]) -> Sequence[str | None]:
+        """Why the model refuses each of the recipes."""
+        return self._host.refusals(recipes)
 
     def examine(self, cell: Cell) -> Measurement | Failure:
         """The measurement of a cell, or what it died of."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from statistics import fmean
+from typing import Any
 
-from foveate import tasks
+from foveate import reference, tasks
 from foveate.bench.folder import Settings
 from foveate.checkpoint import load_processor, parse_model_args, refusal
+from foveate.core.errors import FoveateError
 from foveate.tasks import Question, files
+from foveate.tasks.metrics import BOXED, METRICS
 
 
 def about_data(
@@ -32,16 +34,58 @@ def left_out(settings: Settings) -> list[str]:
     return _own(settings)[1]
 
 
+SHORT = "Answer with a single word or short phrase. Write numbers as words."
+SHORT_LIST = "Answer with a list of short phrases, separated by commas."
+"""What generated tasks add to a prompt, as benchmarks for real models do; the latter where a list is asked for."""
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How generated questions are asked and scored.
+
+    metric: instead of each task's own; None for that.
+    short: whether prompts ask for a short answer. Reference models were trained on the prompts as they are, and do not know
+        these words; others answer in sentences where nobody tells them not to.
+    """
+
+    metric: str | None
+    short: bool
+
+    @classmethod
+    def of(cls, model: str, metric: str | None) -> Wording:
+        """The one for a model, by its name; refuses metrics that generated answers cannot have."""
+        if metric is not None and metric not in METRICS.keys() - set(BOXED):
+            some = ", ".join(name for name in METRICS if name not in BOXED)
+            raise FoveateError(f"metric={metric!r}: must be one of {some}; {' and '.join(BOXED)} are for --data with boxes")
+        return cls(metric, model not in reference.MODELS and _knows(load_processor(model).tokenizer, SHORT))
+
+    def __call__(self, question: Question) -> Question:
+        """A generated question so worded."""
+        turns = question.turns
+        if self.short:
+            wanted = SHORT_LIST if question.metric == "items" else SHORT
+            turns = tuple(replace(turn, prompt=f"{turn.prompt}\n{wanted}") for turn in turns)
+        return replace(question, turns=turns, metric=self.metric or question.metric)
+
+
+def _knows(tokenizer: Any, text: str) -> bool:
+    """Whether a tokenizer has all words of a text."""
+    return tokenizer.unk_token_id is None or tokenizer.unk_token_id not in tokenizer(text).input_ids
+
+
 def ask(settings: Settings, task: str) -> list[Question]:
     """The questions of a task; where the settings name a data file, that is the one task."""
-    return tasks.questions(task, settings.n, settings.seed) if settings.data is None else _own(settings)[0]
+    if settings.data is not None:
+        return _own(settings)[0]
+    worded = Wording(settings.metric, settings.short)
+    return [worded(question) for question in tasks.questions(task, settings.n, settings.seed)]
 
 
-def best_constant(settings: Settings, task: str) -> tuple[str, float]:
-    """The answer that scores best when it is always given, and its mean score."""
+def best_constant(settings: Settings, task: str) -> tuple[str, list[float]]:
+    """The answer that scores best when it is always given, and what it scores on each question."""
     asked = ask(settings, task)
     constant = tasks.majority(task) if settings.data is None else tasks.best_constant(asked)
-    return constant, fmean(each.score([constant] * len(each.turns)) for each in asked)
+    return constant, [each.score([constant] * len(each.turns)) for each in asked]
 
 
 @lru_cache(maxsize=1)

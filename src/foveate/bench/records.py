@@ -21,10 +21,20 @@ class Record:
     evidence_recall: share of the evidence cells that are alive entering the last decoder layer, mean over the questions
         that have evidence.
     visual_tokens: visual tokens of a question alive entering the last decoder layer, mean.
-    prefill_seconds: the decoder's prefill of one batch (encoder not included), median over full batches.
+    prefill_seconds: the language model's prefill of one batch (encoder not included), median over full batches.
     decode_seconds: one decoding step of one batch, median over full batches.
     efficiency: seconds of the plain layers on exactly the live rows over ``prefill_seconds``, median; 1.0 is the limit.
     kv_bytes: the cache of one question when its answer is finished, mean.
+    batch: questions that were answered at once; all seconds are of so many. Of a conversation they are its last turn's.
+    first_token_seconds: from entering ``generate`` to the logits of the first token, encoder and methods included, median
+        over the timed batches, in which the encoder really runs.
+    total_seconds: from entering ``generate`` to the end of the longest answer, median over the timed batches.
+    peak_bytes: the most memory that was allocated on the GPUs of the model while a timed batch was answered, weights
+        included; None on a CPU, where nobody counts it.
+    speedup, first_token_speedup, total_speedup: seconds of the unmodified model over those of the method, of prefill, to the
+        first token and in all: the median over pairs, a timed batch under both, one right after the other. ``_low`` and
+        ``_high`` are the ends of its 95 % interval (paired bootstrap, `foveate.bench.statistics.ratio`; those of
+        ``efficiency`` likewise), None where one batch was timed.
     """
 
     model: str
@@ -43,11 +53,36 @@ class Record:
     decode_seconds: float | None
     efficiency: float | None
     kv_bytes: float | None
+    batch: int | None = None
+    first_token_seconds: float | None = None
+    total_seconds: float | None = None
+    peak_bytes: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    first_token_speedup: float | None = None
+    first_token_speedup_low: float | None = None
+    first_token_speedup_high: float | None = None
+    total_speedup: float | None = None
+    total_speedup_low: float | None = None
+    total_speedup_high: float | None = None
+    efficiency_low: float | None = None
+    efficiency_high: float | None = None
+
+    @property
+    def decode_rate(self) -> float | None:
+        """Tokens that decoding makes in a second, for all questions of a batch together."""
+        return self.batch / self.decode_seconds if self.batch and self.decode_seconds else None
 
     @property
     def key(self) -> Key:
         """The key of its cell."""
         return self.task, self.method, keep_text(self.keep)
+
+
+SPEEDUPS = ("speedup", "first_token_speedup", "total_speedup")
+RATIOS = (*SPEEDUPS, "efficiency")
+"""Names of the ratios in a record."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +100,8 @@ class Answer:
 class Measurement:
     """The answers of a cell and its cost; the units are those of ``Record``.
 
-    ``speedup``: prefill seconds of the unmodified model over those of the method, both timed on a batch one after the
-    other (seconds of different cells lie minutes apart, in which a shared machine changes), median.
+    pairs: for each of `RATIOS`, one ratio for each timed batch, whose two sides were timed one right after the other
+        (seconds of different cells lie minutes apart, in which a shared machine changes).
     visual_by_layer, kv_by_layer, evidence_by_layer: the same means entering (of the cache: in) each decoder layer.
     examples: the pictures of the first questions, with what became of their tokens.
     """
@@ -75,9 +110,12 @@ class Measurement:
     visual_tokens: float
     prefill_seconds: float
     decode_seconds: float | None
-    efficiency: float
-    speedup: float
+    first_token_seconds: float
+    total_seconds: float
+    peak_bytes: float | None
     kv_bytes: float
+    batch: int
+    pairs: dict[str, list[float]]
     visual_by_layer: list[float]
     kv_by_layer: list[float]
     evidence_by_layer: list[float | None]

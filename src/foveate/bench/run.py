@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
-from typing import Protocol
+from typing import Any, Protocol
 
 from foveate.bench.cells import Cell
 from foveate.bench.folder import ResultFolder, Settings
-from foveate.bench.records import Failure, Measurement, Record
-from foveate.bench.statistics import interval
+from foveate.bench.records import RATIOS, Failure, Measurement, Record
+from foveate.bench.statistics import interval, ratio
+from foveate.core.recipe import Recipe
 from foveate.tasks import Question
 
 Measure = Callable[[Cell, Sequence[Question], Callable[[int], None]], Measurement]
 """Measures a cell on its questions and tells how many more are answered."""
+
+
+class Host(Protocol):
+    """A model that measures cells, and can say what it refuses."""
+
+    def __call__(self, cell: Cell, questions: Sequence[Question], advance: Callable[[int], None]) -> Measurement:
+        """Measure a cell, as `Measure`."""
+
+    def refusals(self, recipes: Sequence[Recipe]) -> Sequence[str | None]:
+        """Why it does not take each of the recipes; None where it does."""
 
 
 Ask = Callable[[str], Sequence[Question]]
@@ -102,6 +113,19 @@ def _record(cell: Cell, measurement: Measurement, settings: Settings) -> Record:
         visual_tokens=measurement.visual_tokens,
         prefill_seconds=measurement.prefill_seconds,
         decode_seconds=measurement.decode_seconds,
-        efficiency=measurement.efficiency,
         kv_bytes=measurement.kv_bytes,
+        batch=measurement.batch,
+        first_token_seconds=measurement.first_token_seconds,
+        total_seconds=measurement.total_seconds,
+        peak_bytes=measurement.peak_bytes,
+        **_ratios(measurement),
     )
+
+
+def _ratios(measurement: Measurement) -> dict[str, Any]:
+    """The ratios of a record and the ends of their intervals, by the names of its fields."""
+    found: dict[str, Any] = {}
+    for name in RATIOS:
+        each = ratio(measurement.pairs[name])
+        found |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high}
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import geometric_mean, median
 
 import numpy as np
 
@@ -24,6 +25,37 @@ class Difference:
     def beyond_noise(self) -> bool:
         """Whether the interval leaves out zero."""
         return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two costs, each pair taken right beside each other, with its 95 % interval; None where one pair is all."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def ratio(pairs: Sequence[float]) -> Ratio:
+    """The median of paired ratios, with its bootstrap interval: of three pairs or fewer that is their range."""
+    return ratio_over([pairs])
+
+
+def ratio_over(groups: Sequence[Sequence[float]], seed: int = 0) -> Ratio:
+    """The geometric mean over groups (tasks) of the median of each group's paired ratios, with its bootstrap interval.
+
+    Groups are drawn anew and so are the pairs in each, so the interval covers the noise of the clock and, where there are
+    several groups, how much they differ.
+    """
+    value = geometric_mean(median(pairs) for pairs in groups)
+    if sum(map(len, groups)) < 2:
+        return Ratio(value, None, None)
+    rng, count = np.random.default_rng(seed), len(groups)
+    # A group that is drawn twice has its pairs drawn twice.
+    medians = [np.median(rng.choice(pairs, (RESAMPLES, count, len(pairs))), axis=2) for pairs in groups]
+    drawn = np.take_along_axis(np.stack(medians), rng.integers(count, size=(1, RESAMPLES, count)), axis=0)[0]
+    low, high = np.quantile(np.exp(np.log(drawn).mean(axis=1)), (0.025, 0.975))
+    return Ratio(value, min(float(low), value), max(float(high), value))
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, geometric_mean
+from statistics import fmean
 
 from foveate.bench.cells import REFERENCE_POINTS, Keep, Key, keep_text
 from foveate.bench.folder import Results
-from foveate.bench.records import Record
-from foveate.bench.statistics import Difference, beats, difference
+from foveate.bench.records import SPEEDUPS, Record
+from foveate.bench.statistics import Difference, beats, difference, ratio_over
 from foveate.core.recipe import NONE
 
 ALL_TASKS = ""
@@ -20,7 +21,10 @@ ALL_TASKS = ""
 class Mean:
     """A method at a budget over all tasks that it has in common with the unmodified model; None where undefined.
 
-    ``tasks`` is how many these are; ``speedup`` is the geometric mean over them.
+    ``tasks`` is how many these are. The speed-ups are geometric means over them of what `Record` has, each with the ends of
+    its 95 % interval over tasks and timed batches (`foveate.bench.statistics.ratio_over`). ``peak_bytes``: of the
+    task that took most. ``retention_low`` and ``retention_high`` put the 95 % intervals of the tasks' scores together, the
+    unmodified model's scores taken as they are.
     """
 
     method: str
@@ -33,6 +37,18 @@ class Mean:
     speedup: float
     efficiency: float | None
     kv_bytes: float | None
+    retention_low: float | None = None
+    retention_high: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    first_token_speedup: float | None = None
+    first_token_speedup_low: float | None = None
+    first_token_speedup_high: float | None = None
+    total_speedup: float | None = None
+    total_speedup_low: float | None = None
+    total_speedup_high: float | None = None
+    decode_rate: float | None = None
+    peak_bytes: float | None = None
 
     @property
     def key(self) -> Key:
@@ -40,9 +56,10 @@ class Mean:
         return ALL_TASKS, self.method, keep_text(self.keep)
 
 
-def means(records: Sequence[Record], speedup: Callable[[Record], float]) -> list[Mean]:
-    """One mean for each method and budget, in order of first appearance."""
-    return [_mean(group, speedup) for group in _over_tasks(records).values()]
+def means(records: Sequence[Record], pairs: Callable[[Record], dict[str, list[float]]]) -> list[Mean]:
+    """One mean for each method and budget, in order of first appearance; ``pairs`` are those of `Results.pairs`."""
+    base = {record.task: record.score for record in records if record.method == NONE}
+    return [_mean(group, [pairs(record) for record in group], base) for group in _over_tasks(records).values()]
 
 
 def _over_tasks(records: Sequence[Record]) -> dict[Key, list[Record]]:
@@ -55,23 +72,46 @@ def _over_tasks(records: Sequence[Record]) -> dict[Key, list[Record]]:
     return groups
 
 
-def _mean(group: list[Record], speedup: Callable[[Record], float]) -> Mean:
+def _mean(group: list[Record], pairs: Sequence[dict[str, list[float]]], base: Mapping[str, float]) -> Mean:
     def over_tasks(value: Callable[[Record], float | None]) -> float | None:
         known = [number for record in group if (number := value(record)) is not None]
         return fmean(known) if known else None
 
+    retention = over_tasks(lambda record: record.retention)
+    below, above = _margins(group, base)
+    speedup, first_token, total = (ratio_over([each[name] for each in pairs]) for name in SPEEDUPS)
     return Mean(
         method=group[0].method,
         keep=group[0].keep,
         tasks=len(group),
         score=fmean(record.score for record in group),
-        retention=over_tasks(lambda record: record.retention),
+        retention=retention,
         evidence_recall=over_tasks(lambda record: record.evidence_recall),
         visual_tokens=over_tasks(lambda record: record.visual_tokens),
-        speedup=geometric_mean(map(speedup, group)),
+        speedup=speedup.value,
         efficiency=over_tasks(lambda record: record.efficiency),
         kv_bytes=over_tasks(lambda record: record.kv_bytes),
+        retention_low=None if retention is None else retention - below,
+        retention_high=None if retention is None else retention + above,
+        speedup_low=speedup.low,
+        speedup_high=speedup.high,
+        first_token_speedup=first_token.value,
+        first_token_speedup_low=first_token.low,
+        first_token_speedup_high=first_token.high,
+        total_speedup=total.value,
+        total_speedup_low=total.low,
+        total_speedup_high=total.high,
+        decode_rate=over_tasks(lambda record: record.decode_rate),
+        peak_bytes=max((record.peak_bytes for record in group if record.peak_bytes is not None), default=None),
     )
+
+
+def _margins(group: Sequence[Record], base: Mapping[str, float]) -> tuple[float, float]:
+    """How far the interval of the mean retention reaches down and up; tasks are independent of each other."""
+    known = [record for record in group if base[record.task]]
+    below = math.hypot(*((record.score - record.score_low) / base[record.task] for record in known))
+    above = math.hypot(*((record.score_high - record.score) / base[record.task] for record in known))
+    return below / max(len(known), 1), above / max(len(known), 1)
 
 
 def pareto(means: Sequence[Mean]) -> list[Mean]:

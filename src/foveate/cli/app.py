@@ -80,7 +80,9 @@ def bench(
     methods: Annotated[
         str,
         typer.Option(
-            metavar="LIST", help="Names or recipes separated by commas; none, random and uniform are always measured."
+            metavar="LIST",
+            help="Names or recipes separated by commas, or all that the model takes; none, random and uniform are always "
+            "measured.",
         ),
     ] = "random,uniform,fastv,hiprune,scope",
     keep: Annotated[
@@ -181,7 +183,9 @@ def tune(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(metavar="COST", help="With --max-drop, what is to be least: prefill (default), decode, total or kv."),
+        typer.Option(
+            metavar="COST", help="With --max-drop, what is to be least: prefill (default), ttft, decode, total or kv."
+        ),
     ] = None,
     max_kv: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Bound: KV bytes, as a share of the unmodified model's.")

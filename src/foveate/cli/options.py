@@ -53,7 +53,8 @@ Metric = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box, or module:function.",
+        help="How answers are scored: exact (if nothing is given; generated tasks have their own), contains, items, anls, "
+        "vqa, module:function, and with --data point or box.",
     ),
 ]
 MaxNewTokens = Annotated[

@@ -65,10 +65,9 @@ GENERATED = OwnData()
 def task_names(text: str | None, own: OwnData, model: str) -> Sequence[str]:
     """The tasks that are asked for: generated ones, or the one that the data file is."""
     if own.path is None:
-        for name in ("metric", "max_new_tokens"):
-            if (given := getattr(own, name)) is not None:
-                raise FoveateError(f"{name}={given!r}: is for your own data; give --data as well")
-        return parse_tasks(text or "all", model)
+        if own.max_new_tokens is not None:
+            raise FoveateError(f"max_new_tokens={own.max_new_tokens!r}: is for your own data; give --data as well")
+        return parse_tasks("all" if text is None else text, model)
     if text is not None:
         raise FoveateError(f"tasks={text!r}: cannot be measured together with data={str(own.path)!r}; give one of them")
     return [own.path.absolute().stem]

@@ -17,6 +17,7 @@ from foveate.bench.probes.embedlens import usual_top_k
 from foveate.bench.probes.embedlens_run import LensOptions, lens_steps, probe_embedlens
 from foveate.bench.probes.horizon_run import HorizonOptions, horizon_steps, probe_horizon
 from foveate.bench.probes.kept import Kept
+from foveate.bench.questions import Wording
 from foveate.checkpoint import Checkpoint
 from foveate.checkpoint.arguments import as_text
 from foveate.cli.console import diagnostics, output
@@ -24,6 +25,7 @@ from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData, task_names
 from foveate.cli.progress import StepProgress
 from foveate.cli.quiet import quiet
+from foveate.core.files import make_writable
 from foveate.report.probe_picture import draw_probe
 from foveate.tasks import Question
 
@@ -77,13 +79,19 @@ def _asked(request: ProbeRequest, *splits: str) -> list[Asked]:
     """Questions by task, of each split; of the user's own data, one half of the pictures is for validation."""
     names = task_names(request.tasks, request.data, request.model)
     if request.data.path is None:
-        return [{task: tasks.questions(task, request.n, request.seed, split) for task in names} for split in splits]
+        worded = Wording.of(request.model, request.data.metric)
+
+        def asked(task: str, split: str) -> list[Question]:
+            return [worded(question) for question in tasks.questions(task, request.n, request.seed, split)]
+
+        return [{task: asked(task, split) for task in names} for split in splits]
     arguments = checkpoint.parse_model_args(request.model_args)
     halves = dict(zip(("validation", "test"), request.data.divide(0.5, request.seed, request.model, arguments), strict=True))
     return [{name: halves[split][: request.n] for name in names} for split in splits]
 
 
 def _load(request: ProbeRequest) -> Checkpoint:
+    make_writable(request.out)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
@@ -93,7 +101,7 @@ def _load(request: ProbeRequest) -> Checkpoint:
 def _kept(request: ProbeRequest, probe: str, **measured: Any) -> Kept:
     settings = {"model": request.model, "n": request.n, "seed": request.seed, "dtype": request.dtype, **measured}
     settings |= {"model_args": as_text(checkpoint.parse_model_args(request.model_args)), "system": request.system}
-    settings |= request.data.describe()
+    settings |= {"metric": request.data.metric, **request.data.describe()}
     return Kept(request.out / "probes" / f"{probe}.json", settings)
 
 

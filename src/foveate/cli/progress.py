@@ -60,15 +60,15 @@ class StepProgress:
 
 
 class BenchProgress:
-    """Watches a run of ``cells`` cells with ``n`` questions each; use as a context manager."""
+    """Watches a run of cells with ``n`` questions each; use as a context manager, and say how many there are."""
 
-    def __init__(self, console: Console, cells: int, n: int) -> None:
+    def __init__(self, console: Console, n: int) -> None:
         self._console = console
-        self._cells = cells
+        self._cells = 0
         self._n = n
         self._done = 0
         self._bar = progress_bar(console, TextColumn("{task.fields[done]}/{task.fields[cells]} cells"))
-        self._task = self._bar.add_task("", total=cells * n, done=0, cells=cells)
+        self._task = self._bar.add_task("", total=None, done=0, cells=0)
 
     def __enter__(self) -> BenchProgress:
         self._bar.start()
@@ -76,6 +76,11 @@ class BenchProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
+
+    def expect(self, cells: int) -> None:
+        """So many cells are to be measured."""
+        self._cells = cells
+        self._bar.update(self._task, total=cells * self._n, cells=cells)
 
     def started(self, cell: Cell) -> None:
         """Name the cell at work."""

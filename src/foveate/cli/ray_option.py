@@ -15,7 +15,7 @@ class RayMayStandAlone(TyperGroup):
     # Typer's own Context is a subclass of the one that its groups are declared with.
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Put the address in where it was left out."""
-        followers = [*args[1:], "--"]
+        followers = [*args, "--"][1:]
         return super().parse_args(
             ctx,
             [

@@ -8,11 +8,14 @@ from rich.text import Text
 
 from foveate.bench.folder import Results
 from foveate.cli.console import output
+from foveate.core.files import check_writable
 from foveate.report.page import write_page
 
 
 def report(folder: Path, out: Path | None) -> None:
     """Write the page and say where it is."""
     path = out or folder / "report.html"
-    write_page(Results.open(folder), path)
+    results = Results.open(folder)
+    check_writable(path)
+    write_page(results, path)
     output().print(Text(str(path)))

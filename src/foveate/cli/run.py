@@ -1,19 +1,26 @@
-"""``foveate run``: one picture, one question, without and with a recipe."""
+"""``foveate run``: one picture, one question, without and with a recipe, again and again in turn."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from foveate import checkpoint
+from foveate.bench.machine import device_name
+from foveate.bench.peak import Peak
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
 from foveate.cli.pictures import picture
 from foveate.cli.quiet import quiet
 from foveate.core.recipe import Recipe
+from foveate.core.report import Report
 from foveate.report.run_table import Answered, run_table
+
+_ROUNDS, _SECONDS = 9, 15.0
+"""So often each recipe answers at most, and so long after the start of the first round another one begins."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,10 @@ def run(request: RunRequest) -> None:
     loaded = checkpoint.load(request.model, device, dtype, *beside)
     loaded.refuse_placeholders([request.prompt])
     inputs = loaded.inputs([pictures], [request.prompt])
-    recipes = dict.fromkeys((Recipe(), wanted))
-    answered = [_answer(loaded, inputs, each, request.max_new_tokens, request.seed) for each in recipes]
-    output().print(run_table(answered))
-    for line in answered[-1].report.idle_lines():
+    recipes = list(dict.fromkeys((Recipe(), wanted)))
+    runs = _answers(loaded, inputs, recipes, request.max_new_tokens, request.seed)
+    output().print(run_table(runs, device_name(device), loaded.model.dtype))
+    for line in runs[-1].reports[-1].idle_lines():
         output().print(line, style="yellow")
 
 
@@ -58,8 +65,24 @@ def read_recipe(recipe: str) -> Recipe:
     return Recipe.load(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.parse(recipe)
 
 
-def _answer(loaded: Checkpoint, inputs: dict[str, Tensor], recipe: Recipe, max_new_tokens: int, seed: int) -> Answered:
-    with loaded.attach(recipe, seed) as session:
+def _answers(
+    loaded: Checkpoint, inputs: dict[str, Tensor], recipes: Sequence[Recipe], max_new_tokens: int, seed: int
+) -> list[Answered]:
+    """Each recipe's answer and what it cost each time; they take turns, so that all meet the machine in the same state."""
+
+    def answer(recipe: Recipe, longest: int) -> tuple[str, Report, int | None]:
+        peak = Peak(loaded.model)
+        with loaded.attach(recipe, seed) as session:
+            return loaded.answer(inputs, longest)[0], session.report, peak.bytes()
+
+    for recipe in recipes:
         # The first request of a shape pays for allocations and kernel choices.
-        loaded.answer(inputs, max_new_tokens=2)
-        return Answered(loaded.answer(inputs, max_new_tokens)[0], session.report)
+        answer(recipe, min(2, max_new_tokens))
+    rounds: list[list[tuple[str, Report, int | None]]] = []
+    began = time.monotonic()
+    while len(rounds) < _ROUNDS and (not rounds or time.monotonic() - began < _SECONDS):
+        # Who comes first alternates, or what wears off would always favour one.
+        order = recipes if len(rounds) % 2 == 0 else recipes[::-1]
+        found = {recipe: answer(recipe, max_new_tokens) for recipe in order}
+        rounds.append([found[recipe] for recipe in recipes])
+    return [Answered(turns[0][0], [report for _, report, _ in turns], turns[0][2]) for turns in zip(*rounds, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import typer
 
 from foveate import checkpoint, tasks
-from foveate.bench.cells import REFERENCE_POINTS
+from foveate.bench.cells import ALL, REFERENCE_POINTS
 from foveate.bench.probes import Hints
 from foveate.bench.probes.charts import PROBES_FILE
+from foveate.bench.questions import Wording
 from foveate.checkpoint.arguments import as_text
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
@@ -22,6 +23,7 @@ from foveate.cli.own_data import OwnData, task_names
 from foveate.cli.quiet import quiet
 from foveate.core import registry
 from foveate.core.errors import FoveateError
+from foveate.core.files import make_writable
 from foveate.core.recipe import NONE
 from foveate.engine.hosting import verdicts
 
@@ -76,8 +78,10 @@ def tune(request: TuneRequest) -> None:
 
     goal = parse_goal(request)
     names, asked = parse_names(request.methods), tuple(task_names(request.tasks, request.data, request.model))
-    searched, held = questions(request)
+    wording = Wording.of(request.model, request.data.metric) if request.data.path is None else None
+    searched, held = questions(request, wording)
     hints = read_hints(request.hints)
+    make_writable(request.out)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
@@ -85,9 +89,14 @@ def tune(request: TuneRequest) -> None:
     beside = (request.companion, request.artifacts, arguments, request.system)
     loaded = checkpoint.load(request.model, device, dtype, *beside)
     hosted, left_out = split(names, loaded)
+    refused = [name for name in request.methods.replace(" ", "").split(",") if name in left_out]
+    if refused:
+        raise FoveateError(
+            f"methods={refused[0]!r}: {left_out[refused[0]]}; leave it out, or --methods all takes those that run"
+        )
     settings = Settings(
         request.model, asked, hosted, goal, request.compose, request.seed, device, dtype, request.batch_size,
-        request.companion, rungs, **request.data.describe(),
+        request.companion, rungs, **(asdict(wording) if wording else request.data.describe()),
         artifacts=request.artifacts, model_args=as_text(arguments), system=request.system,
     )  # fmt: skip
     folder = Folder(request.out, settings, resume=request.resume)
@@ -103,8 +112,8 @@ def tune(request: TuneRequest) -> None:
     except KeyboardInterrupt:
         console.print(f"foveate: interrupted; the finished trials are in {folder.path}, --resume goes on", markup=False)
         raise typer.Exit(INTERRUPTED) from None
-    folder.conclude(result, left_out)
-    output().print(tune_table(goal, result, max(rungs)))
+    folder.conclude(result, left_out, progress.chance)
+    output().print(tune_table(goal, result, max(rungs), progress.chance))
     for name in ("recipe.yaml", "evidence.json", "trials.json"):
         output().print(folder.path / name)
 
@@ -134,7 +143,11 @@ def read_hints(folder: Path | None) -> Hints:
 
 def parse_names(text: str) -> tuple[str, ...]:
     """Names of methods from a list separated by commas, the baselines always among them; ``all`` are all."""
-    named = list(registry.methods()) if text.strip() == "all" else [name.strip() for name in text.split(",")]
+    named = [name.strip() for name in text.split(",") if name.strip()]
+    if not named:
+        raise FoveateError(f"methods={text!r}: names none; must be names separated by commas, or all")
+    if ALL in named:
+        named = list(registry.methods())
     baselines = [name for name in REFERENCE_POINTS if name != NONE]
     return tuple(registry.get(name).name for name in dict.fromkeys([*named, *baselines]))
 
@@ -157,17 +170,17 @@ def split(names: Sequence[str], loaded: checkpoint.Checkpoint) -> tuple[tuple[st
     return tuple(name for name in names if name not in left_out), left_out
 
 
-def questions(request: TuneRequest) -> tuple[Ask, Ask]:
+def questions(request: TuneRequest, wording: Wording | None) -> tuple[Ask, Ask]:
     """Those of the search, and those held out: generated ones without end, or a third and the rest of the user's own."""
-    if request.data.path is None:
-        return partial(_draw, request.seed, "validation"), partial(_draw, request.seed, "test")
+    if wording is not None:
+        return partial(_draw, wording, request.seed, "validation"), partial(_draw, wording, request.seed, "test")
     arguments = checkpoint.parse_model_args(request.model_args)
     searched, held = request.data.divide(_SEARCHED, request.seed, request.model, arguments)
     return partial(_take, searched), partial(_take, held)
 
 
-def _draw(seed: int, part: str, task: str, start: int, stop: int) -> list[tasks.Question]:
-    return [tasks.question(task, seed, index, part) for index in range(start, stop)]
+def _draw(worded: Wording, seed: int, part: str, task: str, start: int, stop: int) -> list[tasks.Question]:
+    return [worded(tasks.question(task, seed, index, part)) for index in range(start, stop)]
 
 
 def _take(part: Sequence[tasks.Question], task: str, start: int, stop: int) -> Sequence[tasks.Question]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import TextColumn
 from rich.text import Text
 
+from foveate.bench.chance import Chance, chance
 from foveate.cli.progress import progress_bar
+from foveate.report.chance_panel import chance_panel
 from foveate.report.tune_table import standing
+from foveate.tasks import Question, best_constant
 from foveate.tune.goal import Goal
 from foveate.tune.journal import FINISHED, Journal, Tried
 from foveate.tune.run import Budget
@@ -25,6 +29,8 @@ class TuneProgress:
     def __init__(self, console: Console, goal: Goal, budget: Budget, journal: Journal) -> None:
         self._console = console
         self._goal = goal
+        self.chance: Chance | None = None
+        """What is to be said of a model that does no better than always saying the same."""
         self._budget = budget
         self._done = len(journal.tried())
         self._began = time.monotonic() - (journal.remembered("seconds") or 0.0)
@@ -46,6 +52,17 @@ class TuneProgress:
             self._bar.update(self._task, completed=self._searched())
         else:
             self._bar.advance(self._task, questions)
+
+    def began(self, questions: Sequence[Question], scores: Sequence[float]) -> None:
+        """Say first if the unmodified model cannot do what is asked: then no recipe can be judged by it."""
+        by_task: dict[str, list[Question]] = {}
+        for question in questions:
+            by_task.setdefault(question.task, []).append(question)
+        constants = {task: best_constant(asked) for task, asked in by_task.items()}
+        always = [each.score([constants[each.task]] * len(each.turns)) for each in questions]
+        self.chance = chance("all tasks", scores, " / ".join(constants.values()), always)
+        for panel in chance_panel([self.chance] if self.chance else []):
+            self._console.print(panel)
 
     def tried(self, tried: Tried) -> None:
         """What a trial came to."""

@@ -27,6 +27,22 @@ def make_writable(folder: Path, parameter: str = "out") -> None:
         ) from error
 
 
+def check_writable(file: Path, parameter: str = "out") -> None:
+    """See that a file can be written, and leave nothing behind.
+
+    Raises:
+        FoveateError: if it cannot; it names the ``parameter``.
+    """
+    if file.is_dir():
+        raise FoveateError(f"{parameter}={str(file)!r}: is a folder; name a file in it")
+    probe = file.with_name(f".{os.getpid()}")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FoveateError(f"{parameter}={str(file)!r}: cannot be written ({error.strerror}); name another file") from error
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``, at once or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

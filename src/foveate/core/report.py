@@ -20,9 +20,12 @@ class Report:
     that the methods say they need beside the unmodified model's peak (`foveate.core.method.Method.workspace`). ``active``
     rows are those not frozen. FLOPs count the matrix products of the language model's layers in the prefill. Every forward
     after the prefill counts as a decode step. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read
-    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead. ``idle`` are the
-    methods that changed nothing, as where ``keep`` is no smaller than what is there; ``largest_grid`` has the most visual
-    tokens of all grids (a picture, or one tile or view of it).
+    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead.
+    ``first_token_seconds`` are those from entering the model (``generate`` or its forward) to the logits of the first token:
+    encoder, scoring, prefill and head. ``total_seconds`` are those of the whole ``generate``, or of all calls of a loop of
+    the caller's own, without what lies between them. ``idle`` are the methods that changed nothing, as where ``keep`` is no
+    smaller than what is there; ``largest_grid`` has the most visual tokens of all grids (a picture, or one tile or view of
+    it).
     """
 
     recipe: str
@@ -45,21 +48,26 @@ class Report:
     engine_seconds: float
     flops: float
     flops_unmodified: float
+    first_token_seconds: float
+    total_seconds: float
 
     def __str__(self) -> str:
         step = self.decode_seconds / self.decode_steps if self.decode_steps else 0.0
+        rate = self.samples / step if step else 0.0
         last = self.visual_tokens[-1] if self.visual_tokens else 0.0
         saved = 1 - self.flops / self.flops_unmodified if self.flops_unmodified else 0.0
         return "\n".join(
             [
                 f"recipe         {self.recipe}",
-                f"visual tokens  {self.original_visual_tokens:g} -> {_run_lengths(self.visual_tokens)}",
-                f"rows           {_run_lengths(self.rows)} ({last:g} visual in the last layer)",
+                f"visual tokens  {self.original_visual_tokens:g} -> {run_lengths(self.visual_tokens)}",
+                f"rows           {run_lengths(self.rows)} ({last:g} visual in the last layer)",
                 f"KV cache       {sum(self.kv_bytes) / 2**20:.2f} MiB ({_shares(self.kv_kept)} of the tokens so far)",
                 f"workspace      {self.workspace / 2**20:.2f} MiB at most",
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
                 f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
                 f"(methods {self.method_seconds:.4f}, engine {self.engine_seconds:.4f}), per token {step:.4f}",
+                f"from entry     first token {self.first_token_seconds:.4f} s, whole answer {self.total_seconds:.4f} s "
+                f"({self.samples} at once, {rate:.1f} tokens/s)",
                 *(f"idle           {line}" for line in self.idle_lines()),
             ]
         )
@@ -110,7 +118,7 @@ def _shares(values: tuple[float, ...]) -> str:
     return f"{low} %" if low == high else f"{low}-{high} %"
 
 
-def _run_lengths(values: tuple[float, ...]) -> str:
+def run_lengths(values: tuple[float, ...]) -> str:
     """``(64, 64, 32)`` as ``64 (layers 0-1), 32 (layer 2)``."""
     if len(set(values)) <= 1:
         return f"{values[0]:g}" if values else "-"

@@ -48,6 +48,8 @@ class Call:
         self.read: tuple[Layout, Seen] | None = None
         self._program, self._owner = program, owner
         self._earlier = earlier
+        self._begun = program.now()
+        self._awaited = True
         self._generating = generating
         self._in_parts = False
         self._caching = True
@@ -121,13 +123,15 @@ class Call:
 
     def model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model: rows that are dropped need predict nothing."""
-        if not self._program.methods:
-            return original(*args, **kwargs)
-        check_training(self._program)
-        kwargs = by_name(original, args, kwargs) if args else kwargs
-        if kwargs.get("labels") is not None:
-            kwargs["labels"] = self._labels = kwargs["labels"].clone()
-        return original(**kwargs)
+        if self._program.methods:
+            check_training(self._program)
+            kwargs, args = (by_name(original, args, kwargs) if args else kwargs), ()
+            if kwargs.get("labels") is not None:
+                kwargs["labels"] = self._labels = kwargs["labels"].clone()
+        output = original(*args, **kwargs)
+        if self._awaited:
+            self.logits_are_there()
+        return output
 
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
@@ -234,8 +238,15 @@ class Call:
         if self._caching:  # else every step reads the prompt again
             self.looks = []
 
+    def logits_are_there(self) -> None:
+        """Those of a forward; behind a prompt that is read, they are the first token's."""
+        if self._awaited and self.prompt_is_read:
+            self._awaited = False
+            self.recording.clock.add("first token", self._begun)
+
     def close(self) -> Recording:
         """The call is over; what it cost."""
+        self.recording.clock.add("call", self._begun)
         if self._cache is not None:
             self.recording.holds(self._cache, now=self._generating)
         return self.recording

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+
+def reader(device: torch.device) -> Callable[[], Any]:
+    """What says when it is on a device, for every `Clock` of that device."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def now() -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(device))  # the current device may be another
+        return event
+
+    return now
 
 
 class Clock:
@@ -18,14 +31,8 @@ class Clock:
         self._device = device
         self._cuda = device.type == "cuda"
         self._laps: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
-
-    def now(self) -> Any:
-        """When it is; for `add`."""
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))  # the current device may be another
-        return event
+        self.now = reader(device)
+        """Says when it is; for `add`."""
 
     def add(self, name: str, begun: Any) -> None:
         """A lap under ``name``, from ``begun`` to now."""

@@ -38,6 +38,7 @@ def prefill(
     output = original(input_ids, generation_config, *args, **kwargs)
     if call is not None:
         call.prompt_was_read()
+        call.logits_are_there()
     return output
 
 

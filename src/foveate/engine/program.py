@@ -29,6 +29,7 @@ from foveate.core.signal import (
     on,
 )
 from foveate.core.traits import Traits
+from foveate.engine.clock import reader
 from foveate.engine.functions import function
 from foveate.engine.stand_in import compiled
 from foveate.models.anatomy import Anatomy
@@ -39,7 +40,7 @@ class Program:
 
     Attributes:
         recipe: as it was given; ``methods``: its methods, fitted to the model; ``anatomy``, ``traits``: the model's.
-        home: where the model runs.
+        home: where the model runs; ``now``: says when it is there.
         companion: a text tower beside the model.
         constants: what methods find in their `State` at any time.
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
@@ -68,7 +69,7 @@ class Program:
     ) -> None:
         methods: tuple[Any, ...] = tuple(method.fitted(traits) for method in recipe.methods)
         self.recipe, self.methods, self.anatomy, self.traits, self.companion = recipe, methods, anatomy, traits, companion
-        self.home = anatomy.home
+        self.home, self.now = anatomy.home, reader(anatomy.home)
         self.constants: dict[str, Any] = {"seed": seed, "traits": traits}
         self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}

@@ -115,6 +115,8 @@ class Recording:
             prefill_seconds=clock.seconds("prefill"),
             decode_seconds=clock.seconds("decode"),
             decode_steps=clock.count("decode"),
+            first_token_seconds=clock.seconds("first token"),
+            total_seconds=clock.seconds("call"),
             signal_seconds=clock.seconds("encoder signals"),
             method_seconds=clock.seconds("method") + clock.seconds("decoder signals"),
             engine_seconds=max(clock.seconds("engine") - clock.seconds("method"), 0.0),

@@ -8,7 +8,7 @@ from itertools import repeat
 from statistics import fmean
 from typing import Any
 
-from foveate.bench.cells import Key, keep_text
+from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.summary import Mean, front
@@ -16,37 +16,50 @@ from foveate.core.recipe import NONE
 from foveate.report.chart import Chart, Guide, Line, Point, counting, linear, ratios
 from foveate.report.looks import Look, looks
 from foveate.report.numbers import factor, fixed, percent
+from foveate.report.places import by_place
 
 _SPEEDUP = "prefill speed-up (log scale)"
 
 Looks = Mapping[str, Look]
 
 
-def mean_chart(means: Sequence[Mean], look: Looks, width: int = 980, height: int = 460) -> Chart:
-    """Score retained against speed, the mean over tasks; the names of those on the front stand beside their points."""
+def mean_charts(means: Sequence[Mean], look: Looks, width: int = 380, height: int = 300) -> list[Chart]:
+    """Score retained against speed, the mean over tasks: a chart for each place, with the points of reference.
+
+    All have the same axes and the front of the whole; the names of those on it stand beside their points.
+    """
     known = [mean for mean in means if mean.retention is not None]
-    # A mean over fewer tasks does not compare with the others.
-    most = max((mean.tasks for mean in known), default=0)
-    best = front([(mean.speedup, mean.retention or 0.0) for mean in known if mean.tasks == most])
+    best = mean_front(known)
 
     def point(mean: Mean) -> Point:
         at = (mean.speedup, mean.retention or 0.0)
-        tip = f"score retained {percent(mean.retention)} % (mean of {mean.tasks})\nspeed-up {factor(mean.speedup)}"
+        retained, across = _ends(mean.retention_low, mean.retention_high), _ends(mean.speedup_low, mean.speedup_high)
         named = _named(mean.method, mean.keep)
-        label = named if mean.method == NONE else " · ".join(filter(None, (_short(mean.method, 24), keep_text(mean.keep))))
-        beside = label if at in best or mean.method == NONE else ""
-        return Point(*at, f"{named}\n{tip}\n{_tokens(mean.visual_tokens)}", label=beside)
+        tip = f"score retained {percent(mean.retention)} %{_between(retained)} (mean of {mean.tasks})"
+        said = f"{named}\n{tip}\nspeed-up {factor(mean.speedup)}{_between(across, 1)}\n{_tokens(mean.visual_tokens)}"
+        label = named if mean.method == NONE else " · ".join(filter(None, (_short(mean.method, 20), keep_text(mean.keep))))
+        return Point(*at, said, retained, label if at in best or mean.method == NONE else "", across)
 
-    return Chart(
-        title="Mean over tasks",
-        x=ratios(_SPEEDUP, [mean.speedup for mean in known], _times),
-        y=linear("score retained", [1.0, *(mean.retention or 0.0 for mean in known)], _share),
-        lines=_lines(known, look, point),
-        guides=(Guide(1.0),),
-        front=tuple(best),
-        width=width,
-        height=height,
-    )
+    references = [mean for mean in known if mean.method in REFERENCE_POINTS]
+    return [
+        Chart(
+            title=f"{place[0].upper()}{place[1:]}",
+            x=ratios(_SPEEDUP, [end for mean in known for end in _reach(mean)], _times),
+            y=linear("score retained", [1.0, *(end for mean in known for end in _retained(mean))], _share),
+            lines=_lines([*references, *rows], look, point),
+            guides=(Guide(1.0),),
+            front=tuple(best),
+            width=width,
+            height=height,
+        )
+        for place, rows in (by_place(known, lambda mean: mean.method) or {"baselines": []}).items()
+    ]
+
+
+def mean_front(means: Sequence[Mean]) -> list[tuple[float, float]]:
+    """Speed-up and retention of the means that no other beats; a mean over fewer tasks does not compare with the others."""
+    most = max((mean.tasks for mean in means), default=0)
+    return front([(mean.speedup, mean.retention) for mean in means if mean.tasks == most and mean.retention is not None])
 
 
 def task_charts(
@@ -55,20 +68,21 @@ def task_charts(
     """Score against speed for each task, all on the same axes."""
 
     def point(record: Record) -> Point:
-        between = f"[{percent(record.score_low)}, {percent(record.score_high)}]"
-        tip = f"score {percent(record.score)} % {between}\nspeed-up {factor(speedups[record.key])}"
-        named = f"{_named(record.method, record.keep)}\n{tip}\n{_tokens(record.visual_tokens)}"
-        return Point(speedups[record.key], record.score, named, (record.score_low, record.score_high))
+        score, across = (record.score_low, record.score_high), _ends(record.speedup_low, record.speedup_high)
+        speed = f"speed-up {factor(speedups[record.key])}{_between(across, 1)}"
+        tip = f"score {percent(record.score)} %{_between(score)}\n{speed}\n{_tokens(record.visual_tokens)}"
+        named = f"{_named(record.method, record.keep)}\n{tip}"
+        return Point(speedups[record.key], record.score, named, score, across=across)
 
     charts = []
     for task in dict.fromkeys(record.task for record in records):
-        rows = [record for record in records if record.task == task]
+        rows = [record for record in records if record.task == task and record.key in speedups]
         note = notes.get(task)
         charts.append(
             Chart(
                 title=task,
                 caption="below floor" if note and note["below_floor"] else "",
-                x=ratios(_SPEEDUP, speedups.values(), _times),
+                x=ratios(_SPEEDUP, [end for record in records if record.key in speedups for end in _reach(record)], _times),
                 y=linear("score", (0.0, 1.0), _share),
                 lines=_lines(rows, look, point),
                 guides=(Guide(note["majority_score"], f"always “{_short(note['majority_answer'], 14)}”"),) if note else (),
@@ -117,7 +131,8 @@ def probe_chart(figure: Mapping[str, Any]) -> Chart:
     A series may have the ends of intervals as ``low`` and ``high``.
     """
     look = looks(series["name"] for series in figure["series"])
-    lines = tuple(_probe_line(series, figure, look) for series in figure["series"])
+    # What is named first is drawn on top.
+    lines = tuple(_probe_line(series, figure, look) for series in reversed(figure["series"]))
     points = [point for line in lines for point in line.points]
     heights = [end for point in points for end in (point.y, *(point.interval or ()))]
     return Chart(
@@ -159,6 +174,26 @@ def _over_tasks(layers: Sequence[Sequence[float | None]]) -> list[float | None]:
     """The mean of each layer over the tasks in which it is known."""
     known = [[value for value in layer if value is not None] for layer in zip(*filter(None, layers))]
     return [fmean(values) if values else None for values in known]
+
+
+def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
+
+
+def _reach(row: Mean | Record) -> list[float]:
+    """A speed-up and the ends of its interval, as far as they are known."""
+    return [value for value in (row.speedup, row.speedup_low, row.speedup_high) if value is not None]
+
+
+def _retained(mean: Mean) -> list[float]:
+    """What is retained and the ends of its interval, as far as they are known."""
+    return [value for value in (mean.retention, mean.retention_low, mean.retention_high) if value is not None]
+
+
+def _between(ends: tuple[float, float] | None, unit: float = 100) -> str:
+    """An interval to stand behind its number."""
+    digits = 1 if unit == 100 else 2
+    return f" [{unit * ends[0]:.{digits}f}, {unit * ends[1]:.{digits}f}]" if ends else ""
 
 
 def _named(method: str, keep: object) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a bench: one for each task, then the means over tasks.
+"""The tables of a bench: one for each task, then the means over tasks, quality and cost apart.
 
 *Drop* is how many points a method loses to the unmodified model on the same questions, as a 95 % interval.
 """
@@ -16,31 +16,47 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
+from foveate.bench.chance import Chance
 from foveate.bench.records import Record
 from foveate.bench.statistics import Difference
 from foveate.bench.summary import Mean, kept_everything, pareto
-from foveate.report.numbers import NOTHING, factor, fixed, percent, points, seconds, size
+from foveate.report.chance_panel import chance_panel
+from foveate.report.numbers import NOTHING, between, fixed, percent, points, seconds, size
 from foveate.report.training_mark import footnote, mark
 
 _SCORE = "score % [95 %]"
-_RETENTION = "reten-\ntion %"
+_RETENTION = "retained\n%"
 _DROP = "drop\n[95 %]"
-_EVIDENCE = "evi-\ndence %"
-_EFFICIENCY = "effi-\nciency"
+_EVIDENCE = "evidence\n%"
+_EFFICIENCY = "of\nlimit"
+_PEAK = "peak\nmemory"
 
-_WIDEST_METHOD = 30
+_WIDEST_METHOD = 24
 _ON_FRONT = " *"
+
+_WORDS = (
+    f"{_ON_FRONT} on the Pareto front: nothing measured has at least its prefill's speed-up and retains at least as much.\n"
+    "Seconds are those of a whole batch. First token: from entering generate to its logits, with encoder and what methods "
+    "compute; of it prefill: the language model's; whole answer: until the longest of the batch has ended; tokens/s: in "
+    "decoding, all of a batch together. Speed-ups are medians of pairs, a batch under both, one after the other; over tasks "
+    "the geometric mean. Of limit: the time of the plain layers on just the live rows over that of the prefill."
+)
 
 Row = TypeVar("Row", Record, Mean)
 
 
 @dataclass(frozen=True)
 class TaskNote:
-    """What a table says about its task: the best constant answer with its score, and whether the model knows the task."""
+    """What a table says about its task: the best constant answer with its score, and whether the model knows the task.
+
+    below_floor: a reference model did not learn it well enough, by its own evaluation.
+    chance: what is to be said of a model that does no better here than that constant answer.
+    """
 
     majority_answer: str
     majority_score: float
     below_floor: bool
+    chance: Chance | None = None
 
 
 def bench_tables(
@@ -49,12 +65,14 @@ def bench_tables(
     notes: Mapping[str, TaskNote],
     weak: Collection[Record],
     drops: Mapping[Key, Difference],
+    about: str,
 ) -> RenderableType:
     """Everything to show when a bench is done; ``weak`` are the records that do not beat random beyond noise.
 
-    ``drops`` as `foveate.bench.summary.drops` makes them.
+    ``drops`` as `foveate.bench.summary.drops` makes them; ``about``: model, device and batches in a line.
     """
-    parts: list[RenderableType] = []
+    parts = chance_panel([note.chance for note in notes.values() if note.chance])
+    parts += [Text(f"{about}\n")]
     for task, note in notes.items():
         rows = [record for record in records if record.task == task]
         parts += [
@@ -63,10 +81,9 @@ def bench_tables(
             *_line("Kept everything, as there is no more", kept_everything(rows)),
             Text(),
         ]
-    front = f"{_ON_FRONT} on the Pareto front: nothing measured is at least as fast and retains at least as much"
     trained = footnote(record.method for record in records)
-    below = [front] * bool(means) + [f" {trained}"] * bool(trained)
-    return Group(*parts, _means_table(means, notes, drops), *map(Text, below))
+    below = [_WORDS, *([f" {trained}"] if trained else [])]
+    return Group(*parts, *(_means_tables(means, notes, drops) if means else []), *map(Text, below))
 
 
 def _task_table(task: str, note: TaskNote, records: Sequence[Record], drops: Mapping[Key, Difference]) -> Table:
@@ -74,7 +91,9 @@ def _task_table(task: str, note: TaskNote, records: Sequence[Record], drops: Map
     if note.below_floor:
         title.append(" · below floor", style="yellow")
     title.append(f" · always {note.majority_answer!r} scores {percent(note.majority_score)} %", style="not bold")
-    columns = (_SCORE, _RETENTION, _DROP, _EVIDENCE, "tokens", "prefill", "per\nstep", _EFFICIENCY, "KV")
+    if note.chance:
+        title.append(" · the model does no better than that", style="bold red")
+    columns = (_SCORE, _DROP, _EVIDENCE, "tokens", "first\ntoken", "of it\nprefill", "whole\nanswer", "tokens\n/s", "KV")
     table = _table(title, columns, [record.method for record in records])
     for section in _by_keep(records):
         for record in section:
@@ -82,13 +101,13 @@ def _task_table(task: str, note: TaskNote, records: Sequence[Record], drops: Map
                 Text(record.method + mark(record.method)),
                 keep_text(record.keep) or NOTHING,
                 f"{percent(record.score)} {points(record.score_low, record.score_high)}",
-                percent(record.retention),
                 _drop(drops.get(record.key)),
                 percent(record.evidence_recall),
                 fixed(record.visual_tokens, 1),
+                seconds(record.first_token_seconds),
                 seconds(record.prefill_seconds),
-                seconds(record.decode_seconds),
-                fixed(record.efficiency, 2),
+                seconds(record.total_seconds),
+                fixed(record.decode_rate, 0),
                 size(record.kv_bytes),
                 style=_style(record.method),
             )
@@ -96,7 +115,9 @@ def _task_table(task: str, note: TaskNote, records: Sequence[Record], drops: Map
     return table
 
 
-def _means_table(means: Sequence[Mean], notes: Mapping[str, TaskNote], drops: Mapping[Key, Difference]) -> Table:
+def _means_tables(
+    means: Sequence[Mean], notes: Mapping[str, TaskNote], drops: Mapping[Key, Difference]
+) -> list[RenderableType]:
     title = Text(f"mean over {len(notes)} task{'s' * (len(notes) > 1)}", style="bold")
     constant = fmean(note.majority_score for note in notes.values())
     title.append(f" · always the same answer scores {percent(constant)} %", style="not bold")
@@ -112,25 +133,42 @@ def _means_table(means: Sequence[Mean], notes: Mapping[str, TaskNote], drops: Ma
         + (_ON_FRONT if mean in front else "")
         for mean in means
     }
-    columns = ("score %", _RETENTION, _DROP, _EVIDENCE, "tokens", "prefill\nspeed-up", _EFFICIENCY, "KV")
-    table = _table(title, columns, named.values())
+    quality = _table(Text(), ("score %", _RETENTION, _DROP, _EVIDENCE, "tokens", "KV"), named.values())
+    peaks = any(mean.peak_bytes is not None for mean in means)
+    columns = (
+        *(f"{what}\nspeed-up [95 %]" for what in ("first token", "prefill", "whole answer")),
+        "tokens\n/s",
+        _EFFICIENCY,
+    )
+    cost = _table(Text("the same: cost", style="bold"), (*columns, *([_PEAK] if peaks else [])), named.values())
     for section in _by_keep(means):
         for mean in section:
-            table.add_row(
-                Text(named[mean]),
-                keep_text(mean.keep) or NOTHING,
+            name, keep, style = Text(named[mean]), keep_text(mean.keep) or NOTHING, _style(mean.method)
+            quality.add_row(
+                name,
+                keep,
                 percent(mean.score),
                 percent(mean.retention),
                 _drop(drops.get(mean.key)),
                 percent(mean.evidence_recall),
                 fixed(mean.visual_tokens, 1),
-                factor(mean.speedup),
-                fixed(mean.efficiency, 2),
                 size(mean.kv_bytes),
-                style=_style(mean.method),
+                style=style,
             )
-        table.add_section()
-    return table
+            cost.add_row(
+                name,
+                keep,
+                between(mean.first_token_speedup, mean.first_token_speedup_low, mean.first_token_speedup_high),
+                between(mean.speedup, mean.speedup_low, mean.speedup_high),
+                between(mean.total_speedup, mean.total_speedup_low, mean.total_speedup_high),
+                fixed(mean.decode_rate, 0),
+                fixed(mean.efficiency, 2),
+                *([size(mean.peak_bytes)] if peaks else []),
+                style=style,
+            )
+        quality.add_section()
+        cost.add_section()
+    return [title, quality, cost]
 
 
 def _line(what: str, records: Sequence[Record]) -> list[Text]:

@@ -11,7 +11,7 @@ from foveate.report.looks import Look
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 24, 42
 """Room around the plot for the numbers and names of the axes."""
 
-_LABEL_HEIGHT, _LETTER = 15, 6.7
+_LABEL_HEIGHT, _LETTER = 15, 7.3
 """Roughly, of the text beside points."""
 
 _DOUBLINGS = tuple(2.0**power * half for power in range(-6, 12) for half in (1, 1.5))
@@ -37,13 +37,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A measurement: its place, what to say about it (one fact a line), an interval of ``y`` and a name to write beside."""
+    """A measurement: its place, what to say about it (one fact a line), intervals of ``y`` and ``x``, a name beside it."""
 
     x: float
     y: float
     tip: str
     interval: tuple[float, float] | None = None
     label: str = ""
+    across: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class Line:
     look: Look
     points: tuple[Point, ...]
     group: str = ""
+
+    @property
+    def band(self) -> list[tuple[float, float]]:
+        """The outline of the intervals of ``y``, there and back; empty where one is not known."""
+        known = [(point.x, point.interval) for point in self.points if point.interval]
+        if len(known) < len(self.points):
+            return []
+        return [(x, ends[0]) for x, ends in known] + [(x, ends[1]) for x, ends in reversed(known)]
 
     @property
     def xy(self) -> list[tuple[float, float]]:

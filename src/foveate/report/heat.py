@@ -18,6 +18,17 @@ MEASURES: dict[str, Value] = {
 }
 
 
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0..255."""
+
+RAMPS: dict[str, tuple[Colour, Colour]] = {
+    "light": ((242, 244, 245), (10, 92, 156)),
+    "dark": ((32, 37, 43), (143, 208, 255)),
+}
+"""The coldest and the warmest colour on a light and on a dark page."""
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
+
+
 @dataclass(frozen=True)
 class Box:
     """One number, its warmth in 0..1, and whether random selection with the same budget does as well."""
@@ -25,6 +36,45 @@ class Box:
     value: float
     warmth: float
     weak: bool = False
+
+    @property
+    def style(self) -> str:
+        """Its colour and that of its text as CSS, on a light and on a dark page."""
+        grounds = [ground(ramp, self.warmth) for ramp in RAMPS.values()]
+        texts = [_css(text_on(each)) for each in grounds]
+        return f"background: light-dark({', '.join(map(_css, grounds))}); color: light-dark({', '.join(texts)})"
+
+
+def ground(ramp: tuple[Colour, Colour], warmth: float) -> Colour:
+    """The colour of a warmth."""
+    red, green, blue = (round(cold + (warm - cold) * warmth) for cold, warm in zip(*ramp))
+    return red, green, blue
+
+
+def text_on(colour: Colour) -> Colour:
+    """Black or white, whichever reads better: on any colour that is a contrast of 4.5 at least."""
+    return max(_BLACK, _WHITE, key=lambda text: contrast(text, colour))
+
+
+def contrast(one: Colour, other: Colour) -> float:
+    """The ratio of two colours' luminances as WCAG 2 defines it, 1 to 21."""
+    dark, light = sorted((_luminance(one), _luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: Colour) -> float:
+    linear = [c / 12.92 if (c := part / 255) <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for part in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _css(colour: Colour) -> str:
+    return f"#{bytes(colour).hex()}"
+
+
+def ramp_style() -> str:
+    """The scale as CSS."""
+    cold, warm = (f"light-dark({', '.join(_css(ramp[end]) for ramp in RAMPS.values())})" for end in (0, 1))
+    return f"background: linear-gradient(90deg, {cold}, {warm})"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from textwrap import fill
+from textwrap import fill, shorten
+from typing import Any
 
 import jinja2
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -180,53 +180,98 @@ def page(columns: Sequence[Column], subject: Subject) -> str:
 
 # The PNG.
 
-_WIDTH = 3.0
-"""Of a drawing, in inches."""
-_MOST = 18.0
-"""Of the whole."""
+_WIDTH, _GAP = 8.0, 0.14
+"""Inches; at the 800 pixels of a README's column, nine points are letters of twelve pixels."""
+_LETTER, _ROW = 0.0077, 0.0187
+"""Width of a letter and height of a row of text, in inches for each point of its size."""
+_MOST_LETTERS = 400
+"""Of a prompt or an answer."""
 
 
 def figure(drawn: Sequence[Column], subject: Subject) -> Figure:
-    """Both recipes below each other, stage by stage; what they rank by below the survivors."""
-    shapes = [drawing.image.size for _, of_one in drawn for card in of_one for drawing in card.drawings]
-    aspect = max(height / width for width, height in shapes)
-    across = min(max(1.0, 1 / aspect), 1.9)
-    fit = max(int(_MOST / (_WIDTH * across)), 1)
-    rows = [
-        (inspection if start == 0 else None, of_one[start : start + fit])
-        for inspection, of_one in drawn
-        for start in range(0, len(of_one), fit)
-    ]
-    columns = max(len(row) for _, row in rows)
-    depths = [max(len(card.drawings) for card in row) for _, row in rows]
-    heights = [0.7 + depth * (_WIDTH * across * aspect + 0.3) for depth in depths]
-    width = max(columns * (_WIDTH * across + 0.15), 6.0)
-    whole = Figure(figsize=(width, sum(heights) + 0.5), dpi=120, layout="constrained")
-    whole.suptitle(fill(_plain(subject.prompt), int(8 * width)), fontsize=13, x=0.01, ha="left", fontweight="bold")
-    if subject.evidence:
-        whole.supxlabel("evidence: cyan is still there, red is lost", fontsize=8, x=0.01, ha="left", color="#666666")
-    parts = whole.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for part, (inspection, row), depth in zip(parts, rows, depths):
-        if inspection is not None:
-            said = f"{inspection.recipe}   →   {inspection.answer or '–'}"
-            part.suptitle(fill(_plain(said), int(10 * width)), fontsize=11, x=0.01, ha="left", color="#0b5cad")
-        axes = part.subplots(depth, columns, squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for column, card in enumerate(row):
-            _draw(axes[:, column], card)
-    return whole
+    """Both recipes below each other, stage by stage; what a stage ranked by follows what it left."""
+    widest = max(d.image.width / d.image.height for _, of_one in drawn for card in of_one for d in card.drawings)
+    # Several grids beside each other want the room of several pictures.
+    across = 3 if widest < 1.6 else 2 if widest < 3.2 else 1
+    sheet = _Sheet((_WIDTH - _GAP) / across - _GAP)
+    sheet.write(subject.prompt, 13, fontweight="bold")
+    said = f"right answer: {subject.expected}; " if subject.expected else ""
+    key = "; evidence: cyan is still there, red is lost" if subject.evidence else ""
+    sheet.write(f"{said}{subject.model}{key}", 9, color="#555555")
+    for inspection, of_one in drawn:
+        sheet.skip(0.1)
+        sheet.write(f"{inspection.recipe}  →  {inspection.answer or '–'}", 11, color="#0b5cad")
+        panels = [panel for card in of_one for panel in _panels(card)]
+        for start in range(0, len(panels), across):
+            sheet.row(panels[start : start + across])
+    return sheet.figure()
 
 
-def _draw(axes: Sequence[Axes], card: Card) -> None:
-    """One card, from top to bottom."""
-    lines = [f"{card.title} · {card.method}" if card.method else card.title, card.tokens]
-    if card.recall is not None:
-        lines[-1] += f", evidence {card.recall:.0%}".replace("%", " %")
-    axes[0].set_title("\n".join(lines), fontsize=9, loc="left")
-    for axis, drawing in zip(axes, card.drawings):
-        axis.imshow(np.asarray(drawing.image), interpolation="antialiased")
-        axis.text(0, -0.03, drawing.caption, transform=axis.transAxes, fontsize=7.5, color="#666666", va="top")
+def _panels(card: Card) -> Iterator[tuple[Sequence[str], Drawing]]:
+    """The drawings of a stage, each with the lines above it."""
+    who = f"{card.method}: " if card.method else ""
+    known = "" if card.recall is None else f", evidence {card.recall:.0%}".replace("%", " %")
+    for number, drawing in enumerate(card.drawings):
+        said = f"{who}{card.tokens}{known}" if number == 0 else f"{who}what it ranked by"
+        yield (card.title, said, *([card.note] if card.note and number == 0 else [])), drawing
+
+
+class _Sheet:
+    """A figure that is filled from top to bottom; as high as it has become."""
+
+    def __init__(self, panel: float) -> None:
+        """``panel`` is how wide a drawing is, in inches."""
+        self._panel = panel
+        self._texts: list[tuple[float, float, str, dict[str, Any]]] = []
+        self._drawings: list[tuple[float, float, float, Image.Image]] = []
+        self._depth = _GAP
+
+    def skip(self, inches: float) -> None:
+        """Leave room."""
+        self._depth += inches
+
+    def write(self, text: str, size: float, **style: Any) -> None:
+        """Write over the whole width."""
+        self._depth += self._text(_GAP, _WIDTH - 2 * _GAP, shorten(text, _MOST_LETTERS, placeholder=" …"), size, **style)
+
+    def row(self, panels: Sequence[tuple[Sequence[str], Drawing]]) -> None:
+        """Drawings beside each other, with their lines above and their captions below."""
+        lefts = [_GAP + number * (self._panel + _GAP) for number in range(len(panels))]
+        self._depth += 0.06
+        above = [0.0] * len(panels)
+        for number, (left, (lines, _)) in enumerate(zip(lefts, panels)):
+            for line in lines:
+                weight = "bold" if above[number] == 0 else "normal"
+                above[number] += self._text(left, self._panel, line, 9, below=above[number], fontweight=weight)
+        self._depth += max(above) + 0.03
+        heights = [self._panel * drawing.image.height / drawing.image.width for _, drawing in panels]
+        for left, height, (_, drawing) in zip(lefts, heights, panels):
+            self._drawings.append((left, self._depth, height, drawing.image))
+        self._depth += max(heights) + 0.03
+        captions = [
+            self._text(left, self._panel, drawing.caption, 9, color="#555555") for left, (_, drawing) in zip(lefts, panels)
+        ]
+        self._depth += max(captions) + 0.06
+
+    def _text(self, left: float, width: float, text: str, size: float, below: float = 0.0, **style: Any) -> float:
+        """Note down text that is broken into lines of a width; its height."""
+        bold = 1.1 if style.get("fontweight") == "bold" else 1.0
+        # A number keeps its sign of per cent.
+        broken = fill(_plain(text.replace(" %", "\N{NO-BREAK SPACE}%")), max(int(width / (_LETTER * size * bold)), 12))
+        self._texts.append((left, self._depth + below, broken, {"fontsize": size, **style}))
+        return _ROW * size * (broken.count("\n") + 1)
+
+    def figure(self) -> Figure:
+        """All that was written and drawn."""
+        height = self._depth + _GAP
+        whole = Figure(figsize=(_WIDTH, height), dpi=200)
+        for left, depth, text, style in self._texts:
+            whole.text(left / _WIDTH, 1 - depth / height, text, va="top", linespacing=1.15, **style)
+        for left, depth, tall, image in self._drawings:
+            axes = whole.add_axes((left / _WIDTH, 1 - (depth + tall) / height, self._panel / _WIDTH, tall / height))
+            axes.imshow(np.asarray(image), interpolation="antialiased", aspect="auto")
+            axes.set_axis_off()
+        return whole
 
 
 def _plain(text: str) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from foveate.core.recipe import NONE
+from foveate.report.places import by_place
 
-COLOURS = 7
-"""Colours in the page's style sheet, which follow Okabe and Ito: told apart by colour-blind readers too."""
+COLOURS = 8
+"""Colours in the page's style sheet, which follow Okabe and Ito, and a violet: told apart by colour-blind readers too."""
 
 MARKERS = (
     "M0-4.6A4.6 4.6 0 1 0 0 4.6 4.6 4.6 0 1 0 0-4.6Z",
@@ -34,17 +35,29 @@ class Look:
     dashes: str = ""
 
 
-_REFERENCES = {"random": Look("grey", 7, "5 4"), "uniform": Look("grey", 8, "1.5 3.5"), NONE: Look("ink", 9)}
+_MARKERS = len(MARKERS) - 3
+_REFERENCES = {NONE: Look("ink", 9), "random": Look("grey", 7, "5 4"), "uniform": Look("grey", 8, "1.5 3.5")}
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for each name, in the order given; the points of reference always look the same."""
-    found: dict[str, Look] = {}
-    for name in dict.fromkeys(names):
-        place = sum(each not in _REFERENCES for each in found)
-        round_ = place // COLOURS
-        # In a second round through the colours the markers are shifted, and the lines dashed.
-        own = Look(f"c{place % COLOURS}", (place + round_) % COLOURS, _DASHES[round_ % len(_DASHES)])
-        found[name] = _REFERENCES.get(name, own)
+    """A look for each name, in the order given."""
+    return {name: _own(number) for number, name in enumerate(dict.fromkeys(names))}
+
+
+def method_looks(methods: Iterable[str]) -> dict[str, Look]:
+    """A look for each method, place by place: colours are unique within a place, colour and marker within a page.
+
+    The points of reference come first and always look the same.
+    """
+    every = list(dict.fromkeys(methods))
+    found = {name: look for name, look in _REFERENCES.items() if name in every}
+    for place, names in enumerate(by_place(every, str).values()):
+        found |= {name: _own(number, shift=place) for number, name in enumerate(names)}
     return found
+
+
+def _own(number: int, shift: int = 0) -> Look:
+    # In a second round through the colours the markers are shifted, and the lines dashed.
+    round_, place = divmod(number, COLOURS)
+    return Look(f"c{place}", (place + shift + round_) % _MARKERS, _DASHES[round_ % len(_DASHES)])

@@ -26,6 +26,11 @@ def factor(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}x"
 
 
+def between(value: float | None, low: float | None, high: float | None) -> str:
+    """A ratio with its interval, ``1.23x [1.20, 1.31]``; where there is none, alone."""
+    return factor(value) if low is None or high is None else f"{factor(value)} [{low:.2f}, {high:.2f}]"
+
+
 def seconds(value: float | None) -> str:
     """A duration with three digits, in the unit that suits it."""
     if value is None:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
+from foveate.bench.chance import REASONS
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.statistics import beats
@@ -19,9 +20,10 @@ from foveate.bench.summary import kept_everything, means, no_better_than_random
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_whole
 from foveate.report import heat, numbers, story
-from foveate.report.bench_charts import layer_charts, mean_chart, probe_chart, task_charts
+from foveate.report.bench_charts import layer_charts, mean_charts, mean_front, probe_chart, task_charts
 from foveate.report.gallery import gallery
-from foveate.report.looks import MARKERS, looks
+from foveate.report.looks import MARKERS, method_looks
+from foveate.report.places import by_place
 from foveate.report.training_mark import needs_training
 
 _MOST_LINES = 9
@@ -30,10 +32,9 @@ _MOST_LINES = 9
 
 @dataclass(frozen=True)
 class Row:
-    """A record with what stands beside it: its speed-up, and whether it is weaker than random selection."""
+    """A record, and whether it is weaker than random selection."""
 
     record: Record
-    speedup: float
     weak: bool
 
 
@@ -50,15 +51,15 @@ def page(folder: Results) -> str:
     records = folder.records
     if not records:
         raise FoveateError(f"folder={str(folder.path)!r}: holds no finished cell yet; foveate bench --resume goes on there")
-    speedups = {record.key: folder.speedup(record) for record in records}
-    over_tasks = means(records, folder.speedup)
+    speedups = {record.key: record.speedup for record in records if record.speedup is not None}
+    over_tasks = means(records, folder.pairs)
     weak = no_better_than_random(folder, records)
     compared = [r for r in records if r.method not in REFERENCE_POINTS and folder.record(_random(r)) is not None]
     notes = folder.document("tasks.json") or {}
     tasks = list(dict.fromkeys(record.task for record in records))
-    look = looks(record.method for record in records)
-    chart = mean_chart(over_tasks, look)
-    on_front = {line.name for line in chart.lines for point in line.points if (point.x, point.y) in chart.front}
+    look = method_looks(record.method for record in records)
+    best = mean_front(over_tasks)
+    on_front = {mean.method for mean in over_tasks if (mean.speedup, mean.retention) in best}
     methods = list(look)
     environment = _environment()
     script = Markup(_source(environment, "report.js"))
@@ -73,6 +74,8 @@ def page(folder: Results) -> str:
         tasks=tasks,
         keeps=list(dict.fromkeys(keep_text(record.keep) for record in records if record.keep is not None)),
         notes=notes,
+        chances=[note["chance"] for note in notes.values() if note.get("chance")],
+        reasons=REASONS,
         below_floor=[task for task in tasks if notes.get(task, {}).get("below_floor")],
         rankings=story.rankings(over_tasks),
         offers=story.offers(over_tasks),
@@ -83,13 +86,15 @@ def page(folder: Results) -> str:
         compared=len(compared),
         worse=story.by_method(_worse_than_random(folder, weak)),
         failures=folder.document("failures.json") or [],
-        mean_charts=[chart, mean_chart(over_tasks, look, width=380, height=330)],
+        places=by_place(methods, str),
+        mean_charts=mean_charts(over_tasks, look),
         task_charts=task_charts(records, speedups, notes, look),
         maps=heat.maps(records, over_tasks, weak),
+        ramp_style=heat.ramp_style(),
         layer_charts=layer_charts(folder, look),
         probes=_probes(folder),
         gallery=gallery(folder),
-        rows=[Row(record, speedups[record.key], record in weak) for record in records],
+        rows=[Row(record, record in weak) for record in records],
         references=REFERENCE_POINTS,
     )
 
@@ -124,7 +129,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = (numbers.percent, numbers.fixed, numbers.factor, numbers.seconds, numbers.size, keep_text)
+    shown = (numbers.between, numbers.percent, numbers.fixed, numbers.factor, numbers.seconds, numbers.size, keep_text)
     environment.filters.update({function.__name__: function for function in shown})
     return environment
 

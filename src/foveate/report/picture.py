@@ -1,49 +1,116 @@
-"""One picture of a bench: quality against speed."""
+"""The picture of a bench: quality against speed, a panel for each place where methods act."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from foveate.bench.cells import keep_text
 from foveate.bench.summary import Mean, pareto
 from foveate.core.recipe import NONE
-from foveate.report.picture_looks import PictureLook, picture_look
+from foveate.report.picture_looks import MOST_LOOKS, PictureLook, picture_look
+from foveate.report.places import by_place
+from foveate.report.training_mark import footnote, mark
 
-_LETTER = 9
-"""Pixels that a letter of the small print is wide, at most."""
+_WIDTH = 8.0
+"""Inches; at the 800 pixels of a README's column, nine points are letters of twelve pixels."""
+_COLUMNS = 2
+_PLOT, _LEGEND_ROW, _HEAD, _FOOT = 3.0, 0.18, 0.6, 0.45
+"""Heights in inches: of a panel, of a row of its legend, of what stands above and below all panels."""
+_SHORT_NAME = 21
+"""Letters of a name, if two are to stand beside each other in a legend."""
+_SIZES = (6.5, 3.0)
+"""Of the marks at the largest and at the smallest budget."""
+_LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "fontsize": 9,
+    "handlelength": 1.8,
+    "columnspacing": 1.2,
+    "labelspacing": 0.3,
+    "handletextpad": 0.5,
+}
 _REFERENCES: dict[str, PictureLook] = {
-    "random": {"color": "#888888", "linestyle": "--", "marker": "x"},
-    "uniform": {"color": "#888888", "linestyle": ":", "marker": "+"},
+    "random": {"color": "#808080", "linestyle": "--", "marker": "x"},
+    "uniform": {"color": "#808080", "linestyle": ":", "marker": "+"},
 }
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A method over its budgets or settings, ample ones first."""
+
+    name: str
+    points: tuple[Mean, ...]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    lines: tuple[_Line, ...]
+
+    @property
+    def legend_columns(self) -> int:
+        """As many names as fit beside each other."""
+        return _COLUMNS if all(len(line.name) <= _SHORT_NAME for line in self.lines) else 1
+
+    @property
+    def legend_rows(self) -> int:
+        """Height of the legend in lines of text."""
+        return -(-sum(_written(line.name).count("\n") + 1 for line in self.lines) // self.legend_columns)
+
+
 def draw_quality_speed(means: Sequence[Mean], path: Path, title: str) -> None:
-    """Draw retention against prefill speed-up as PNG: each method over its budgets or settings, and the Pareto front."""
-    lines: dict[str, list[Mean]] = {}
-    for mean in means:
-        if mean.method != NONE and mean.retention is not None:
-            lines.setdefault(_line(mean), []).append(mean)
-    # Figure, not pyplot: no global state and no display. The legend must find room beside the axes.
-    figure = Figure(figsize=(9, max(5.5, 1 + 0.26 * len(lines))), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    _draw_unmodified(axes)
-    _draw_front(axes, pareto(means))
-    numbers = itertools.count()
-    drawn = [(points, _REFERENCES.get(line) or picture_look(next(numbers))) for line, points in lines.items()]
-    for line, (points, look) in zip(lines, drawn):
-        _draw_line(axes, line, points, look)
-    _dress(axes, title)
-    # Only now is known where on the picture the points are.
-    figure.draw_without_rendering()
-    _write_budgets(axes, drawn)
+    """Draw retention against prefill speed-up as PNG: each method over its budgets or settings, with intervals.
+
+    Each place has its own panel; the baselines and the Pareto front of the whole are in all of them.
+    """
+    known = [mean for mean in means if mean.retention is not None]
+    references = [_Line(name, tuple(mean for mean in known if mean.method == name)) for name in _REFERENCES]
+    panels = list(_panels(known)) or [_Panel("", ())]
+    columns = min(_COLUMNS, len(panels))
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    heights = [_PLOT + _LEGEND_ROW * max(panel.legend_rows for panel in row) for row in rows]
+    height = _HEAD + sum(heights) + _FOOT
+    # Figure, not pyplot: no global state and no display.
+    figure = Figure(figsize=(_WIDTH, height), dpi=200)
+    # What stands above and below the panels is not known to the layout.
+    between = (0, _FOOT / height, 1, 1 - (_HEAD + _FOOT) / height)
+    figure.set_layout_engine("constrained", rect=between, hspace=0.05, wspace=0.04)
+    axes = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=True, height_ratios=heights)
+    front = sorted(pareto(known), key=lambda mean: mean.speedup)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels):
+        common = _draw_background(axis, front)
+        common += [_draw_line(axis, line, _REFERENCES[line.name]) for line in references if line.points]
+        own = [_draw_line(axis, line, picture_look(number)) for number, line in enumerate(panel.lines)]
+        _dress(axis, panel, own)
+    _dress_scale(axes[0, 0], known)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("score retained", fontsize=9)
+    _frame(figure, title, common, _caption(known))
     figure.savefig(path, format="png")
+
+
+def _panels(means: Sequence[Mean]) -> Iterator[_Panel]:
+    """One for each place, more where one would hold more lines than look different."""
+    for place, rows in by_place(means, lambda mean: mean.method).items():
+        lines: dict[str, list[Mean]] = {}
+        for mean in rows:
+            lines.setdefault(_line(mean), []).append(mean)
+        drawn = [_Line(name, tuple(_ample_first(points))) for name, points in lines.items()]
+        parts = [tuple(drawn[start : start + MOST_LOOKS]) for start in range(0, len(drawn), MOST_LOOKS)]
+        for number, part in enumerate(parts, start=1):
+            yield _Panel(f"{place} ({number} of {len(parts)})" if len(parts) > 1 else place, part)
 
 
 def _line(mean: Mean) -> str:
@@ -52,9 +119,13 @@ def _line(mean: Mean) -> str:
     return mean.method if whole else mean.method.partition("(")[0]
 
 
-def _mark(mean: Mean) -> str:
-    """What tells a point from the others of its line."""
-    return keep_text(mean.keep) or mean.method.removeprefix(_line(mean)).removeprefix("(").removesuffix(")")
+def _ample_first(points: Sequence[Mean]) -> list[Mean]:
+    """By budget; settings stay in the order in which they were given."""
+    return sorted(points, key=lambda mean: -float(mean.keep or 0))
+
+
+def _written(name: str) -> str:
+    return fill(name, 2 * _SHORT_NAME)
 
 
 def _place(mean: Mean) -> tuple[float, float]:
@@ -63,51 +134,67 @@ def _place(mean: Mean) -> tuple[float, float]:
     return mean.speedup, mean.retention
 
 
-def _places(points: Sequence[Mean]) -> tuple[list[float], list[float]]:
-    places = [_place(point) for point in points]
-    return [speed for speed, _ in places], [quality for _, quality in places]
+def _draw_background(axis: Axes, front: Sequence[Mean]) -> list[Line2D]:
+    """The unmodified model, and a broad pale line through the points that no other beats; as a legend shows them."""
+    axis.axhline(1, color="#c8c8c8", linewidth=1, zorder=1)
+    axis.axvline(1, color="#c8c8c8", linewidth=1, zorder=1)
+    model = axis.plot(1, 1, color="#333333", linestyle="none", marker="h", markersize=8, label="unmodified model", zorder=4)
+    places = [_place(mean) for mean in front] or [(1.0, 1.0)]
+    label = "best of all panels (Pareto front)"
+    return model + axis.plot(*zip(*places), color="#f2d98d", linewidth=6, solid_capstyle="round", label=label, zorder=2)
 
 
-def _draw_unmodified(axes: Axes) -> None:
-    axes.axhline(1, color="#cccccc", linewidth=1, zorder=1)
-    axes.axvline(1, color="#cccccc", linewidth=1, zorder=1)
-    axes.plot(1, 1, color="#333333", linestyle="none", marker="h", markersize=9, label="unmodified model", zorder=4)
+def _draw_line(axis: Axes, line: _Line, look: PictureLook) -> Line2D:
+    """A line with its intervals, its marks smaller with the budget; as a legend shows it."""
+    places = [_place(point) for point in line.points]
+    axis.plot(*zip(*places), color=look["color"], linestyle=look.get("linestyle", "-"), linewidth=1.3, zorder=3)
+    for point, size in zip(line.points, np.linspace(*_SIZES, max(len(places), 2))):
+        x, y = _place(point)
+        retained = _margins(y, point.retention_low, point.retention_high)
+        speed = _margins(x, point.speedup_low, point.speedup_high)
+        axis.errorbar(x, y, yerr=retained, xerr=speed, color=look["color"], linewidth=1, zorder=3)
+        axis.plot(x, y, color=look["color"], marker=look["marker"], markersize=size, linestyle="none", zorder=4)
+    return Line2D([], [], label=_written(line.name + mark(line.name)), linewidth=1.3, markersize=6, **look)
 
 
-def _draw_front(axes: Axes, front: Sequence[Mean]) -> None:
-    """A broad pale line through the points that no other beats."""
-    by_speed = sorted(front, key=lambda mean: mean.speedup)
-    axes.plot(*_places(by_speed), color="#f2d98d", linewidth=5, solid_capstyle="round", label="Pareto front", zorder=2)
+def _margins(middle: float, low: float | None, high: float | None) -> list[list[float]] | None:
+    """How far an interval reaches down and up; None where it is not known."""
+    return None if low is None or high is None else [[middle - low], [high - middle]]
 
 
-def _draw_line(axes: Axes, line: str, points: Sequence[Mean], look: PictureLook) -> None:
-    axes.plot(*_places(points), label=fill(line, 34), linewidth=1.8, markersize=6.5, zorder=3, **look)
+def _dress(axis: Axes, panel: _Panel, own: Sequence[Line2D]) -> None:
+    axis.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold")
+    axis.set_xlabel("prefill speed-up (log scale)", fontsize=9)
+    axis.tick_params(labelsize=9, labelbottom=True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(color="#efefef")
+    axis.set_axisbelow(True)
+    axis.legend(handles=own, loc="upper left", bbox_to_anchor=(-0.02, -0.19), ncols=panel.legend_columns, **_LEGEND)
 
 
-def _write_budgets(axes: Axes, drawn: Sequence[tuple[Sequence[Mean], PictureLook]]) -> None:
-    """Write the budget (or the settings) at each point, except where another text stands already."""
-    taken: list[tuple[float, float, float]] = []
-    for points, look in drawn:
-        for point in points:
-            text = _mark(point)
-            x, y = axes.transData.transform(_place(point))
-            end = x + _LETTER * len(text)
-            if not text or any(x < right and left < end and abs(y - up) < 2 * _LETTER for left, right, up in taken):
-                continue
-            taken.append((x, end, y))
-            axes.annotate(text, _place(point), (4, 4), textcoords="offset points", fontsize=6.5, color=look["color"])
+def _dress_scale(axis: Axes, means: Sequence[Mean]) -> None:
+    """The scale that all panels share."""
+    ends = [end for mean in means if mean.method != NONE for end in (mean.speedup, mean.speedup_low, mean.speedup_high)]
+    speeds = [1.0, *(end for end in ends if end is not None)]
+    axis.set_xscale("log", base=2)
+    axis.set_xlim(min(speeds) / 1.15, max(speeds) * 1.15)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
 
 
-def _dress(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel("prefill speed-up over the unmodified model (language model only)")
-    axes.set_ylabel("score retained, mean over tasks")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#f0f0f0")
-    axes.set_axisbelow(True)
-    axes.margins(0.08)
-    axes.legend(
-        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9, title="small print: keep, or settings"
-    )
+def _frame(figure: Figure, title: str, common: Sequence[Line2D], caption: str) -> None:
+    """The title, what is common to all panels, and the caption."""
+    height = figure.get_figheight()
+    figure.text(0.01, 1 - 0.08 / height, title, va="top", fontsize=11, fontweight="bold")
+    figure.legend(handles=common, loc="upper left", bbox_to_anchor=(0, 1 - 0.28 / height), ncols=4, **_LEGEND)
+    figure.text(0.01, 0.08 / height, caption, va="bottom", fontsize=9, color="#444444")
+
+
+def _caption(means: Sequence[Mean]) -> str:
+    budgets = dict.fromkeys(keep_text(mean.keep) for mean in _ample_first(means) if mean.keep is not None)
+    sizes = f"marks from large to small are keep {', '.join(budgets)}, or a method's settings; " if budgets else ""
+    trained = footnote(mean.method for mean in means)
+    said = f"Means over tasks; {sizes}bars are 95 % intervals; speed-up of the language model's prefill. {trained}"
+    return fill(said.strip(), 118)

@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from foveate.bench.chance import Chance
+from foveate.report.chance_panel import chance_panel
 from foveate.report.numbers import factor, percent
 from foveate.tune.evidence import Evidence, Interval
 from foveate.tune.goal import Goal
@@ -20,7 +22,7 @@ from foveate.tune.run import Result
 _MOST_ROWS = 40
 
 
-def tune_table(goal: Goal, result: Result, last_rung: int) -> RenderableType:
+def tune_table(goal: Goal, result: Result, last_rung: int, chance: Chance | None = None) -> RenderableType:
     """The trials that came far, what became of the others, and the verdict."""
     known = [(_rank(goal, each.evidence), each, each.evidence) for each in result.tried if each.evidence]
     far = sorted(known, key=itemgetter(0))[:_MOST_ROWS]
@@ -35,7 +37,7 @@ def tune_table(goal: Goal, result: Result, last_rung: int) -> RenderableType:
     table.add_column("ended by", overflow="fold")
     for _, each, evidence in far:
         table.add_row(*_row(each, evidence), style="" if goal.within(evidence) else "dim")
-    return Group(table, *_verdict(goal, result))
+    return Group(*chance_panel([chance] if chance else []), table, *_verdict(goal, result))
 
 
 def standing(goal: Goal, evidence: Evidence) -> str:

@@ -69,8 +69,11 @@ def batches(questions: Sequence[Question], size: int) -> Iterator[list[int]]:
 
 
 def _ratios(report: Report, unmodified: Report) -> dict[str, float]:
-    total, before = (r.encode_seconds + r.prefill_seconds + r.decode_seconds for r in (report, unmodified))
-    ratios = {"prefill": report.prefill_seconds / unmodified.prefill_seconds, "total": total / before}
+    ratios = {
+        "prefill": report.prefill_seconds / unmodified.prefill_seconds,
+        "ttft": report.first_token_seconds / unmodified.first_token_seconds,
+        "total": report.total_seconds / unmodified.total_seconds,
+    }
     if report.decode_steps and unmodified.decode_steps:
         step, step_before = (r.decode_seconds / r.decode_steps for r in (report, unmodified))
         ratios["decode"] = step / step_before

@@ -9,8 +9,9 @@ from typing import Any
 
 from foveate.bench.statistics import difference
 
-COSTS = ("prefill", "decode", "total", "kv")
-"""The language model's prefill, a step of decoding, all from picture to answer, and the cache, which needs no clock."""
+COSTS = ("prefill", "ttft", "decode", "total", "kv")
+"""The language model's prefill, the time to the first token with encoder and methods, a step of decoding, all of
+``generate``, and the cache, which needs no clock."""
 
 _NUMBERS = tuple[float, ...]
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveate.bench.chance import Chance
 from foveate.bench.folder import claim, provenance
 from foveate.bench.probes import Hints
 from foveate.core.files import write_json, write_whole
@@ -30,7 +31,7 @@ Ask = Callable[[str, int, int], Sequence[Question]]
 class Settings:
     """What all trials of a folder have in common; others could not be compared with them.
 
-    data, digest, metric, max_new_tokens, model_args, system: as in `foveate.bench.folder.Settings`.
+    data, digest, metric, max_new_tokens, short, artifacts, model_args, system: as in `foveate.bench.folder.Settings`.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Settings:
     artifacts: str | None = None
     model_args: str | None = None
     system: str | None = None
+    short: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As JSON reads it back."""
@@ -96,11 +98,15 @@ class Folder:
         write_json(path / "settings.json", {**settings.to_json(), **self._provenance})
         self.journal = Journal(path, settings.seed)
 
-    def conclude(self, result: Result, left_out: Mapping[str, str]) -> None:
-        """Write the recipe and, beside it, the evidence for it."""
+    def conclude(self, result: Result, left_out: Mapping[str, str], chance: Chance | None = None) -> None:
+        """Write the recipe and, beside it, the evidence for it.
+
+        ``chance``: what is to be said of a model that does no better than always saying the same.
+        """
         write_whole(self.path / "recipe.yaml", result.recipe.to_yaml().encode())
         evidence = {
             "recipe": str(result.recipe),
+            "chance": None if chance is None else asdict(chance),
             "promise": str(self.settings.goal),
             "kept": result.winner is not None,
             "proved": result.winner is not None and result.winner.proved,
@@ -130,6 +136,7 @@ def tune(
     for recipe in first_recipes(space, hints, settings.goal.starts):
         journal.plan(space.parameters(recipe))
     arena = Arena(answer, spread(ask, settings.tasks, 0, max(settings.rungs)), settings.rungs, journal)
+    watcher.began(*arena.begin())
 
     def held(start: int, stop: int) -> Sequence[Question]:
         return spread(ask_held, settings.tasks, start, stop)

@@ -26,6 +26,9 @@ _REPEATS = 50
 class Watcher(Protocol):
     """Follows a tune, to show it."""
 
+    def began(self, questions: Sequence[Question], scores: Sequence[float]) -> None:
+        """The unmodified model answered the first of the questions."""
+
     def tried(self, tried: Tried) -> None:
         """A trial is over."""
 
@@ -45,6 +48,11 @@ class Arena:
         self._journal = journal
         known = journal.remembered("unmodified")
         self._unmodified = Answered.from_json(known) if known else Answered()
+
+    def begin(self) -> tuple[Sequence[Question], Sequence[float]]:
+        """The questions of the first rung, and what the unmodified model scores on each."""
+        first = self.rungs[0]
+        return self._questions[:first], self._before(first).scores[:first]
 
     def climb(self, recipe: Recipe) -> Iterator[Evidence]:
         """The evidence at each rung, as long as it is asked for."""

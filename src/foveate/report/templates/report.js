@@ -62,13 +62,17 @@ function startLegends() {
       button.addEventListener("pointerenter", () => stress(scope, name));
       button.addEventListener("pointerleave", () => stress(scope, null));
     }
-    const set = (selector, choose) => legend.querySelector(selector)?.addEventListener("click", () => {
-      shown.set(scope, new Set(buttons.filter(choose).map((button) => button.dataset.series)));
-      show(scope);
-    });
+    const set = (selector, choose) => {
+      for (const quick of all(selector, legend))
+        quick.addEventListener("click", () => {
+          shown.set(scope, new Set(buttons.filter((button) => choose(button, quick)).map((button) => button.dataset.series)));
+          show(scope);
+        });
+    };
     set("[data-all]", () => true);
     set("[data-none]", () => false);
     set("[data-front]", (button) => "first" in button.dataset);
+    set("[data-only]", (button, quick) => ["", quick.dataset.only].includes(button.dataset.group));
     show(scope);
   }
 }
