@@ -133,10 +133,10 @@ def _place(name: str) -> tuple[Path | None, bool]:
 
 def _unloadable(name: str, error: Exception) -> FoveateError:
     """What transformers says, whole where a package is missing: the remedy comes last."""
-    if not isinstance(error, ImportError):
-        return FoveateError(f"model={name!r}: cannot be loaded as an image-text-to-text model ({first_line(error)})")
     said = one_line(error)
     remedies = [f"; pip install 'foveate[{extra}]'" for package, extra in _EXTRAS.items() if package in said.lower()]
+    if not remedies and not isinstance(error, ImportError):
+        return FoveateError(f"model={name!r}: cannot be loaded as an image-text-to-text model ({first_line(error)})")
     return FoveateError(f"model={name!r}: cannot be loaded ({said}){''.join(remedies)}")
 
 

@@ -25,7 +25,7 @@ class OwnData:
     max_new_tokens: int | None = None
 
     def divide(
-        self, share: float, seed: int, model: str, model_args: Mapping[str, Any]
+        self, share: float, seed: int, model: str, model_args: Mapping[str, Any] | None = None
     ) -> tuple[list[Question], list[Question]]:
         """All that ``model``, loaded so, can be asked, in two parts that share no picture, neither of them empty."""
         assert self.path is not None

@@ -36,7 +36,10 @@ def read_processor(source: str | Path, **options: Any) -> Any:
 
 def _of_pictures(kind: Any, source: str | Path, options: dict[str, Any]) -> Any:
     """A processor of the class ``kind`` from a checkpoint, which takes no videos."""
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    # What transformers offers by that name at its top wants torchvision in some versions, whatever is in it.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from foveate.models.no_videos import NoVideos, without_videos
 
