@@ -266,7 +266,7 @@ def test_all_methods_are_those_that_the_model_takes(bench: Any, tmp_path: Path, 
     result = bench("--methods", "all")
 
     assert result.exit_code == 0, result.output
-    assert "left out: shortv: needs" in result.stderr
+    assert "left out: shortv: no layer order is known" in result.stderr
     assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform", "hiprune"]
     again = bench("--methods", "all", "--resume")
     assert (again.exit_code, again.stdout) == (0, result.stdout)

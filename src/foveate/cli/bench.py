@@ -28,7 +28,7 @@ from foveate.cli.own_data import GENERATED, OwnData, task_names, taught
 from foveate.cli.progress import BenchProgress
 from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
-from foveate.core.files import write_json
+from foveate.core.files import make_writable, write_json
 from foveate.core.recipe import NONE
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.page import write_page
@@ -81,6 +81,7 @@ def bench(request: BenchRequest) -> None:
     settings = Settings(
         *common, request.timed, artifacts=request.artifacts, model_args=as_text(arguments), system=request.system
     )
+    make_writable(request.out)
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, **request.data.asked())
         request.data.warn(left_out(settings))

@@ -78,6 +78,7 @@ def embedlens(request: ProbeRequest, top_k: int | None) -> None:
 def _asked(request: ProbeRequest, *splits: str) -> list[Asked]:
     """Questions by task, of each split; of the user's own data, one half of the pictures is for validation."""
     names = task_names(request.tasks, request.data, request.model)
+    make_writable(request.out)
     if request.data.path is None:
         worded = Wording.of(request.model, request.data.metric)
 
@@ -91,7 +92,6 @@ def _asked(request: ProbeRequest, *splits: str) -> list[Asked]:
 
 
 def _load(request: ProbeRequest) -> Checkpoint:
-    make_writable(request.out)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)

@@ -78,10 +78,10 @@ def tune(request: TuneRequest) -> None:
 
     goal = parse_goal(request)
     names, asked = parse_names(request.methods), tuple(task_names(request.tasks, request.data, request.model))
+    make_writable(request.out)
     wording = Wording.of(request.model, request.data.metric) if request.data.path is None else None
     searched, held = questions(request, wording)
     hints = read_hints(request.hints)
-    make_writable(request.out)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
