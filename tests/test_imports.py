@@ -15,7 +15,17 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 PACKAGE = SOURCE / "foveate"
 
-FLOORS = (("core",), ("ops",), ("methods",), ("models",), ("engine",), ("serving",), ("checkpoint",), ("bench", "tune"), ("cli", "report"))
+FLOORS = (
+    ("core",),
+    ("ops",),
+    ("methods",),
+    ("models",),
+    ("engine",),
+    ("serving",),
+    ("checkpoint",),
+    ("bench", "tune"),
+    ("cli", "report"),
+)
 """From the ground up."""
 BELOW = {
     name: {below for floor in FLOORS[: level + 1] for below in floor} for level, names in enumerate(FLOORS) for name in names
