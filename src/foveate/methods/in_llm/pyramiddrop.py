@@ -40,7 +40,7 @@ class PyramidDrop(Tokens):
     group = "in_llm"
     paper = "arXiv 2410.17247"
     needs = ("decoder queries and keys (1 layer for each stage)",)
-    identity_at = {"ratios": (1.0, 1.0, 1.0)}  # noqa: RUF012
+    identity_at = {"layers": None, "ratios": (1.0, 1.0, 1.0)}  # noqa: RUF012
 
     layers: Annotated[tuple[int, ...], Layers()] | None = None
     """Layers before which tokens are dropped, counted from 0; None = 8, 16 and 24 of 32."""
