@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+REFERENCE := packages/foveate-reference
+INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 LMMS := .venv-lmms
 PEERS := .venv-peers
 
@@ -10,10 +12,10 @@ PEERS := .venv-peers
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(REFERENCE)/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/$(INSTALL) --editable '.[dev]' --editable $(REFERENCE)
 	touch $@
 
 demo: setup
@@ -32,9 +34,9 @@ test-all: setup
 
 # lmms-eval brings so much that it has an environment of its own. A torchvision that was built for another torch (PyPI's beside
 # a CPU build) breaks every import; pictures do without it.
-$(LMMS)/.ready: pyproject.toml constraints.txt
+$(LMMS)/.ready: pyproject.toml constraints.txt $(REFERENCE)/pyproject.toml
 	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
-	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,lmms]'
+	$(LMMS)/bin/$(INSTALL) --editable '.[dev,lmms]' --editable $(REFERENCE)
 	$(LMMS)/bin/python -c 'import torchvision' 2>/dev/null || $(LMMS)/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
@@ -42,9 +44,9 @@ test-lmms: $(LMMS)/.ready
 	$(LMMS)/bin/python -m pytest tests/lmms
 
 # transformers' own tests of its models, with recipes around every call; one family: make test-peers FAMILY=llava.
-$(PEERS)/.ready: pyproject.toml constraints.txt
+$(PEERS)/.ready: pyproject.toml constraints.txt $(REFERENCE)/pyproject.toml
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,peers]'
+	$(PEERS)/bin/$(INSTALL) --editable '.[dev,peers]' --editable $(REFERENCE)
 	touch $@
 
 test-peers: $(PEERS)/.ready
@@ -52,8 +54,8 @@ test-peers: $(PEERS)/.ready
 	$(PEERS)/bin/python -m pytest tests/peers $(if $(FAMILY),--family $(FAMILY))
 
 lint: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src packages tests benchmarks
+	$(BIN)/ruff format --check src packages tests benchmarks
 
 types: setup
 	$(BIN)/mypy

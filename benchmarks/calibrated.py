@@ -32,7 +32,7 @@ def main() -> None:
         "# What training and calibration are worth",
         "",
         "Written by `benchmarks/calibrated.py` on the reference model, whose folder holds what these commands made:",
-        "`foveate reference classifier` (index_preserving), `foveate calibrate alvts`, `prefixkv` and `mixkv`.",
+        "`foveate calibrate index_preserving`, `alvts`, `prefixkv` and `mixkv`.",
         f"Scores in percent, n = {records[0]['n']} questions a task, ± half the 95 % interval. `keep` is the share of",
         "visual tokens (for `alvts`: in each layer), of cached entries for `prefixkv` and `mixkv`; `index_preserving`",
         "decides itself. *Evidence* is the share of the patches holding the answer that reach the last layer, *speed-up*",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from foveate.engine.hosting import Verdict, by_family
 from foveate.report.hosting_table import WORKS, marks, reasons
+from foveate.report.training_mark import footnote, mark
 
 
 def main() -> None:
@@ -30,8 +31,9 @@ def page(verdicts: Sequence[Verdict]) -> str:
         f"| method | {' | '.join(families)} |",
         "|---|" + ":-:|" * len(families),
     ]
-    lines += [f"| `{method}` | {' | '.join(cells)} |" for method, cells in marks(verdicts).items()]
-    lines.append("")
+    shown = marks(verdicts)
+    lines += [f"| `{method}`{mark(method)} | {' | '.join(cells)} |" for method, cells in shown.items()]
+    lines += ["", footnote(shown), ""]
     for number, (reason, methods) in enumerate(reasons(verdicts).items(), start=1):
         lines.append(f"{number}. {', '.join(f'`{method}`' for method in methods)}: {reason}")
     return "\n".join(lines) + "\n"

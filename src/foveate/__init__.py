@@ -6,23 +6,52 @@
 >>> print(session.report)  # doctest: +SKIP
 """
 
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from foveate.core.errors import FoveateError
-from foveate.core.recipe import Recipe
+__all__ = [
+    "ClipCompanion",
+    "FoveateError",
+    "NeedsTraining",
+    "Recipe",
+    "Session",
+    "__version__",
+    "attach",
+    "methods",
+    "models",
+    "reference",
+    "tasks",
+]
 
 if TYPE_CHECKING:
+    from foveate import methods, models, reference, tasks
+    from foveate.core.errors import FoveateError, NeedsTraining
+    from foveate.core.recipe import Recipe
     from foveate.engine import ClipCompanion, Session, attach
 
-__version__ = version("foveate")
-__all__ = ["ClipCompanion", "FoveateError", "Recipe", "Session", "attach"]
+    __version__: str
+else:
+    # torch and transformers take seconds to import, so all comes when it is first asked for. Type checkers see the names
+    # above and not this function, which would make any name right.
+    _HOMES = {
+        "ClipCompanion": "foveate.engine",
+        "FoveateError": "foveate.core.errors",
+        "NeedsTraining": "foveate.core.errors",
+        "Recipe": "foveate.core.recipe",
+        "Session": "foveate.engine",
+        "attach": "foveate.engine",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            return import_module("importlib.metadata").version("foveate")
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        if name in __all__:
+            return import_module(f"foveate.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
-def __getattr__(name: str) -> Any:
-    """The engine brings transformers, which takes seconds to import; so it comes when it is first asked for."""
-    if name in ("ClipCompanion", "Session", "attach"):
-        from foveate import engine
-
-        return getattr(engine, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return __all__

@@ -21,7 +21,7 @@ from foveate.bench.records import Failure
 from foveate.bench.run import run
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_json
-from foveate.core.recipe import Recipe
+from foveate.core.recipe import NONE, Recipe
 from foveate.report.page import page, write_page
 from foveate.tasks import questions
 
@@ -81,6 +81,18 @@ def test_the_page_says_what_the_bench_came_to(done: ResultFolder) -> None:
     assert "fastvshape at 0.5, 0.25existence at 0.5, 0.25" in text
     assert "did not learn existence well enough" in text
     assert "always “cross”" in text
+
+
+def test_what_kept_everything_and_what_needs_training_is_said(done: ResultFolder, measure: Any, log: Any) -> None:
+    def generous(cell: Cell, *given: Any) -> Any:
+        return measure(replace(cell, method=NONE, keep=None), *given)
+
+    run(plan(["shape"], ["ppe"], [512]), lambda task: questions(task, 20, 0), generous, done, log)
+    text = words(page(done))
+
+    assert "Kept everything No picture has more tokens than the budget, so nothing was dropped." in text
+    assert "Needs training ppe: as published, the model is trained with it" in text
+    assert "ppe needs training" in text
 
 
 def test_every_section_is_there(done: ResultFolder) -> None:

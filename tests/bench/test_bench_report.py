@@ -17,7 +17,7 @@ from foveate.bench.cells import plan
 from foveate.bench.folder import ResultFolder, Settings
 from foveate.bench.run import run
 from foveate.bench.statistics import beats
-from foveate.bench.summary import ALL_TASKS, Mean, drops, means, no_better_than_random, pareto
+from foveate.bench.summary import ALL_TASKS, Mean, drops, kept_everything, means, no_better_than_random, pareto
 from foveate.core.recipe import NONE
 from foveate.core.statistics import wilson
 from foveate.report.bench_table import TaskNote, bench_tables
@@ -72,6 +72,28 @@ def test_a_method_that_answers_no_better_than_random_is_found(done: ResultFolder
 
     assert {record.method for record in weak} == {"fastv"}
     assert len(weak) == 4
+
+
+def test_a_budget_above_what_is_there_is_found(done: ResultFolder) -> None:
+    whole = next(record for record in done.records if record.method == NONE)
+    generous = replace(whole, method="hiprune", keep=512)
+
+    assert kept_everything([whole, generous, replace(generous, keep=8, visual_tokens=8.0)]) == [generous]
+    assert kept_everything(done.records) == []
+
+
+def test_the_table_names_methods_that_kept_everything_and_those_that_need_training(done: ResultFolder) -> None:
+    whole = next(record for record in done.records if (record.task, record.method) == ("shape", NONE))
+    records = [whole, replace(whole, method="ppe", keep=512)]
+    notes = {"shape": TaskNote("cross", 0.125, below_floor=False)}
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(bench_tables(records, means(records, lambda record: 1.0), notes, [], {}))
+    text = console.export_text()
+
+    assert "Kept everything, as there is no more: ppe at 512" in text
+    assert "ppe †" in text
+    assert "† needs training: its paper trains the model with it" in text
+    assert "†" not in shown(done)
 
 
 def test_speed_up_is_averaged_over_tasks(done: ResultFolder) -> None:

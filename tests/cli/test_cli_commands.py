@@ -14,16 +14,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tests.thirdparty import package
 
-from foveate import checkpoint, reference
+from foveate import reference
 from foveate.bench import measure as measure_module
-from foveate.cli import classifier as classifier_command
 from foveate.core import registry
-from foveate.core.artifact import Artifact
-from foveate.methods import IndexPreserving
-from foveate.models import anatomy
+from foveate.engine.check import warn_untrained
 from foveate.tasks import questions
 
 
@@ -55,6 +51,7 @@ def test_methods_are_listed_for_people(call: Any) -> None:
 
     assert all(name in text for name in registry.methods())
     assert "arXiv 2403.06764" in text
+    assert re.search(r"hidrop .* training,", text)
 
 
 def test_methods_are_listed_for_programs(call: Any) -> None:
@@ -62,6 +59,8 @@ def test_methods_are_listed_for_programs(call: Any) -> None:
 
     assert entries["fastv"]["protocol"] == ["Tokens"]
     assert entries["fastv"]["parameters"]["layer"] == 2
+    assert entries["hidrop"]["trained"]
+    assert not entries["fastv"]["trained"]
     assert set(entries) == set(registry.methods())
 
 
@@ -74,6 +73,30 @@ def test_the_matrix_shows_what_runs_where_and_why_not(call: Any) -> None:
     assert re.search(rf"^{number} +scope: needs a CLS token", text, re.MULTILINE)
 
 
+def test_the_matrix_marks_what_needs_training(call: Any) -> None:
+    text = call("methods", "--matrix").stdout
+
+    assert "ppe †" in text
+    assert "† needs training: its paper trains the model with it" in text
+
+
+def test_one_method_is_explained_for_people(call: Any) -> None:
+    text = " ".join(call("methods", "scope").stdout.split())
+
+    for said in ("SCOPE (scope)", "When it helps", "saliency", "'cls' or 'received'", "with its defaults: llava", "not on"):
+        assert said in text
+
+
+def test_one_method_is_explained_for_programs(call: Any) -> None:
+    entry = json.loads(call("methods", "scope", "--json").stdout)
+
+    assert entry["place"] == "before the LLM"
+    assert {one["name"] for one in entry["parameters"]} == {"keep", "alpha", "combine", "saliency", "positions"}
+    assert all(one["meaning"] and one["values"] for one in entry["parameters"])
+    assert {each["model"]: each["works"] for each in entry["models"]}["llava"]
+    assert any("whole grids" in sentence for sentence in entry["combinations"])
+
+
 def test_the_matrix_is_there_for_programs(call: Any) -> None:
     entries = json.loads(call("methods", "--matrix", "--json").stdout)
 
@@ -84,7 +107,7 @@ def test_the_matrix_is_there_for_programs(call: Any) -> None:
 def test_the_matrix_of_one_model_knows_what_it_brings(call: Any, with_text_tower: Path) -> None:
     options = ["methods", "--matrix", "--json", "--model", with_text_tower]
     before = {entry["method"]: entry for entry in json.loads(call(*options).stdout)}
-    call("calibrate", "shortv", "--model", with_text_tower, "--n", 1)
+    call("calibrate", "shortv", "--model", with_text_tower, "--n", 1, "--out", with_text_tower / "foveate")
     after = {entry["method"]: entry for entry in json.loads(call(*options).stdout)}
 
     assert {entry["model"] for entry in before.values()} == {str(with_text_tower)}
@@ -220,6 +243,24 @@ def test_run_answers_without_and_with_the_recipe(call: Any, tiny: Path, picture:
     assert "144 → 16" in result.stdout
 
 
+def test_run_says_of_a_budget_above_what_is_there_that_it_changed_nothing(call: Any, tiny: Path, picture: Path) -> None:
+    fixed = ["run", "--model", tiny, "--image", picture, "--prompt", "where is it?", "--recipe"]
+
+    generous, tight = call(*fixed, "uniform(keep=512)"), call(*fixed, "uniform(keep=16)")
+
+    assert "uniform(keep=512) changed nothing of the prompt (144 visual tokens, no more than 144" in generous.stdout
+    assert "changed nothing" not in tight.stdout
+
+
+def test_a_method_that_needs_training_says_so_in_one_line(call: Any, tiny: Path, picture: Path) -> None:
+    warn_untrained.cache_clear()
+
+    result = call("run", "--model", tiny, "--image", picture, "--prompt", "where?", "--recipe", "prumerge(keep=16)")
+
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("foveate: prumerge: needs training: the main results of its paper are of a model")
+
+
 def test_run_takes_a_recipe_from_a_file(call: Any, tiny: Path, picture: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("- uniform: {keep: 16}\n")
@@ -234,50 +275,6 @@ def test_run_without_a_recipe_shows_the_model_as_it_is(call: Any, tiny: Path, pi
 
     assert result.exit_code == 0, result.output
     assert "144 → 144" in result.stdout
-
-
-def test_a_calibrated_method_runs_by_its_name(call: Any, tiny: Path, picture: Path, tmp_path: Path) -> None:
-    own = shutil.copytree(tiny, tmp_path / "own")
-
-    made = call("calibrate", "shortv", "--model", own, "--n", 1)
-    result = call("run", "--model", own, "--image", picture, "--prompt", "where is it?", "--recipe", "shortv")
-
-    assert made.exit_code == 0, made.output
-    assert Path(made.stdout.strip()).parent.parent == own
-    assert result.exit_code == 0, result.output
-
-
-def test_numbers_of_another_fine_tune_are_refused_until_they_are_made_anew(
-    call: Any, tiny: Path, picture: Path, tmp_path: Path
-) -> None:
-    own = shutil.copytree(tiny, tmp_path / "own")
-    made = call("calibrate", "prefixkv(start_size=2)", "--model", own, "--n", 1)
-    weights = load_file(own / "model.safetensors")
-    save_file({name: weight * 1.01 for name, weight in weights.items()}, own / "model.safetensors", {"format": "pt"})
-    asked = ["run", "--model", own, "--image", picture, "--prompt", "where is it?", "--recipe"]
-    stale = call(*asked, "prefixkv(search='offline', start_size=2)")
-    again = call("calibrate", "prefixkv(start_size=2)", "--model", own, "--n", 1)
-
-    assert made.exit_code == again.exit_code == 0, again.output
-    assert stale.exit_code == 2
-    assert "made on other weights" in stale.stderr
-    assert "calibrate it again with start_size=1" in call(*asked, "prefixkv(search='offline')").stderr
-    assert call(*asked, "prefixkv(search='offline', start_size=2)").exit_code == 0
-
-
-def test_a_cell_classifier_is_kept_with_its_model(
-    call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(classifier_command, "HELD_OUT", 2)
-    folder = shutil.copytree(tiny, tmp_path / "model")
-    result = call("reference", "classifier", "--folder", folder, "--scenes", 4, "--steps", 2)
-
-    assert result.exit_code == 0, result.output
-    assert "accuracy" in result.stdout
-    artifact = Artifact.load(folder / "foveate" / "index_preserving.json")
-    traits = anatomy(checkpoint.load(str(folder), "cpu", "float32").model).traits()
-    assert traits.artifacts["index_preserving"].fingerprint == artifact.fingerprint
-    assert IndexPreserving().check(traits) is None
 
 
 def test_run_takes_a_text_tower_beside_the_model(call: Any, tiny: Path, tiny_clip: Path, picture: Path) -> None:

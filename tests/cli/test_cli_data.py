@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,24 @@ def test_a_bench_on_own_data(bench: Any, data: Path, tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert (settings["data"], settings["metric"], settings["max_new_tokens"]) == (str(data), "anls", 3)
     assert len(settings["digest"]) == 64
+
+
+def test_a_table_under_a_metric_of_one_s_own(
+    bench: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("metric_of_a_quarter.py").write_text("def quarter(prediction, answers):\n    return 0.25\n")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    lines = [",".join([row["image"], row["question"].replace(",", ""), row["answers"][0]]) for row in rows]
+    Path("table.csv").write_text("\n".join(["image,question,answer", *lines]))
+
+    result = bench("--data", "table.csv", "--metric", "metric_of_a_quarter:quarter")
+
+    assert result.exit_code == 0, result.output
+    assert {each["score"] for each in json.loads((tmp_path / "out" / "results.json").read_text())} == {0.25}
+    other = bench("--data", "table.csv", "--metric", "metric_of_a_quarter:third", "--resume")
+    assert_one_line(other, "metric='metric_of_a_quarter:third'", "cannot be imported", "no attribute 'third'")
 
 
 @pytest.fixture

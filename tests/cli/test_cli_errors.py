@@ -109,12 +109,16 @@ def test_a_method_with_nothing_to_calibrate_is_named(call: Any) -> None:
     assert_one_line(call("calibrate", "none"), "none", "must be one method")
 
 
-def test_a_model_without_a_folder_cannot_keep_its_numbers(call: Any) -> None:
-    assert_one_line(call("calibrate", "shortv", "--model", "owner/name"), "model='owner/name'", "folder")
-
-
 def test_a_model_without_the_matrix_is_found_out(call: Any) -> None:
     assert_one_line(call("methods", "--model", "reference"), "--model", "--matrix")
+
+
+def test_a_method_that_is_not_there_brings_the_closest_to_mind(call: Any) -> None:
+    assert_one_line(call("methods", "scpoe"), "unknown method 'scpoe'", "did you mean 'scope'?")
+
+
+def test_a_method_and_the_matrix_are_two_questions(call: Any) -> None:
+    assert_one_line(call("methods", "scope", "--matrix"), "--matrix", "'scope' says where that method runs")
 
 
 def test_an_unknown_command_is_named(call: Any) -> None:

@@ -13,6 +13,8 @@ from foveate.core.roles import Item
 
 REPORT = Report(
     recipe="fastv(keep=0.5)",
+    idle=(),
+    largest_grid=64,
     samples=1,
     original_visual_tokens=64.0,
     visual_tokens=(64.0, 64.0, 32.0),
@@ -64,6 +66,12 @@ def test_a_report_says_everything_on_seven_lines() -> None:
         "prefill FLOPs  7.5e+09 (25.0% saved)",
         "seconds        encode 0.5000, prefill 1.2500 (methods 0.1250, engine 0.0625), per token 0.1250",
     ]
+
+
+def test_a_method_that_changed_nothing_is_named() -> None:
+    *_, line = str(replace(REPORT, idle=("fastv(keep=64)",))).splitlines()
+
+    assert line.startswith("idle           fastv(keep=64) changed nothing of the prompt (64 visual tokens, no more than 64")
 
 
 def test_equal_layers_are_said_once() -> None:

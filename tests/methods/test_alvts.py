@@ -109,6 +109,11 @@ class Call:
         self.prompts = [layout("tt11111111tt", "..111111tttt") for _ in range(batches)]
         self.hidden = [torch.randn(LAYERS, 2, 12, DIM, generator=generator) for _ in range(batches)]
         self.reads = 0
+        self.batches = batches
+        self.begun: list[tuple[str, int]] = []
+
+    def begin(self, what: str, steps: int) -> None:
+        self.begun.append((what, steps))
 
     def logits(self, recipe: Any) -> Tensor:
         raise NotImplementedError

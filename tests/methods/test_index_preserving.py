@@ -202,9 +202,9 @@ TRAINED = Artifact("index_preserving", LLAVA_7B, {"cell": list(CELL)})
     ("settings", "remedy"),
     [
         (dict(artifacts={"index_preserving": TRAINED}, **OPEN), None),
-        (dict(OPEN), "foveate reference classifier"),
-        (dict(artifacts={"index_preserving": TRAINED}, **(OPEN | {"cell": None})), "needs a classifier"),
-        (dict(artifacts={"index_preserving": TRAINED}, **(OPEN | {"cell": (3, 14, 14)})), "train it again"),
+        (dict(OPEN), "run `foveate calibrate index_preserving` on this model"),
+        (dict(artifacts={"index_preserving": TRAINED}, **(OPEN | {"cell": None})), "this model has None"),
+        (dict(artifacts={"index_preserving": TRAINED}, **(OPEN | {"cell": (3, 14, 14)})), "calibrate it again"),
         (dict(artifacts={"index_preserving": TRAINED}, cell=CELL), "needs the site 'patches'"),
     ],
     ids=["hosted", "no classifier", "no cells", "other cells", "site closed"],

@@ -116,7 +116,7 @@ def test_what_is_quantized_is_not_compared(order: Artifact) -> None:
         hosted(model, order)
 
 
-@pytest.mark.parametrize("folder", [reference.path(), *sorted(reference.path().parent.glob("checkpoint_*"))], ids=str)
+@pytest.mark.parametrize("folder", map(reference.path, reference.MODELS), ids=str)
 def test_shipped_numbers_are_those_of_the_shipped_weights(folder: Path) -> None:
     parts = anatomy(AutoModelForImageTextToText.from_pretrained(folder))
     shipped = sorted((folder / "foveate").glob("*.json"))

@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw
 
 import foveate
 from foveate import reference
-from foveate.reference.evaluate import FLOORS, answer
 from foveate.reference.model import TOKEN_IDS
 from foveate.tasks import SPINE, Question, Turn, questions
 from foveate.tasks.metrics import words
 from foveate.tasks.spine import VOCABULARY
+from foveate_reference.training.evaluate import FLOORS, answer
 
 SAMPLE = 100
 """Questions per task; their standard error is about 0.04, hence the slack below the measured score."""

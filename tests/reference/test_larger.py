@@ -7,9 +7,9 @@ import json
 import pytest
 
 import foveate
-from foveate import checkpoint, reference
-from foveate.reference.evaluate import FLOORS, TAUGHT, answer
+from foveate import FoveateError, checkpoint, reference
 from foveate.tasks import questions
+from foveate_reference.training.evaluate import FLOORS, TAUGHT, answer
 
 LARGER = [name for name in reference.MODELS if name != "reference"]
 SAMPLE = 40
@@ -40,6 +40,14 @@ def test_the_card_says_how_it_was_trained(shipped):
     card = (reference.path(name) / "README.md").read_text()
     assert stages
     assert all(f"| {stage['kind']} | {stage['steps']} |" in card for stage in stages)
+
+
+def test_without_their_package_a_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(reference, "find_spec", lambda name: None)
+
+    assert reference.path("reference").is_dir()
+    with pytest.raises(FoveateError, match=r"^model='reference-tiles': is not installed; pip install foveate-reference "):
+        checkpoint.load("reference-tiles", "cpu", "float32")
 
 
 @pytest.mark.parametrize("task", ["attribute", "needle"])

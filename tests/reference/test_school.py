@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from foveate import reference
-from foveate.reference.attention import attend_packed
-from foveate.reference.extended import IDS, KINDS, WORDS, start_from
-from foveate.reference.lessons import IGNORE, NAMES, Lesson, draw_batch
 from foveate.reference.model import END, IMAGE, TOKEN_IDS, Dimensions
-from foveate.reference.school import COURSES, Schooling, Settings, name_of, school
-from foveate.reference.teacher import window_order, windows
-from foveate.reference.windows import packed_mask
+from foveate_reference.training.attention import attend_packed
+from foveate_reference.training.extended import IDS, KINDS, WORDS, start_from
+from foveate_reference.training.lessons import IGNORE, NAMES, Lesson, draw_batch
+from foveate_reference.training.school import COURSES, Schooling, Settings, name_of, school
+from foveate_reference.training.teacher import window_order, windows
+from foveate_reference.training.windows import packed_mask
 
 TINY = Dimensions(head_width=16, vision_width=32, vision_layers=3, decoder_width=32, decoder_layers=2, decoder_mlp=48)
 LESSONS = [Lesson("spine", 96, 3, 40), Lesson("compare", 96, 2, 40), Lesson("document", 192, 2, 60)]

@@ -2,11 +2,11 @@
 
 import torch
 
-from foveate.reference.batches import KIND_NAMES, Window, draw_batch
 from foveate.reference.model import TOKEN_IDS, USER, Dimensions, build_model
-from foveate.reference.muon import Muon
-from foveate.reference.train import Settings, Stage, Trainer, train
-from foveate.reference.windows import answer_logits, encode, packed_mask
+from foveate_reference.training.batches import KIND_NAMES, Window, draw_batch
+from foveate_reference.training.muon import Muon
+from foveate_reference.training.train import Settings, Stage, Trainer, train
+from foveate_reference.training.windows import answer_logits, encode, packed_mask
 
 EVEN = (1 / len(KIND_NAMES),) * len(KIND_NAMES)
 TINY = Dimensions(

@@ -237,3 +237,105 @@ def test_a_missing_library_is_named_with_the_remedy(tmp_path: Path, monkeypatch:
     for path in (tmp_path, tmp_path / "own.parquet"):
         with pytest.raises(FoveateError, match=r"pip install 'foveate\[data\]'"):
             read(path)
+
+
+def test_an_array_says_the_same_as_lines(tmp_path: Path) -> None:
+    rows = [GOOD, {**GOOD, "image": ["red.png", "grey.png"], "answers": ["a", 2]}]
+    lines, array = written(tmp_path, *rows), tmp_path / "array.json"
+    array.write_text(f"\ufeff{json.dumps(rows, indent=1)}\n")
+
+    assert [(each.prompt, each.turns[0].answers) for each in read(array)] == [
+        (each.prompt, each.turns[0].answers) for each in read(lines)
+    ]
+    assert digest(array) == digest(lines)
+
+
+def table(tmp_path: Path, *lines: str, ending: str = "csv") -> Path:
+    path = tmp_path / f"mine.{ending}"
+    path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+    return path
+
+
+@pytest.mark.parametrize(("ending", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_cells_of_a_table_are_texts_as_they_stand(tmp_path: Path, ending: str, separator: str) -> None:
+    rows = [("image", "question", "answers", "metric"), ("red.png", '"one,\ttwo\nthree?"', "12.50", "")]
+    rows += [("grey.png", "and?", "NA", "contains"), ("grey.png", "x?", "[sic", "anls")]
+
+    asked = read(table(tmp_path, *(separator.join(row) for row in rows), ending=ending))
+
+    assert [(each.prompt, each.answer, each.metric) for each in asked] == [
+        ("one,\ttwo\nthree?", "12.50", "exact"),
+        ("and?", "NA", "contains"),
+        ("x?", "[sic", "anls"),
+    ]
+
+
+def test_cells_of_a_table_may_be_lists(tmp_path: Path) -> None:
+    row = ['["red.png", "grey.png"]', '["first?", "second?"]', '["red", ["grey", "gray"]]', "[[0, 0, 2, 2]]"]
+
+    quoted = "\t".join('"{}"'.format(cell.replace('"', '""')) for cell in row)
+    (asked,) = read(table(tmp_path, "image\tquestion\tanswers\tevidence", quoted, ending="tsv"))
+
+    assert [turn.answers for turn in asked.turns] == [("red",), ("grey", "gray")]
+    assert [int(mask.sum()) for mask in asked.evidence] == [4, 0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["image,question", "red.png,what?"],
+            "line 2: column 'answers' is missing or empty; the columns are image, question",
+        ),
+        (["image,question,answers", "red.png,what?,"], "line 2: column 'answers' is missing or empty"),
+        (["image,question,answers", "red.png,what?,a,b"], "line 2: has 4 cells for 3 columns; quote"),
+        (["image,question,answers", "red.png,what?"], "line 2: has 2 cells for 3 columns"),
+        (["image,question,answers", "", "gone.png,what?,a"], r"line 3: image='.*gone\.png': no such file"),
+        (["image,image,answers"], "line 1: has two columns 'image'"),
+        (["image,question,answers", 'red.png,"what?,a'], "line 2: is no line of a table"),
+        (["image,question,answers"], "holds no questions"),
+        ([], "holds no questions"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said_with_its_line(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(FoveateError, match=rf"^data='.*mine\.csv': {message}"):
+        read(table(tmp_path, *lines))
+
+
+def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes("image,question,answers\nred.png,größe?,a\n".encode("latin1"))
+
+    with pytest.raises(FoveateError, match=r"mine\.csv': is not UTF-8 .*; save it as such"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("array.json", '[{"image": "red.png",\n "question" "what?"}]', r"line 2: is not JSON \(Expecting ':' delimiter\)$"),
+        ("array.json", '[{"image": "red.png"}, 3]', "row 1: column 'question'"),
+        ("array.json", "[3]", "row 1: must be an object"),
+        ("array.json", "[]", "holds no questions"),
+        ("table.txt", "image,question,answers\n", r"line 1: is not JSON .*a table is known by its ending: \.csv"),
+    ],
+)
+def test_what_is_wrong_with_an_array_is_said(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+
+    with pytest.raises(FoveateError, match=rf"^data='.*{name}': {message}"):
+        read(tmp_path / name)
+
+
+def test_columns_of_mixed_types_are_read_from_lines_whose_types_differ(tmp_path: Path) -> None:
+    asked = read(written(tmp_path, GOOD, {**GOOD, "answers": 3}, {**GOOD, "answers": ["a", 2.5]}))
+
+    assert [each.turns[0].answers for each in asked] == [("red",), ("3",), ("a", "2.5")]
+
+
+def test_a_metric_that_fails_is_found_out_before_anything_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metric_of_percents.py").write_text("def percent(prediction, answers):\n    return 100.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(FoveateError, match=r"line 1: metric='metric_of_percents:percent': gave 100\.0 for .* in \[0, 1\]"):
+        read(written(tmp_path, GOOD), metric="metric_of_percents:percent")

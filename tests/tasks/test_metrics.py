@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from foveate.core.errors import FoveateError
+from foveate.tasks import metrics
 from foveate.tasks.metrics import BOXED, METRICS, anls, as_box, box, contains, metric, overlap, point, words
 from foveate.tasks.vqa import normalise, vqa
 
@@ -163,3 +169,100 @@ def test_an_answer_that_is_no_box_is_refused(answer: str) -> None:
 def test_an_unknown_metric_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(FoveateError, match=r"metric='bleu': must be one of exact, contains, .*box"):
         metric("bleu")
+
+
+OWN = """
+def half(prediction, answers):
+    return 0.5 if prediction in answers else 0
+
+def percent(prediction, answers):
+    return 100
+
+def nothing(prediction, answers):
+    pass
+
+def broken(prediction, answers):
+    return 1 / len(prediction)
+
+half.again = half
+constant = 0.5
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module with metrics, in the working directory and nowhere else, and a package that declares one of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_metrics.py").write_text(OWN)
+    package = tmp_path / "my_metrics-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: my-metrics\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[foveate.metrics]\nhalf = my_metrics:half\n")
+    metrics._own.cache_clear()
+    yield "my_metrics"
+    metrics._own.cache_clear()
+    sys.modules.pop("my_metrics", None)
+
+
+@pytest.mark.parametrize("name", ["half", "half.again"])
+def test_a_function_of_the_working_directory_is_a_metric(own: str, name: str) -> None:
+    score = metric(f"{own}:{name}")
+
+    assert [score("a", ["a", "b"]), score("c", ["a", "b"])] == [0.5, 0]
+
+
+def test_a_package_offers_a_metric_by_an_entry_point(own: str) -> None:
+    sys.path.append(str(Path.cwd()))
+
+    assert metric("half")("a", ["a"]) == 0.5
+    with pytest.raises(FoveateError, match=r"must be one of exact, .*, box, half, or a function of your own"):
+        metric("bleu")
+
+
+def test_a_name_that_two_packages_offer_is_refused(own: str) -> None:
+    points = Path("other-1.0.dist-info/entry_points.txt")
+    points.parent.mkdir()
+    points.write_text("[foveate.metrics]\nhalf = other:half\n")
+    (points.parent / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    sys.path.append(str(Path.cwd()))
+
+    with pytest.raises(FoveateError, match=r"metric='half': is offered by several packages; .*my_metrics:half"):
+        metric("half")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent", r"cannot be imported \(AttributeError: module 'my_metrics' has no attribute 'absent'\)"),
+        ("constant", "is float; must be a function"),
+        ("percent", r"gave 100 for the prediction 'a'; must be a number in \[0, 1\]"),
+        ("nothing", "gave None for the prediction 'a'; must be a number"),
+        ("broken", "failed on the prediction '' .ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_metric_that_is_none_is_named(own: str, name: str, message: str) -> None:
+    with pytest.raises(FoveateError, match=rf"^metric='my_metrics:{name}': {message}"):
+        metric(f"{own}:{name}")("" if name == "broken" else "a", ["a"])
+
+
+def test_a_module_that_is_not_there_is_named() -> None:
+    with pytest.raises(FoveateError, match=r"metric='absent_module:f': cannot be imported \(ModuleNotFoundError"):
+        metric("absent_module:f")
+
+
+def test_anls_without_its_library_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance.Levenshtein", None)
+
+    with pytest.raises(FoveateError, match=r"pip install 'foveate\[data\]'"):
+        anls("a", ["a"])
+
+
+def test_the_metric_of_the_page_on_own_data_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def within_a_percent" in block)
+    (tmp_path / "metrics_of_the_page.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    score = metric("metrics_of_the_page:within_a_percent")
+    assert [score(said, ["12.50", "3"]) for said in ("$12.45", "3", "13", "twelve")] == [1, 1, 0, 0]

@@ -56,7 +56,7 @@ class Log:
     def tried(self, tried: Tried) -> None:
         self.trials.append(tried)
 
-    def validating(self, recipe: str, n: int) -> None:
+    def validating(self, recipe: str, n: int, answers: int) -> None:
         self.validated.append(recipe)
 
 

@@ -88,6 +88,10 @@ class _Body:
     """The case's model; as a `ModelCall`, its prompt is the only calibration sample."""
 
     case: Case
+    batches = 1
+
+    def begin(self, what: str, steps: int) -> None:
+        pass
 
     @cached_property
     def traits(self) -> Traits:

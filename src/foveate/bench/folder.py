@@ -25,7 +25,7 @@ from foveate.bench.cells import Cell, Key
 from foveate.bench.examples import Picture
 from foveate.bench.records import Answer, Failure, Measurement, Record
 from foveate.core.errors import FoveateError
-from foveate.core.files import write_json, write_whole
+from foveate.core.files import make_writable, write_json, write_whole
 from foveate.core.recipe import NONE
 
 TIMED = 3
@@ -38,6 +38,7 @@ class Settings:
     timed: batches of a cell on which the unmodified model and the physical limit are timed as well.
     data: the file of the user's own questions, with its digest (`foveate.tasks.files.digest`), the metric of rows that
         name none, and the longest answer; None where the tasks are generated.
+    artifacts: folder of calibrated numbers besides the model's own.
     """
 
     model: str
@@ -52,6 +53,7 @@ class Settings:
     digest: str | None = None
     metric: str | None = None
     max_new_tokens: int | None = None
+    artifacts: str | None = None
 
 
 class Results:
@@ -178,7 +180,7 @@ def claim(path: Path, settings: Mapping[str, Any], kind: str, *, resume: bool) -
 
     ``kind`` is what makes such a folder, in a word. As long as what this returns lives, no other process gets the folder.
     """
-    _make_writable(path)
+    make_writable(path)
     # What is hidden is a lock, or was left half written by a run that was killed.
     if any(not entry.name.startswith(".") for entry in path.iterdir()):
         _refuse_other(path, settings, kind, resume=resume)
@@ -225,16 +227,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise FoveateError(f"out={str(path.parent)!r}: {path.name} cannot be read ({error}); name another folder") from error
-
-
-def _make_writable(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise FoveateError(f"out={str(path)!r}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def provenance(*packages: str) -> dict[str, Any]:

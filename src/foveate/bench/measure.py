@@ -10,7 +10,6 @@ from statistics import fmean, median
 
 from torch import Tensor
 
-import foveate
 from foveate.bench.cells import Cell
 from foveate.bench.encodings import Encodings
 from foveate.bench.examples import EXAMPLES, Picture, illustrate
@@ -47,7 +46,7 @@ class _Batch:
 
 def measure_with(settings: Settings, task: str) -> Measure:
     """Load the model of ``settings`` and give what measures cells on it; ``task`` is one of theirs."""
-    loaded = load(settings.model, resolve_device(settings.device), settings.dtype, settings.companion)
+    loaded = load(settings.model, resolve_device(settings.device), settings.dtype, settings.companion, settings.artifacts)
     if settings.data is not None:
         loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
     return partial(measure, loaded, Encodings(loaded.model), settings)
@@ -138,8 +137,7 @@ def _answer(
 
 @contextmanager
 def _attached(checkpoint: Checkpoint, encodings: Encodings, recipe: Recipe | str, seed: int = 0) -> Iterator[Session]:
-    attached = foveate.attach(checkpoint.model, recipe, seed=seed, companion=checkpoint.companion)
-    with attached as session, encodings.serve(session):
+    with checkpoint.attach(recipe, seed) as session, encodings.serve(session):
         yield session
 
 

@@ -110,6 +110,18 @@ def drops(folder: Results, records: Sequence[Record]) -> dict[Key, Difference]:
     return {key: drop(group) for key, group in groups.items() if key[1] != NONE}
 
 
+def kept_everything(records: Sequence[Record]) -> list[Record]:
+    """The records whose ``keep`` is a count that no question of the task has more tokens than."""
+    plain = {record.task: record for record in records if record.method == NONE}
+    return [
+        record
+        for record in records
+        if isinstance(record.keep, int)
+        and (whole := plain.get(record.task)) is not None
+        and (record.visual_tokens, record.kv_bytes) == (whole.visual_tokens, whole.kv_bytes)
+    ]
+
+
 def no_better_than_random(folder: Results, records: Iterable[Record]) -> list[Record]:
     """The records that do not beat ``random`` with the same budget on the same questions beyond noise."""
     found = []

@@ -17,9 +17,12 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from foveate import reference
+from foveate.core.artifact import Artifact
 from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
-from foveate.engine import ClipCompanion
+from foveate.core.recipe import Recipe
+from foveate.core.traits import Traits
+from foveate.engine import ClipCompanion, Session, attach
 from foveate.models import anatomy
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -32,12 +35,27 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in evaluation mode with its processor, the name under which it was asked for, and a text tower beside it."""
+    """A model in evaluation mode with its processor, the name under which it was asked for, and what lies beside it.
+
+    Attributes:
+        companion: a text tower.
+        artifacts: calibrated numbers, besides those in the model's own folder.
+    """
 
     name: str
     model: Any
     processor: Any
     companion: Companion | None = None
+    artifacts: tuple[Artifact, ...] = ()
+
+    def attach(self, recipe: Recipe | str, seed: int = 0) -> Session:
+        """`foveate.attach`, with all that lies beside the model."""
+        return attach(self.model, recipe, seed=seed, companion=self.companion, artifacts=self.artifacts)
+
+    @property
+    def traits(self) -> Traits:
+        """What methods may know of the model, and of what lies beside it."""
+        return anatomy(self.model).traits(self.companion is not None, self.artifacts)
 
     @property
     def layers(self) -> int:
@@ -151,16 +169,18 @@ def local_folder(name: str) -> Path | None:
     """The folder that a model's name means, or None where it can only be a Hub id."""
     if name not in reference.MODELS:
         return Path(name) if Path(name).is_dir() else None
-    if not reference.path(name).is_dir():
-        raise FoveateError(f"model={name!r}: its checkpoint is missing; install the package again, or train one")
     return reference.path(name)
 
 
-def load(name: str, device: str, dtype: str, companion: str | None = None) -> Checkpoint:
+def load(
+    name: str, device: str, dtype: str, companion: str | None = None, artifacts: str | Path | None = None
+) -> Checkpoint:
     """Load a model and its processor by name; ``device`` and ``dtype`` are resolved.
 
     ``companion`` names a CLIP checkpoint; without one, the text tower that lies in the model's folder is taken, if any.
+    ``artifacts`` names a folder of calibrated numbers.
     """
+    brought = tuple(Artifact.all_in(artifacts)) if artifacts is not None else ()
     found, cached_only = _place(name)
     source = found or name
     try:
@@ -179,7 +199,7 @@ def load(name: str, device: str, dtype: str, companion: str | None = None) -> Ch
         beside: Companion | None = _clip(companion, processor.tokenizer, device, dtype)
     else:
         beside = reference.companion(model, found) if found else None
-    return Checkpoint(name, model, processor, beside)
+    return Checkpoint(name, model, processor, beside, brought)
 
 
 def load_processor(name: str) -> Any:

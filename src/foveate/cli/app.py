@@ -10,14 +10,25 @@ from typing import Annotated
 import typer
 
 from foveate.cli.one_line import OneLineErrors
-from foveate.cli.options import BatchSize, Companion, Data, Device, Dtype, MaxNewTokens, Metric, Model, ProbeOut, Seed, Tasks
+from foveate.cli.options import (
+    Artifacts,
+    BatchSize,
+    Companion,
+    Data,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Metric,
+    Model,
+    ProbeOut,
+    Seed,
+    Tasks,
+)
 from foveate.cli.ray_option import RayMayStandAlone
-from foveate.reference.cli import app as reference_app
 
 app = typer.Typer(
     name="foveate",
     cls=OneLineErrors,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -29,13 +40,14 @@ bench_app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 
 probe_app = typer.Typer()
+reference_app = typer.Typer()
 
 
-def main() -> None:
-    """Entry point of the console script."""
+def run_command() -> None:
+    """Do what the arguments of this process say, and exit."""
     # Being terminated is being interrupted: what is finished is kept, and said to be.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
+    app(prog_name="foveate")
 
 
 @app.callback(invoke_without_command=True)
@@ -87,6 +99,7 @@ def bench(
         typer.Option(metavar="N", min=1, help="Batches of each cell on which the unmodified model and the limit are timed."),
     ] = 3,
     companion: Companion = None,
+    artifacts: Artifacts = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +130,7 @@ def bench(
 
     own = OwnData(data, metric, max_new_tokens)
     common = (model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion)
-    work(BenchRequest(*common, own, ray, workers, timed))
+    work(BenchRequest(*common, own, ray, workers, timed, artifacts))
 
 
 @bench_app.command()
@@ -201,6 +214,7 @@ def tune(
     dtype: Dtype = "auto",
     batch_size: BatchSize = 25,
     companion: Companion = None,
+    artifacts: Artifacts = None,
 ) -> None:
     """Find the fastest recipe within a quality bound, or the best one within a budget.
 
@@ -240,6 +254,7 @@ def tune(
             dtype=dtype,
             batch_size=batch_size,
             companion=companion,
+            artifacts=artifacts,
         )
     )
 
@@ -255,6 +270,7 @@ def run(
     device: Device = "auto",
     dtype: Dtype = "auto",
     companion: Companion = None,
+    artifacts: Artifacts = None,
 ) -> None:
     """Answer a question about a picture, with and without a recipe.
 
@@ -263,7 +279,7 @@ def run(
     """
     from foveate.cli.run import run as work
 
-    work(image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion)
+    work(image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion, artifacts)
 
 
 @app.command()
@@ -293,6 +309,7 @@ def inspect(
     device: Device = "auto",
     dtype: Dtype = "auto",
     companion: Companion = None,
+    artifacts: Artifacts = None,
 ) -> None:
     """Draw which patches of a picture survive where, and what they were ranked by.
 
@@ -305,7 +322,20 @@ def inspect(
 
     work(
         InspectRequest(
-            image, prompt, task, index, recipe, against, model, out, max_new_tokens, seed, device, dtype, companion
+            image,
+            prompt,
+            task,
+            index,
+            recipe,
+            against,
+            model,
+            out,
+            max_new_tokens,
+            seed,
+            device,
+            dtype,
+            companion,
+            artifacts,
         )
     )
 
@@ -317,7 +347,21 @@ def calibrate(
         typer.Argument(metavar="METHOD", help="A method that needs numbers from the model: shortv, 'alvts(steps=500)'."),
     ],
     model: Model = "reference",
-    n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Calibration questions per task.")] = 16,
+    data: Data = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            metavar="N",
+            min=1,
+            help="Questions per generated task (16 if not given), or of --data the first N (96). index_preserving learns "
+            "from N drawn pictures, or from the evidence in the first N rows of --data (2000).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder for METHOD.json.  [default: runs/calibrate/MODEL]", show_default=False),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -325,35 +369,50 @@ def calibrate(
 ) -> None:
     """Make the numbers that a method needs from a model.
 
-    They are written into the checkpoint folder, where every later command finds them.
+    Other commands take the folder with --artifacts; those in the folder foveate of a checkpoint are always found.
 
     \b
-    foveate calibrate shortv --model checkpoints/llava
+    foveate calibrate shortv --model checkpoints/llava --data receipts.jsonl --out runs/receipts
+    foveate calibrate alvts --model checkpoints/llava --out checkpoints/llava/foveate
     """
+    from foveate.cli.calibrate import CalibrateRequest
     from foveate.cli.calibrate import calibrate as work
 
-    work(method, model, n, seed, device, dtype, batch_size)
+    work(CalibrateRequest(method, model, data, n, out, seed, device, dtype, batch_size))
 
 
 @app.command()
 def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Everything about one of them.", show_default=False)
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="Which of them run on which model family, and why not.")] = False,
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="With --matrix: on this model (reference, a folder, or a Hub id).")
     ] = None,
+    artifacts: Artifacts = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """List the methods: where they act, what they need, and with --matrix where they run.
 
     \b
+    foveate methods hiprune
     foveate methods --matrix --model llava-hf/llava-1.5-7b-hf
     """
     if model is not None and not matrix:
         raise typer.BadParameter(f"{model!r} is for --matrix; give both", param_hint="--model")
-    if matrix:
+    if name is not None and matrix:
+        raise typer.BadParameter(f"{name!r} says where that method runs; give one of them", param_hint="--matrix")
+    if artifacts is not None and model is None:
+        raise typer.BadParameter(f"{artifacts!r} is for the matrix of one model; give --model", param_hint="--artifacts")
+    if name is not None:
+        from foveate.cli.method import method as explain
+
+        explain(name, as_json=as_json)
+    elif matrix:
         from foveate.cli.matrix import matrix as show
 
-        show(model, as_json=as_json)
+        show(model, artifacts, as_json=as_json)
     else:
         from foveate.cli.methods import methods as work
 
@@ -439,21 +498,6 @@ def embedlens(
     probe.embedlens(probe.ProbeRequest(model, tasks, own, n, seed, out, device, dtype, batch_size), top_k)
 
 
-@reference_app.command()
-def classifier(
-    folder: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Checkpoint folder; the shipped one if not given.", show_default=False)
-    ] = None,
-    scenes: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures to train on.")] = 2000,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Training steps.")] = 40000,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of pictures and weights.")] = 0,
-) -> None:
-    """Train the cell classifier that index_preserving needs, and keep it in the checkpoint folder."""
-    from foveate.cli.classifier import classifier as work
-
-    work(folder, scenes, steps, seed)
-
-
 def help_if_alone(context: typer.Context) -> None:
     """Show the help of a group that is called without a command."""
     if context.invoked_subcommand is None:
@@ -471,7 +515,7 @@ app.add_typer(
 app.add_typer(
     reference_app,
     name="reference",
-    help="Train and evaluate the embedded reference model.",
+    help="Train what the embedded reference model needs.",
     callback=help_if_alone,
     invoke_without_command=True,
     no_args_is_help=False,

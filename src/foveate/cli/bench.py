@@ -50,6 +50,7 @@ class BenchRequest:
     ray: str | None = None
     workers: int | None = None
     timed: int = TIMED
+    artifacts: str | None = None
 
 
 def bench(request: BenchRequest) -> None:
@@ -63,7 +64,7 @@ def bench(request: BenchRequest) -> None:
     device = request.device if elsewhere else checkpoint.resolve_device(request.device)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     common = (request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
-    settings = Settings(*common, request.timed)
+    settings = Settings(*common, request.timed, artifacts=request.artifacts)
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, **request.data.asked())
         request.data.warn(left_out(settings))

@@ -2,27 +2,168 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 import typer
+from PIL import Image
+from rich.text import Text
+from torch import Tensor
 
 from foveate import checkpoint, tasks
+from foveate.checkpoint import Checkpoint, load_processor, refusal
+from foveate.cli.console import diagnostics, output
+from foveate.cli.one_line import INTERRUPTED
+from foveate.cli.own_data import OwnData
+from foveate.cli.progress import StepProgress
 from foveate.core.errors import FoveateError
+from foveate.core.files import make_writable
+from foveate.engine.calibrate import Batches, to_calibrate
 from foveate.engine.calibrate import calibrate as make_artifact
-from foveate.engine.calibrate import to_calibrate
 from foveate.models.anatomy import ARTIFACTS
+from foveate.tasks import Question, Turn, files
+from foveate.tasks.pictures import Lazy, Source
+from foveate.tasks.scenes import draw_scene
+
+OUT = Path("runs/calibrate")
+EACH, OWN, PICTURES = 16, 96, 2000
+"""Questions of each generated task, of the user's own, and for a classifier, unless a number is given."""
+
+T = TypeVar("T")
 
 
-def calibrate(method: str, model: str, n: int, seed: int, device: str, dtype: str, batch_size: int) -> None:
-    """Make the artifact of ``method`` and keep it in the model's folder."""
-    offline = to_calibrate(method)
-    folder = checkpoint.local_folder(model)
-    if folder is None:
-        raise FoveateError(f"model={model!r}: must be a checkpoint folder, to keep the numbers in; download the model first")
-    device = checkpoint.resolve_device(device)
-    loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device))
-    # Not the test questions, on which the method will be measured.
-    asked = [each for task in tasks.SPINE for each in tasks.questions(task, n, seed, split="validation")]
-    chunks = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
-    batches = [loaded.inputs([each.images for each in chunk], [each.prompt for each in chunk]) for chunk in chunks]
-    path = folder / ARTIFACTS / f"{offline.name}.json"
-    make_artifact(offline, loaded.model, batches).save(path)
+@dataclass(frozen=True)
+class Marked:
+    """A picture: the questions about it, and which of their pictures it is. What counts in it is all of their evidence."""
+
+    asked: Sequence[tuple[Question, int]]
+
+    @property
+    def picture(self) -> Image.Image:
+        """The picture itself."""
+        question, number = self.asked[0]
+        return question.images[number]
+
+    @property
+    def mark(self) -> Image.Image:
+        """A picture of that size, white where it shows what counts and black elsewhere."""
+        masks = [question.evidence[number] for question, number in self.asked]
+        return Image.fromarray(np.logical_or.reduce(masks)).convert("RGB")
+
+
+@dataclass(frozen=True)
+class CalibrateRequest:
+    """The options of the command, as they were given."""
+
+    method: str
+    model: str
+    data: Path | None
+    n: int | None
+    out: Path | None
+    seed: int
+    device: str
+    dtype: str
+    batch_size: int
+
+
+def calibrate(request: CalibrateRequest) -> None:
+    """Make the artifact of a method, and keep it in a folder."""
+    offline = to_calibrate(request.method)
+    folder = request.out or OUT / _named(request.model)
+    path = folder / f"{offline.name}.json"
+    make_writable(folder)
+    for there in (path, path.with_suffix(".safetensors")):
+        if there.is_dir():
+            raise FoveateError(
+                f"out={str(folder)!r}: holds a folder {there.name!r}, in the way of the file; name another folder"
+            )
+    pictures = marked_pictures(request) if offline.marked else []
+    asked = [] if offline.marked else questions(request)
+    device = checkpoint.resolve_device(request.device)
+    loaded = checkpoint.load(request.model, device, checkpoint.resolve_dtype(request.dtype, device))
+    loaded.refuse_placeholders(turn.prompt for each in asked for turn in each.turns)
+    batches, marks = _marked_batches(loaded, pictures, request) if offline.marked else (_batches(loaded, asked, request), [])
+    try:
+        with StepProgress(diagnostics()) as progress:
+            artifact = make_artifact(offline, loaded.model, batches, marks=marks, watcher=progress)
+        artifact.save(path)
+    except KeyboardInterrupt:
+        diagnostics().print("foveate: interrupted; nothing is written")
+        raise typer.Exit(INTERRUPTED) from None
+    except OSError as error:
+        raise FoveateError(f"out={str(folder)!r}: cannot be written ({error.strerror}); name another folder") from error
+    shares = {name: share for name, share in artifact.numbers.items() if isinstance(share, float)}
+    if shares:
+        output().print("  ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     typer.echo(f"{path}")
+    own = checkpoint.local_folder(request.model)
+    if own is None or folder.resolve() != (own / ARTIFACTS).resolve():
+        diagnostics().print(Text(f"other commands take it with --artifacts {folder}"))
+
+
+def _named(model: str) -> str:
+    """A folder's name for the model of that name."""
+    return Path(model).absolute().name if Path(model).is_dir() else model.replace("/", "--")
+
+
+def questions(request: CalibrateRequest) -> list[Question]:
+    """What the model is asked: generated ones, not the test questions, on which it will be measured; or the user's own."""
+    if request.data is None:
+        n = request.n or EACH
+        return [each for task in tasks.SPINE for each in tasks.questions(task, n, request.seed, split="validation")]
+    return _own(request, request.n or OWN)
+
+
+def marked_pictures(request: CalibrateRequest) -> list[Marked]:
+    """Drawn scenes with all that is in them, or the user's pictures with all evidence for what is asked about each."""
+    n = request.n or PICTURES
+    if request.data is None:
+        return [Marked([(_scene(request.seed, index), 0)]) for index in range(n)]
+    found: dict[Source, list[tuple[Question, int]]] = {}
+    for asked in _own(request, n):
+        assert isinstance(asked.images, Lazy)
+        for number, source in enumerate(asked.images.sources if asked.evidence else ()):
+            found.setdefault(source, []).append((asked, number))
+    if not found:
+        raise FoveateError(
+            f"data={str(request.data)!r}: column 'evidence' is empty; {request.method} learns from it what counts"
+        )
+    return [Marked(about) for about in found.values()]
+
+
+def _scene(seed: int, index: int) -> Question:
+    scene = draw_scene(np.random.default_rng([0, seed, index, 4]), sign_rate=0.5)
+    everything = np.logical_or(scene.masks.any(0), scene.letter_masks.any(0))
+    return Question("scene", [scene.image], (Turn("what is there?", ("everything",), [everything]),))
+
+
+def _own(request: CalibrateRequest, n: int) -> list[Question]:
+    assert request.data is not None
+    asked, left_out = files.sift(request.data, partial(refusal, load_processor(request.model)), n=n)
+    OwnData.warn(left_out)
+    return asked
+
+
+def _batches(loaded: Checkpoint, asked: Sequence[Question], request: CalibrateRequest) -> Batches:
+    return [
+        loaded.inputs([each.images for each in chunk], [each.turns[0].prompt for each in chunk])
+        for chunk in _chunks(asked, request.batch_size)
+    ]
+
+
+def _marked_batches(loaded: Checkpoint, pictures: Sequence[Marked], request: CalibrateRequest) -> tuple[Batches, Batches]:
+    """The pictures, and their marks as pictures in black and white; each batch is made when it is read, and once."""
+    chunks = tuple(_chunks(pictures, request.batch_size))
+
+    def inputs(chunk: Sequence[Marked], *, marks: bool) -> dict[str, Tensor]:
+        return loaded.inputs([[each.mark if marks else each.picture] for each in chunk], ["?"] * len(chunk))
+
+    return Lazy(partial(inputs, marks=False), chunks), Lazy(partial(inputs, marks=True), chunks)
+
+
+def _chunks(whole: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (whole[start : start + size] for start in range(0, len(whole), size))

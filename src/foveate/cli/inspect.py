@@ -13,14 +13,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-import foveate
 from foveate import checkpoint, tasks
 from foveate.bench.measure import evidence_recalls
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
 from foveate.cli.run import read_recipe
 from foveate.core.errors import FoveateError
-from foveate.core.files import write_whole
+from foveate.core.files import make_writable, write_whole
 from foveate.core.recipe import Recipe
 from foveate.report.inspection import Inspection, Subject, cards, figure, page, png
 from foveate.report.numbers import NOTHING, percent
@@ -48,18 +47,17 @@ class InspectRequest:
     device: str
     dtype: str
     companion: str | None
+    artifacts: str | None = None
 
 
 def inspect(request: InspectRequest) -> None:
     """Answer under each recipe, draw, write, and say what there is."""
     asked = _question(request)
     recipes = [read_recipe(text) for text in (request.recipe, request.against) if text is not None]
-    try:
-        request.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FoveateError(f"out={str(request.out)!r}: cannot be written ({error.strerror}); name another folder") from error
+    make_writable(request.out)
     device = checkpoint.resolve_device(request.device)
-    loaded = checkpoint.load(request.model, device, checkpoint.resolve_dtype(request.dtype, device), request.companion)
+    dtype = checkpoint.resolve_dtype(request.dtype, device)
+    loaded = checkpoint.load(request.model, device, dtype, request.companion, request.artifacts)
     loaded.refuse_placeholders([asked.prompt])
     inspections = [look(loaded, asked, recipe, request.seed) for recipe in recipes]
     subject = _subject(asked, loaded, inspections[0].story)
@@ -75,7 +73,7 @@ def inspect(request: InspectRequest) -> None:
 def look(loaded: Checkpoint, asked: Question, recipe: Recipe, seed: int) -> Inspection:
     """Answer a question under a recipe and tell what became of its tokens."""
     prompts = [turn.prompt for turn in asked.turns]
-    with foveate.attach(loaded.model, recipe, seed=seed, companion=loaded.companion) as session:
+    with loaded.attach(recipe, seed) as session:
         session.watch()
         said = loaded.converse(asked.images, prompts, asked.max_new_tokens)
     told = story(session.trace, len(asked.images))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, fields
 from typing import Any
 
 import typer
@@ -12,38 +11,44 @@ from rich.table import Table
 
 from foveate.cli.console import output
 from foveate.core import registry
-from foveate.core.method import Method, protocols
+from foveate.core.description import Description, describe
 
 
 def methods(*, as_json: bool) -> None:
     """Print every registered method as a table or as JSON."""
-    entries = [_entry(kind) for kind in registry.methods().values()]
+    known = [describe(kind) for kind in registry.methods().values()]
     if as_json:
-        typer.echo(json.dumps(entries, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps([_entry(about) for about in known], indent=1, ensure_ascii=False))
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("name", "group", "protocol", "paper", "needs", "parameters"):
         table.add_column(column, overflow="fold", no_wrap=column in ("name", "group"))
-    for entry in sorted(entries, key=lambda entry: (entry["group"], entry["name"])):
-        parameters = ", ".join(f"{name}={value!r}" for name, value in entry["parameters"].items())
+    for about in sorted(known, key=lambda about: (about.group, about.name)):
+        parameters = ", ".join(f"{one.name}={one.default!r}" for one in about.parameters)
+        needs = (*(("[yellow]training[/]",) if about.trained else ()), *about.needs)
         table.add_row(
-            entry["name"],
-            entry["group"],
-            ", ".join(entry["protocol"]),
-            entry["paper"],
-            ", ".join(entry["needs"]) or "nothing",
+            about.name,
+            about.group,
+            ", ".join(about.protocols),
+            about.paper,
+            ", ".join(needs) or "nothing",
             parameters or "none",
         )
     output().print(table)
+    output().print("All about one of them: foveate methods NAME")
 
 
-def _entry(kind: type[Method]) -> dict[str, Any]:
+def _entry(about: Description) -> dict[str, Any]:
     return {
-        "name": kind.name,
-        "title": kind.title,
-        "group": kind.group,
-        "protocol": list(protocols(kind)),
-        "paper": kind.paper,
-        "needs": list(kind.needs),
-        "parameters": {field.name: None if field.default is MISSING else field.default for field in fields(kind)},
+        "name": about.name,
+        "title": about.title,
+        "summary": about.summary,
+        "group": about.group,
+        "protocol": list(about.protocols),
+        "paper": about.paper,
+        "paper_title": about.paper_title,
+        "helps": about.helps,
+        "trained": about.trained,
+        "needs": list(about.needs),
+        "parameters": {one.name: one.default for one in about.parameters},
     }

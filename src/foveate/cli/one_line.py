@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, NeedsTraining
 
 # Typer exports the leaf of its usage errors only; what they have in common is the base with `format_message`.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -26,7 +29,9 @@ class OneLineErrors(TyperGroup):
         if not standalone_mode:
             return super().main(*args, **extra)
         try:
-            code = super().main(*args, **extra)
+            with warnings.catch_warnings():
+                warnings.showwarning = functools.partial(_show, warnings.showwarning)
+                code = super().main(*args, **extra)
         except (_UsageError, FoveateError) as error:
             message = error.format_message() if isinstance(error, _UsageError) else str(error)
             typer.echo(f"foveate: {' '.join(message.split())}", err=True)
@@ -34,3 +39,11 @@ class OneLineErrors(TyperGroup):
         except typer.Abort:
             code = INTERRUPTED
         sys.exit(code)
+
+
+def _show(otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning of ours in one line; others as they would be shown."""
+    if issubclass(category, NeedsTraining):
+        typer.echo(f"foveate: {message}", err=True)
+    else:
+        otherwise(message, category, *where, **more)

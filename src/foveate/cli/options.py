@@ -23,18 +23,26 @@ Companion = Annotated[
         "the reference model brings its own.",
     ),
 ]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder that foveate calibrate wrote, besides the checkpoint's own folder foveate."),
+]
 Tasks = Annotated[
     str | None, typer.Option(metavar="LIST", help="Generated tasks separated by commas, or all (if nothing is given).")
 ]
 Data = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Your own questions instead: JSON lines, parquet, or a folder saved by Hugging Face datasets."
+        metavar="FILE",
+        help="Your own questions instead: JSON, CSV, TSV, parquet, or a folder saved by Hugging Face datasets.",
     ),
 ]
 Metric = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box."),
+    typer.Option(
+        metavar="NAME",
+        help="With --data: exact (if nothing is given), contains, items, anls, vqa, point, box, or module:function.",
+    ),
 ]
 MaxNewTokens = Annotated[
     int | None, typer.Option(metavar="N", min=1, help="With --data: longest answer, in tokens (16 if not given).")

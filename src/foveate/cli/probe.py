@@ -10,7 +10,6 @@ from typing import Any
 
 import typer
 from rich.text import Text
-from tqdm import tqdm
 
 from foveate import checkpoint, tasks
 from foveate.bench.probes import Chart, embedlens_run, horizon_run, publish
@@ -22,6 +21,7 @@ from foveate.checkpoint import Checkpoint
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData, task_names
+from foveate.cli.progress import StepProgress
 from foveate.report.probe_picture import draw_probe
 from foveate.tasks import Question
 
@@ -48,8 +48,8 @@ def information_horizon(request: ProbeRequest, options: HorizonOptions) -> None:
     (asked,) = _asked(request, "test")
     loaded = _load(request)
     kept = _kept(request, horizon_run.PROBE, window=options.window, leave_one_out=options.leave_one_out)
-    with _bar(horizon_steps(asked, options, loaded.layers)) as bar:
-        charts, hints = probe_horizon(loaded, asked, options, kept, bar.update)
+    with _bar(horizon_run.PROBE, horizon_steps(asked, options, loaded.layers)) as bar:
+        charts, hints = probe_horizon(loaded, asked, options, kept, bar.advance)
     _show(request, horizon_run.PROBE, charts, {name: getattr(hints, name) for name in horizon_run.HINTS})
 
 
@@ -62,8 +62,8 @@ def embedlens(request: ProbeRequest, top_k: int | None) -> None:
     top_k = top_k or usual_top_k(loaded.model.get_input_embeddings().num_embeddings)
     options = LensOptions(request.batch_size, top_k, request.seed)
     kept = _kept(request, embedlens_run.PROBE, top_k=top_k, tasks=list(asked))
-    with _bar(lens_steps(asked)) as bar:
-        charts, hints = probe_embedlens(loaded, pictures, asked, options, kept, bar.update)
+    with _bar(embedlens_run.PROBE, lens_steps(asked)) as bar:
+        charts, hints = probe_embedlens(loaded, pictures, asked, options, kept, bar.advance)
     _show(request, embedlens_run.PROBE, charts, {name: getattr(hints, name) for name in embedlens_run.HINTS})
 
 
@@ -88,10 +88,11 @@ def _kept(request: ProbeRequest, probe: str, **measured: Any) -> Kept:
 
 
 @contextmanager
-def _bar(steps: int) -> Iterator[tqdm]:
+def _bar(probe: str, steps: int) -> Iterator[StepProgress]:
     """Shows how far a probe is, on a terminal; an interruption ends in one line."""
     try:
-        with tqdm(total=steps, unit="step", disable=None, leave=False) as bar:
+        with StepProgress(diagnostics()) as bar:
+            bar.begin(probe, steps)
             yield bar
     except KeyboardInterrupt:
         diagnostics().print("foveate: interrupted; what is measured is kept, the same command goes on")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-import foveate
 from foveate import checkpoint
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
@@ -25,16 +24,20 @@ def run(
     device: str,
     dtype: str,
     companion: str | None,
+    artifacts: str | None,
 ) -> None:
     """Answer and print the comparison."""
     picture = read_picture(image)
     wanted = read_recipe(recipe)
     device = checkpoint.resolve_device(device)
-    loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device), companion)
+    loaded = checkpoint.load(model, device, checkpoint.resolve_dtype(dtype, device), companion, artifacts)
     loaded.refuse_placeholders([prompt])
     inputs = loaded.inputs([[picture]], [prompt])
     recipes = dict.fromkeys((Recipe(), wanted))
-    output().print(run_table([_answer(loaded, inputs, each, max_new_tokens, seed) for each in recipes]))
+    answered = [_answer(loaded, inputs, each, max_new_tokens, seed) for each in recipes]
+    output().print(run_table(answered))
+    for line in answered[-1].report.idle_lines():
+        output().print(line, style="yellow")
 
 
 def read_recipe(recipe: str) -> Recipe:
@@ -43,7 +46,7 @@ def read_recipe(recipe: str) -> Recipe:
 
 
 def _answer(loaded: Checkpoint, inputs: dict[str, Tensor], recipe: Recipe, max_new_tokens: int, seed: int) -> Answered:
-    with foveate.attach(loaded.model, recipe, seed=seed, companion=loaded.companion) as session:
+    with loaded.attach(recipe, seed) as session:
         # The first request of a shape pays for allocations and kernel choices.
         loaded.answer(inputs, max_new_tokens=2)
         return Answered(loaded.answer(inputs, max_new_tokens)[0], session.report)

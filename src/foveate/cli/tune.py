@@ -22,7 +22,6 @@ from foveate.core import registry
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE
 from foveate.engine.hosting import verdicts
-from foveate.models import anatomy
 
 if TYPE_CHECKING:
     from foveate.tune.goal import Goal
@@ -57,6 +56,7 @@ class TuneRequest:
     dtype: str
     batch_size: int
     companion: str | None
+    artifacts: str | None = None
 
 
 def tune(request: TuneRequest) -> None:
@@ -76,30 +76,22 @@ def tune(request: TuneRequest) -> None:
     device = checkpoint.resolve_device(request.device)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     rungs = parse_rungs(request.rungs)
-    loaded = checkpoint.load(request.model, device, dtype, request.companion)
+    loaded = checkpoint.load(request.model, device, dtype, request.companion, request.artifacts)
     hosted, left_out = split(names, loaded)
     settings = Settings(
         request.model, asked, hosted, goal, request.compose, request.seed, device, dtype, request.batch_size,
-        request.companion, rungs, **request.data.describe(),
+        request.companion, rungs, **request.data.describe(), artifacts=request.artifacts,
     )  # fmt: skip
     folder = Folder(request.out, settings, resume=request.resume)
     console = diagnostics()
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}", markup=False)
-    traits = anatomy(loaded.model).traits(loaded.companion is not None)
     budget = Budget(request.minutes, request.trials, request.validate)
-    answer = ModelAnswers(loaded, request.batch_size, request.seed)
+    progress = TuneProgress(console, goal, budget, folder.journal)
+    answer = ModelAnswers(loaded, request.batch_size, request.seed, progress.answered)
     try:
-        result = work(
-            folder,
-            traits,
-            budget,
-            hints,
-            answer,
-            searched,
-            held,
-            TuneProgress(console, goal),
-        )
+        with progress:
+            result = work(folder, loaded.traits, budget, hints, answer, searched, held, progress)
     except KeyboardInterrupt:
         console.print(f"foveate: interrupted; the finished trials are in {folder.path}, --resume goes on", markup=False)
         raise typer.Exit(INTERRUPTED) from None
@@ -152,7 +144,7 @@ def parse_rungs(text: str) -> tuple[int, ...]:
 
 def split(names: Sequence[str], loaded: checkpoint.Checkpoint) -> tuple[tuple[str, ...], dict[str, str]]:
     """Which methods the model hosts, and why it does not host the others."""
-    found = verdicts({loaded.name: loaded.model}, companion=loaded.companion is not None)
+    found = verdicts({loaded.name: loaded.model}, loaded.companion is not None, loaded.artifacts)
     left_out = {v.method: v.reason for v in found if v.reason is not None and v.method in names}
     return tuple(name for name in names if name not in left_out), left_out
 

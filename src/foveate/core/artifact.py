@@ -86,6 +86,20 @@ class Artifact:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise FoveateError(f"artifact {str(path)!r}: cannot be read ({error})") from error
 
+    @classmethod
+    def all_in(cls, folder: str | Path) -> list[Artifact]:
+        """Those in a folder.
+
+        Raises:
+            FoveateError: if there is no such folder, or none in it, or one that cannot be read.
+        """
+        if not Path(folder).is_dir():
+            raise FoveateError(f"artifacts={str(folder)!r}: no such folder; name the one that foveate calibrate wrote")
+        found = [cls.load(path) for path in sorted(Path(folder).glob("*.json"))]
+        if not found:
+            raise FoveateError(f"artifacts={str(folder)!r}: holds none; name the folder that foveate calibrate wrote")
+        return found
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, with tensors in a ``.safetensors`` file beside it, each whole or not at all."""
         path = Path(path)

@@ -7,6 +7,25 @@ import os
 from pathlib import Path
 from typing import Any
 
+from foveate.core.errors import FoveateError
+
+
+def make_writable(folder: Path, parameter: str = "out") -> None:
+    """Make a folder, and see that files can be written there.
+
+    Raises:
+        FoveateError: if they cannot; it names the ``parameter``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FoveateError(
+            f"{parameter}={str(folder)!r}: cannot be written ({error.strerror}); name another folder"
+        ) from error
+
 
 def write_whole(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``, at once or not at all."""

@@ -61,13 +61,16 @@ class ItemTokens(Tokens):
     """Chooses among the tokens of each image on its own, before the language model.
 
     Subclasses are dataclasses with the fields ``keep`` and ``positions`` and implement `select`. Budgets are shares of the
-    original count. Positions are ``"contiguous"`` (as if the prompt had been short), ``"anchor"`` (the original ones),
-    ``"rank"`` (as if the grid had been smaller) or ``"auto"``: contiguous where positions are one row, original under
-    M-RoPE, which is what published code does.
+    original count. Positions are ``"auto"`` by default: contiguous where they are one row, original under M-RoPE, which is
+    what published code does.
     """
 
     keep: Annotated[int | float, Keep()]
+    """Visual tokens that stay of each grid (a picture, or one tile or view of it)."""
     positions: Positions
+    """Rotary positions of what stays: as if the prompt had been short (``"contiguous"``), the original ones (``"anchor"``),
+    as if the grid had been smaller (``"rank"``), or contiguous where positions are one row, else original (``"auto"``).
+    """
     identity_at = {"keep": 1.0}  # noqa: RUF012
     asks: ClassVar[bool] = False
     """Whether it reads the question, so that a prompt must come in one forward."""

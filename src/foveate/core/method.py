@@ -28,6 +28,10 @@ class Method(ABC):
     title: ClassVar[str]
     group: ClassVar[str]
     paper: ClassVar[str]
+    helps: ClassVar[str] = ""
+    """When it is the one to take, in a sentence or two."""
+    trained: ClassVar[str] = ""
+    """What the model was trained with in its paper, where the results depend on that; empty for models as they are."""
     needs: ClassVar[tuple[str, ...]] = ()
     identity_at: ClassVar[Mapping[str, Any] | None] = None
     """Parameters at which the model's logits are unchanged; None where the system has no such setting."""
@@ -230,9 +234,21 @@ class Cache(Method):
 
 
 class ModelCall(Protocol):
-    """A model with calibration samples, as an `Offline` method sees it."""
+    """A model with calibration samples, as an `Offline` method sees it.
+
+    Attributes:
+        traits: what methods may know of the model.
+        batches: how many batches of samples there are.
+    """
 
     traits: Traits
+    batches: int
+
+    def begin(self, what: str, steps: int) -> None:
+        """Say what is done from now on, in how many steps; a batch that is read is one. Unsaid, each batch is read once."""
+
+    def advance(self) -> None:
+        """Say that a step is done in which no batch was read."""
 
     def logits(self, recipe: Any) -> Tensor:
         """Last prompt token's logits ``[S, V]`` of every sample, the model running under ``recipe``."""
@@ -243,12 +259,19 @@ class ModelCall(Protocol):
     def weight(self, layer: int, name: Literal["query", "key"]) -> Tensor:
         """Weight ``[out, D]`` of a projection of decoder ``layer``."""
 
+    def cells(self) -> Iterator[tuple[Tensor, Tensor, Layout]]:
+        """Of each batch's pictures the cells ``[I, N, P]`` that the encoder gets, which of them show what is marked in the
+        picture (bool ``[I, N]``), and their layout, one picture a sample.
+        """
+
 
 class Offline(Method):
     """Has numbers that are calibrated on a model before it can run."""
 
     bound: ClassVar[tuple[str, ...]] = ()
     """Parameters that the numbers depend on: numbers that were made with others are refused."""
+    marked: ClassVar[bool] = False
+    """Whether it learns from pictures of which is known where they show what counts (`ModelCall.cells`)."""
 
     @abstractmethod
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:

@@ -152,7 +152,8 @@ def rules(kind: type) -> Mapping[str, tuple[Rule, ...]]:
     hints: dict[str, list[Any]] = {field.name: [] for field in fields(kind)}
     for base in reversed(kind.__mro__):
         for name, hint in _annotations(base).items():
-            if name in hints and hint not in hints[name]:
+            # The type alone says nothing new of what a base has narrowed.
+            if name in hints and hint not in hints[name] and hint not in map(_type, hints[name]):
                 hints[name].append(hint)
     return {name: tuple(one for hint in found if (one := rule(hint))) for name, found in hints.items()}
 
@@ -208,6 +209,10 @@ def _tuple(inside: tuple[Any, ...]) -> Rule | None:
 def _listed(values: tuple[Any, ...]) -> str:
     *others, last = map(repr, values)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def _type(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def _annotations(kind: type) -> dict[str, Any]:

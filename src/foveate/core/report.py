@@ -20,10 +20,14 @@ class Report:
     that the methods say they need beside the unmodified model's peak (`foveate.core.method.Method.workspace`). ``active``
     rows are those not frozen. FLOPs count the matrix products of the language model's layers in the prefill. Every forward
     after the prefill counts as a decode step. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read
-    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead.
+    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead. ``idle`` are the
+    methods that changed nothing, as where ``keep`` is no smaller than what is there; ``largest_grid`` has the most visual
+    tokens of all grids (a picture, or one tile or view of it).
     """
 
     recipe: str
+    idle: tuple[str, ...]
+    largest_grid: int
     samples: int
     original_visual_tokens: float
     visual_tokens: tuple[float, ...]
@@ -56,8 +60,14 @@ class Report:
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
                 f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
                 f"(methods {self.method_seconds:.4f}, engine {self.engine_seconds:.4f}), per token {step:.4f}",
+                *(f"idle           {line}" for line in self.idle_lines()),
             ]
         )
+
+    def idle_lines(self) -> list[str]:
+        """A line for each method that changed nothing, with what there was."""
+        there = f"{self.original_visual_tokens:g} visual tokens, no more than {self.largest_grid} in one grid"
+        return [f"{method} changed nothing of the prompt ({there})" for method in self.idle]
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.engine.session import attach
 from foveate.models import anatomy
+
+Batches = Sequence[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,57 @@ class _Reader(Tokens):
         return None
 
 
+@dataclass(frozen=True, eq=False)
+class _CellReader(Tokens):
+    """Takes down the cells that the encoder is about to get."""
+
+    taken: list[tuple[Tensor, Layout]] = field(default_factory=list)
+    name = "calibration"
+
+    def sites(self, traits: Traits) -> tuple[Site, ...]:
+        return (Site("patches"),)
+
+    def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
+        self.taken.append((x, layout))
+        return None
+
+
+class Watcher(Protocol):
+    """Follows a calibration, to show it."""
+
+    def begin(self, what: str, steps: int) -> None:
+        """Something of so many steps begins."""
+
+    def advance(self) -> None:
+        """A step is done."""
+
+
 class Calibration:
     """A model and calibration prompts, as `Offline` methods see them (a `foveate.core.method.ModelCall`).
 
-    ``batches`` are keyword arguments of the model's forward.
+    Args:
+        model: the model.
+        batches: keyword arguments of its forward.
+        marks: of each batch the same with other pictures in it, white where the real ones show what counts, else black; for
+            methods that learn to tell such places.
+        watcher: follows it.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, model: nn.Module, batches: Batches, marks: Batches = (), watcher: Watcher | None = None) -> None:
         self.traits = anatomy(model).traits()
-        self._model, self._batches = model, batches
+        self.batches = len(batches)
+        self._model, self._batches, self._marks, self._watcher = model, batches, marks, watcher
+        self.begin("reading", self.batches)
+
+    def begin(self, what: str, steps: int) -> None:
+        """Something of so many steps begins."""
+        if self._watcher is not None:
+            self._watcher.begin(what, steps)
+
+    def advance(self) -> None:
+        """A step is done."""
+        if self._watcher is not None:
+            self._watcher.advance()
 
     def read(self, *signals: Signal) -> Iterator[tuple[Layout, Seen]]:
         """Layout and signals of each batch."""
@@ -56,6 +101,7 @@ class Calibration:
                 self._model(**batch, logits_to_keep=1)
                 assert session.read is not None
                 read = session.read
+            self.advance()
             yield read
 
     def weight(self, layer: int, name: Literal["query", "key"]) -> Tensor:
@@ -70,21 +116,60 @@ class Calibration:
     @torch.no_grad()
     def logits(self, recipe: Recipe) -> Tensor:
         """Last prompt token's logits ``[S, V]`` under ``recipe``; prompts are padded on the left or not at all."""
+        found = []
         with attach(self._model, recipe):
-            return torch.cat([self._model(**batch, logits_to_keep=1).logits[:, -1].float() for batch in self._batches])
+            for batch in self._batches:
+                found.append(self._model(**batch, logits_to_keep=1).logits[:, -1].float())
+                self.advance()
+        return torch.cat(found)
+
+    def cells(self) -> Iterator[tuple[Tensor, Tensor, Layout]]:
+        """Cells ``[I, N, P]`` of each batch's pictures, which of them show what is marked ``[I, N]``, and their layout.
+
+        Raises:
+            FoveateError: if nothing says what is marked, or the model opens no site in front of its encoder.
+        """
+        if len(self._marks) != self.batches:
+            raise FoveateError("calibration: needs pictures of which is known where they show what counts (evidence)")
+        self.begin("looking at what is marked", self.batches)
+        # A mark goes the way of its picture, so wherever that was cropped or resized to, the two still fit. How white a cell
+        # is shows in any of its channels.
+        pixels = math.prod(self.traits.cell or ()) // (self.traits.cell or (1,))[0]
+        white = [x[..., :pixels].float().amax(-1).cpu() for x, _ in map(self._cells, self._marks)]
+        middle = (min(map(torch.min, white)) + max(map(torch.max, white))) / 2
+        self.begin("looking at pictures", self.batches)
+        for batch, lightest in zip(self._batches, white, strict=True):
+            x, layout = self._cells(batch)
+            yield x.float().cpu(), (lightest > middle) & layout.valid.cpu(), layout.to("cpu")
+
+    @torch.no_grad()
+    def _cells(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Layout]:
+        reader = _CellReader()
+        with attach(self._model, reader) as session:
+            session.encode(**batch)
+        self.advance()
+        (taken,) = reader.taken
+        return taken
 
 
-def calibrate(method: Method | str, model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Artifact:
-    """The artifact of ``method``, such as ``"alvts(steps=500)"``, for ``model``.
+def calibrate(
+    method: Method | str,
+    model: nn.Module,
+    batches: Batches,
+    *,
+    marks: Batches = (),
+    watcher: Watcher | None = None,
+) -> Artifact:
+    """The artifact of ``method``, such as ``"alvts(steps=500)"``, for ``model``; the rest as in `Calibration`.
 
     Raises:
         FoveateError: if the method is unknown or has nothing to calibrate, or the model's weights cannot be read.
     """
     method = to_calibrate(method)
-    call = Calibration(model, batches)
-    if not any(call.traits.fingerprint.weights.values()):
+    fingerprint = anatomy(model).traits().fingerprint
+    if not any(fingerprint.weights.values()):
         raise FoveateError("model: all of its weights are offloaded; calibrate on a model loaded without offloading")
-    return method.artifact(call.traits.fingerprint, method.calibrate(call))
+    return method.artifact(fingerprint, method.calibrate(Calibration(model, batches, marks, watcher)))
 
 
 def to_calibrate(method: Method | str) -> Offline:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, NeedsTraining
 from foveate.core.items import ItemTokens
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
@@ -118,6 +120,17 @@ def _check_parts(method: Method, parts: Anatomy, traits: Traits) -> None:
                 parts.turned(signal.layer or 0)
     except FoveateError as error:
         raise FoveateError(f"{method.name}: {error}") from error
+
+
+@cache
+def warn_untrained(kind: type[Method]) -> None:
+    """Say, once in a process, that a method's results depend on training that a model does not show."""
+    warnings.warn(
+        f"{kind.name}: needs training: {kind.trained}; if this model was trained with it, ignore this "
+        "(warnings.simplefilter('ignore', foveate.NeedsTraining))",
+        NeedsTraining,
+        stacklevel=3,
+    )
 
 
 def check_training(program: Program) -> None:

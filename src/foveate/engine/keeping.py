@@ -34,6 +34,7 @@ class Keeping:
         cached: for each layer so far, the rows that it wrote.
         scoring: whether its owner says what stays of this prompt.
         steps: what the owner saw and did, where the session watches.
+        acts: whether the owner lets go of anything, or hides it from decoding.
     """
 
     def __init__(self, program: Program, layers: list[Any], rows: Rows, clock: Clock, *, turn: bool) -> None:
@@ -43,6 +44,7 @@ class Keeping:
         self._sliding = frozenset(program.traits.sliding)
         self.cached: list[Layout] = []
         self.steps: list[Step] = []
+        self.acts = False
         self._scores: list[Tensor | None] = []
         self._scored: list[Layout] = []
         self._unscored: dict[int, dict[Signal, Any]] = {}
@@ -174,12 +176,14 @@ class Keeping:
             counts = tuple(map(sum, zip(layout.visual, self._earlier_visual[self._before[layer].key])))
         chosen = method.view(layer, Entries(tokens, visual, counts), seen, layout)
         if chosen is not None:
+            self.acts = True
             cache.narrow(chosen, holes=ledger.holes or len(set(counts)) > 1)
 
     def _compress(self, layer: int, kept: Kept | None) -> None:
         cache, layout, method = self.layers[layer], self._scored[layer], self.program.cache
         if not isinstance(cache, FoveateLayer):
             return
+        self.acts |= kept is not None
         kept, live = self._with_answers(layer, kept), tuple(map(sum, zip(layout.live, self._answers)))
         if kept is not None and kept.by_head is not None:
             cache.keep_ragged(kept.entries.to(cache.keys.device), kept.by_head)

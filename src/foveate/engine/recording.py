@@ -44,9 +44,11 @@ class Recording:
         self._slots: dict[int, Tensor] = {}
         self._encoded = (0, 0)
         self._written: list[Layout] = []
+        self._acted: set[Any] = set()
 
     def prompt(self, run: Run, looks: Sequence[Look]) -> None:
         """A forward read a prompt, or a part of it."""
+        self._acted.update(run.acted, *(look.acted for look in looks), {self._program.cache} if run.keeping.acts else ())
         again = run.rows.past == 0 and bool(self._prefill)  # without a cache, with every token
         if again:
             self.trace.log, self.trace.routes = [], []
@@ -99,6 +101,8 @@ class Recording:
         config = program.anatomy.config
         return Report(
             recipe=str(program.recipe),
+            idle=self._idle(entering[0]) if entering else (),
+            largest_grid=max((item.count for items in entering[0].items for item in items), default=0) if entering else 0,
             samples=samples,
             original_visual_tokens=mean(entering[0].originals) if entering else 0.0,
             visual_tokens=tuple(map(mean, visual)),
@@ -117,6 +121,11 @@ class Recording:
             flops=prefill_flops(config, live, active, self._chosen(active) | ran),
             flops_unmodified=prefill_flops(config, before, before, self._chosen(before)),
         )
+
+    def _idle(self, prompt: Layout) -> tuple[str, ...]:
+        """The methods that found nothing to do in a prompt with pictures."""
+        there = zip(self._program.recipe.methods, self._program.methods)
+        return tuple(str(given) for given, method in there if any(prompt.originals) and method not in self._acted)
 
     def _note(
         self, layouts: list[Layout], ran: list[tuple[Any, Any]], slots: dict[int, Tensor], looks: Sequence[Look]

@@ -45,6 +45,7 @@ class Run:
         turn: whether these rows are (part of) a prompt, and not tokens that are generated or tried out.
         layouts, ran, routes: for each layer: what entered it, how many rows of each sample were there and were active, and
             what a routing method said; ``layouts`` ends with what left the last one.
+        acted: methods that changed what runs, the cache's owner not among them.
         slots: surviving pairs of row and expert of each sample, by layer.
         hidden: what entered the first layer and what left each, in the caller's layout; None = was not asked for, also in
             the place of a single one.
@@ -73,6 +74,7 @@ class Run:
         self.routes: list[Plan | None] = []
         self.slots: dict[int, Tensor] = {}
         self.steps = self.keeping.steps
+        self.acted: set[Any] = set()
         self.hidden: list[Tensor | None] | None = [] if hidden else None
         self._hidden_asked = _numbers(hidden, len(program.anatomy.layers) + 1)
         self._looks = sorted(looks, key=lambda look: look.kind)  # as the intake counts them: images first
@@ -195,7 +197,9 @@ class Run:
         for method in self.program.experts[layer]:
             with self.timed("method"):
                 weighed = method.weigh(layer, new, chosen, rows.layout, self._read(method), self.state)
-            new = new if weighed is None else weighed.to(new.dtype)
+            if weighed is not None:
+                self.acted.add(method)
+                new = weighed.to(new.dtype)
         if rows.given > 1:
             self.slots[layer] = ((new != 0) & rows.layout.valid[..., None]).sum((1, 2))
         return (new if route is None else route.active.apply(new)).flatten(0, 1)
@@ -255,6 +259,7 @@ class Run:
             edit = method.edit(site, x, before, self._read(method), self.state)
         if edit is None:
             return x
+        self.acted.add(method)
         if layer > 0 and any(before.pinned):
             _refuse_losing_the_end(before, layer, method, edit)
         x = self._apply(layer, edit, x)
@@ -279,8 +284,9 @@ class Run:
             plan = method.plan(layer, x, layout, self._read(method), self.state)
         if scores is not None:
             self.steps.append(Step(method, Site("decoder", layer), "route", layout, layout, scores=tuple(scores)))
-        if plan is not None and any(layout.pinned):
-            plan = _with_the_end(plan, layout)
+        if plan is not None:
+            self.acted.add(method)
+            plan = _with_the_end(plan, layout) if any(layout.pinned) else plan
         return plan
 
     def _recur(self, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +27,7 @@ from foveate.core.signal import Seen
 from foveate.engine import attention, blocks, experts, generation
 from foveate.engine.arguments import by_name
 from foveate.engine.call import LOOK, Call
-from foveate.engine.check import check
+from foveate.engine.check import check, warn_untrained
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.run import Run
@@ -44,7 +45,7 @@ def attach(
     *,
     seed: int = 0,
     companion: Companion | None = None,
-    artifacts: Iterable[Artifact] = (),
+    artifacts: Iterable[Artifact] | str | Path = (),
 ) -> Session:
     """Run ``recipe`` inside ``model`` until the session is detached (or its ``with`` block ends).
 
@@ -53,19 +54,27 @@ def attach(
         recipe: a `Recipe`, a method, or text such as ``"hiprune(keep=64) + snapkv(keep=0.5)"``; ``"none"`` only measures.
         seed: seed of methods that draw.
         companion: a text tower for methods that compare the question with the picture.
-        artifacts: calibrated numbers, besides those that lie in the checkpoint's folder.
+        artifacts: calibrated numbers, or the folder where they are; besides those that lie in the checkpoint's own folder.
 
     Raises:
         FoveateError: if the model is not supported, has a session already, or cannot host the recipe. Nothing is left
             half-attached.
+
+    Warns:
+        NeedsTraining: once for each method whose paper trains the model with it.
     """
     parts = anatomy(model)
     recipe = Recipe.of(recipe)
     attached: Session | None = parts.model.__dict__.get(SESSION)
     if attached is not None:
         raise FoveateError(f"model: already runs under {attached.recipe}; detach that session first")
+    if isinstance(artifacts, str | Path):
+        artifacts = Artifact.all_in(artifacts)
     traits = parts.traits(companion is not None, artifacts)
     check(recipe, parts, traits)
+    for method in recipe.methods:
+        if method.trained:
+            warn_untrained(type(method))
     return Session(Program(recipe, parts, traits, seed=seed, companion=companion))
 
 

@@ -41,7 +41,7 @@ class Look:
         views: their grids, one after the other.
         survivors: what is left of each view.
         positions: what the last edit said about rotary positions.
-        edited: whether anything was dropped or merged.
+        edited: whether anything was dropped or merged; ``acted``: by which methods.
         steps: what each method saw and did, grids numbered as in `views`; if the session watches.
         encoded: how many pictures (tiles) the encoder was shown, and its rows for the largest one.
     """
@@ -54,6 +54,7 @@ class Look:
         self.positions: Any = "anchor"
         self.text_after: Any = "keep"
         self.edited = False
+        self.acted: set[Any] = set()
         self.steps: list[Step] = []
         self.signals = PictureSignals(program, self.views, clock)
         self._bound: Mapping[str, Any] = bound
@@ -245,6 +246,7 @@ class Look:
         self._state.to(x.device)
         with self.clock.lap("encoder signals"), self.program.watching(layout) as scores:
             edit = method.edit(site, x, layout, there, self._state)
+        self.acted |= {method} if edit is not None else set()
         if edit is not None and scores is not None:
             places = self._places(site, views)
             after = layout.after(edit)

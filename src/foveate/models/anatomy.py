@@ -503,7 +503,6 @@ def _execution_device(module: nn.Module) -> torch.device | None:
 
 def _artifacts(folder: str) -> dict[str, Artifact]:
     """Artifacts that lie in a local checkpoint folder; whoever uses one checks that it fits."""
-    if not folder or not Path(folder).is_dir():
+    if not folder or not any(Path(folder, ARTIFACTS).glob("*.json")):
         return {}
-    found = [Artifact.load(path) for path in sorted(Path(folder, ARTIFACTS).glob("*.json"))]
-    return {artifact.method: artifact for artifact in found}
+    return {artifact.method: artifact for artifact in Artifact.all_in(Path(folder, ARTIFACTS))}

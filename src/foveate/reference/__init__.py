@@ -1,19 +1,23 @@
-"""The embedded reference models, small enough to train and measure without a GPU.
+"""The reference models, small enough to train and measure without a GPU.
 
 >>> from foveate import reference
 >>> model, processor = reference.load()
 
-``reference`` is a LLaVA that knows the six spine tasks; ``reference-tiles`` (a LLaVA-NeXT) and ``reference-qwen``
-(a Qwen2.5-VL) learnt the other tasks of `foveate.tasks`, too.
+``reference`` is a LLaVA that knows the six spine tasks, and lies here; ``reference-tiles`` (a LLaVA-NeXT) and
+``reference-qwen`` (a Qwen2.5-VL) learnt the other tasks of `foveate.tasks`, too. They, and the training of all three, are a
+package of their own, ``foveate_reference``.
 """
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from foveate.core.errors import FoveateError
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
@@ -23,18 +27,30 @@ if TYPE_CHECKING:
 
 __all__ = ["MODELS", "companion", "evaluation", "load", "path", "processor", "text_tower"]
 
-_FOLDERS = {"reference": "checkpoint", "reference-tiles": "checkpoint_tiles", "reference-qwen": "checkpoint_qwen"}
-MODELS = tuple(_FOLDERS)
-"""Names of the shipped models."""
+_LARGER = {"reference-tiles": "tiles", "reference-qwen": "qwen"}
+"""Their folders in the package that holds them."""
+MODELS = ("reference", *_LARGER)
+"""Names of the reference models."""
 
 
 def path(name: str = "reference") -> Path:
-    """Folder of a shipped checkpoint, for ``from_pretrained``."""
-    return Path(__file__).parent / _FOLDERS[name]
+    """Folder of a reference model's checkpoint, for ``from_pretrained``.
+
+    Raises:
+        FoveateError: if it is one of the larger models, and their package is not installed.
+    """
+    if name == "reference":
+        return Path(__file__).parent / "checkpoint"
+    found = find_spec("foveate_reference")
+    if found is None or found.origin is None:
+        raise FoveateError(
+            f"model={name!r}: is not installed; pip install foveate-reference (in a clone: packages/foveate-reference)"
+        )
+    return Path(found.origin).parent / _LARGER[name]
 
 
 def load(name: str = "reference", device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """A shipped model, ready to answer, and its processor."""
+    """A reference model, ready to answer, and its processor."""
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(path(name), dtype=dtype).to(device).eval()
@@ -45,16 +61,16 @@ def processor(folder: Path | str, **options: Any) -> Any:
     """The processor in a checkpoint folder; also that of ``reference-qwen``, which transformers does not know by name."""
     from transformers import AutoProcessor
 
-    from .extended import PictureProcessor
-
     settings = Path(folder) / "processor_config.json"
-    if settings.is_file() and json.loads(settings.read_text()).get("processor_class") == PictureProcessor.__name__:
+    if settings.is_file() and json.loads(settings.read_text()).get("processor_class") == "PictureProcessor":
+        from .picture_processor import PictureProcessor
+
         return PictureProcessor.from_pretrained(folder)
     return AutoProcessor.from_pretrained(folder, **options)
 
 
 def evaluation(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `foveate reference evaluate` measured of a checkpoint, by task; nothing where it never did."""
+    """What `python -m foveate_reference evaluate` measured of a checkpoint, by task; nothing where it never did."""
     measured = folder / "evaluation.json"
     return json.loads(measured.read_text()) if measured.is_file() else {}
 

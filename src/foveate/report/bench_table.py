@@ -18,8 +18,9 @@ from rich.text import Text
 from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
 from foveate.bench.records import Record
 from foveate.bench.statistics import Difference
-from foveate.bench.summary import Mean, pareto
+from foveate.bench.summary import Mean, kept_everything, pareto
 from foveate.report.numbers import NOTHING, factor, fixed, percent, points, seconds, size
+from foveate.report.training_mark import footnote, mark
 
 _SCORE = "score % [95 %]"
 _RETENTION = "reten-\ntion %"
@@ -56,9 +57,16 @@ def bench_tables(
     parts: list[RenderableType] = []
     for task, note in notes.items():
         rows = [record for record in records if record.task == task]
-        parts += [_task_table(task, note, rows, drops), *_weak_line([record for record in rows if record in weak]), Text()]
-    front = Text(f"{_ON_FRONT} on the Pareto front: nothing measured is at least as fast and retains at least as much")
-    return Group(*parts, _means_table(means, notes, drops), *([front] if means else []))
+        parts += [
+            _task_table(task, note, rows, drops),
+            *_line("Not better than random beyond noise", [record for record in rows if record in weak]),
+            *_line("Kept everything, as there is no more", kept_everything(rows)),
+            Text(),
+        ]
+    front = f"{_ON_FRONT} on the Pareto front: nothing measured is at least as fast and retains at least as much"
+    trained = footnote(record.method for record in records)
+    below = [front] * bool(means) + [f" {trained}"] * bool(trained)
+    return Group(*parts, _means_table(means, notes, drops), *map(Text, below))
 
 
 def _task_table(task: str, note: TaskNote, records: Sequence[Record], drops: Mapping[Key, Difference]) -> Table:
@@ -71,7 +79,7 @@ def _task_table(task: str, note: TaskNote, records: Sequence[Record], drops: Map
     for section in _by_keep(records):
         for record in section:
             table.add_row(
-                Text(record.method),
+                Text(record.method + mark(record.method)),
                 keep_text(record.keep) or NOTHING,
                 f"{percent(record.score)} {points(record.score_low, record.score_high)}",
                 percent(record.retention),
@@ -99,6 +107,7 @@ def _means_table(means: Sequence[Mean], notes: Mapping[str, TaskNote], drops: Ma
     # A mean over fewer tasks does not compare with the others.
     named = {
         mean: mean.method
+        + mark(mean.method)
         + (f" ({mean.tasks} of {len(notes)} tasks)" if mean.tasks < len(notes) else "")
         + (_ON_FRONT if mean in front else "")
         for mean in means
@@ -124,13 +133,13 @@ def _means_table(means: Sequence[Mean], notes: Mapping[str, TaskNote], drops: Ma
     return table
 
 
-def _weak_line(weak: Sequence[Record]) -> list[Text]:
-    """Which methods do not beat random on the task, in one line; none where all do."""
+def _line(what: str, records: Sequence[Record]) -> list[Text]:
+    """Of which methods and budgets something is to be said, in one line; none where there are none."""
     keeps: dict[str, list[str]] = {}
-    for record in weak:
+    for record in records:
         keeps.setdefault(record.method, []).append(keep_text(record.keep))
     named = "; ".join(f"{method} at {', '.join(budgets)}" for method, budgets in keeps.items())
-    return [Text(f" Not better than random beyond noise: {named}", style="yellow")] if weak else []
+    return [Text(f" {what}: {named}", style="yellow")] if records else []
 
 
 def _drop(drop: Difference | None) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate.engine.hosting import Verdict
+from foveate.report.training_mark import footnote, mark
 
 WORKS = "✓"
 
@@ -23,11 +24,11 @@ def hosting_table(verdicts: Sequence[Verdict]) -> RenderableType:
     for model in dict.fromkeys(verdict.model for verdict in verdicts):
         table.add_column(model.replace("_", "_\n", 1), justify="center")
     for method, cells in marks(verdicts).items():
-        table.add_row(method, *(Text(mark, style="green" if mark == WORKS else "yellow") for mark in cells))
+        table.add_row(method + mark(method), *(Text(mark, style="green" if mark == WORKS else "yellow") for mark in cells))
     listed = Table.grid(padding=(0, 2, 0, 0))
     for number, (reason, methods) in enumerate(numbered.items(), start=1):
         listed.add_row(Text(str(number), style="yellow"), Text(f"{', '.join(methods)}: {reason}"))
-    return Group(table, listed)
+    return Group(table, listed, *filter(None, [footnote(marks(verdicts))]))
 
 
 def marks(verdicts: Sequence[Verdict]) -> dict[str, list[str]]:

@@ -15,13 +15,14 @@ from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.statistics import beats
-from foveate.bench.summary import means, no_better_than_random
+from foveate.bench.summary import kept_everything, means, no_better_than_random
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_whole
 from foveate.report import heat, numbers, story
 from foveate.report.bench_charts import layer_charts, mean_chart, probe_chart, task_charts
 from foveate.report.gallery import gallery
 from foveate.report.looks import MARKERS, looks
+from foveate.report.training_mark import needs_training
 
 _MOST_LINES = 9
 """More methods than that, and a chart begins with those on the front alone."""
@@ -75,6 +76,8 @@ def page(folder: Results) -> str:
         below_floor=[task for task in tasks if notes.get(task, {}).get("below_floor")],
         rankings=story.rankings(over_tasks),
         offers=story.offers(over_tasks),
+        for_training=[method for method in methods if needs_training(method)],
+        idle=story.by_method(kept_everything(records)),
         weak=story.by_method(weak),
         weak_count=len(weak),
         compared=len(compared),

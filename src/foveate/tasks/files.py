@@ -1,4 +1,4 @@
-"""Your own data as questions: a JSON-lines file, a parquet file, or a folder that Hugging Face ``datasets`` saved.
+"""Your own data as questions: JSON, CSV, TSV, parquet, or a folder that Hugging Face ``datasets`` saved.
 
 A row has these columns; what is wrong with one is said in a line that names file, row and column, before anything is asked.
 
@@ -6,7 +6,7 @@ image: a picture's path relative to the file (in a data set: or its bytes), or a
 question: a text, or a list of texts, the turns of a conversation about the pictures.
 answers (or answer): what counts as right, a text or a number or a list of them; of several turns a list with one such for
     each; for the metrics ``point`` and ``box`` a box ``x0 y0 x1 y1``, as text or as four numbers.
-metric, optional: a name in `foveate.tasks.metrics.METRICS` for this row.
+metric, optional: a name that `foveate.tasks.metrics.metric` knows, for this row.
 evidence, optional: a list of boxes ``[x0, y0, x1, y1]`` in pixels of the first picture, or a list of such lists, one for
     each picture; what shows the answer. An empty list: nothing does, as for "no".
 """
@@ -14,7 +14,7 @@ evidence, optional: a list of boxes ``[x0, y0, x1, y1]`` in pixels of the first 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import islice
 from math import ceil, floor, isfinite
@@ -30,11 +30,11 @@ from .metrics import BOXED, as_box
 from .metrics import metric as metric_of
 from .pictures import Lazy, Source, read_picture
 from .question import Question, Turn
+from .rows import Row, rows_of
 
 METRIC, MAX_NEW_TOKENS = "exact", 16
 """Of rows that name no metric, and of answers, unless something else is said."""
 
-Row = dict[str, Any]
 _MASK_SOURCE = tuple[tuple[int, int], tuple[tuple[float, ...], ...]]
 
 
@@ -63,9 +63,14 @@ def sift(
     path = Path(path)
     asked: list[Question] = []
     left_out: list[str] = []
-    for place, row in _rows(path):
+    tried: set[str] = set()
+    for place, row in rows_of(path):
         try:
             question = _question(row, path, metric, max_new_tokens)
+            if question.metric not in tried:
+                # One of the user's own that fails is to fail now, and not once the model has answered.
+                question.score([turn.answers[0] for turn in question.turns])
+                tried.add(question.metric)
         except FoveateError as error:
             raise FoveateError(f"data={str(path)!r}: {place}: {error}") from error
         reason = refusal(question.images)
@@ -85,7 +90,7 @@ def sift(
 def digest(path: str | Path, n: int | None = None) -> str:
     """What tells data sets apart: SHA-256 of the first ``n`` rows and of their pictures' files."""
     seen = sha256()
-    for _, row in islice(_rows(Path(path)), n):
+    for _, row in islice(rows_of(Path(path)), n):
         seen.update(json.dumps({**row, "image": None}, sort_keys=True, default=str).encode())
         for source in _sources(row, Path(path)):
             seen.update(source if isinstance(source, bytes) else source.read_bytes())
@@ -107,71 +112,6 @@ def _mark(asked: Question, seed: int) -> float:
     source = asked.images.sources[0]
     seen = sha256(f"{seed}:".encode() + (source if isinstance(source, bytes) else source.read_bytes()))
     return int.from_bytes(seen.digest()[:6], "big") / 2**48
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """The rows, each with the words that say where it is: ``line 3`` or ``row 3``."""
-    if not path.exists():
-        raise FoveateError(f"data={str(path)!r}: no such file")
-    if path.is_dir():
-        return _numbered(_saved_rows(path))
-    if path.suffix == ".parquet":
-        return _numbered(_parquet_rows(path))
-    return _json_rows(path)
-
-
-def _numbered(rows: Iterator[Row]) -> Iterator[tuple[str, Row]]:
-    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                reason = getattr(error, "msg", error)
-                raise FoveateError(f"data={str(path)!r}: {place}: is not JSON ({reason})") from error
-            if not isinstance(row, dict):
-                raise FoveateError(f"data={str(path)!r}: {place}: must be an object with image, question and answers")
-            yield place, row
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise _missing(path) from error
-    try:
-        with ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=64):
-                yield from batch.to_pylist()
-    except (OSError, ArrowException) as error:
-        raise FoveateError(f"data={str(path)!r}: is not a parquet file that can be read") from error
-
-
-def _saved_rows(path: Path) -> Iterator[Row]:
-    try:
-        from datasets import Dataset, load_from_disk
-    except ImportError as error:
-        raise _missing(path) from error
-    try:
-        saved = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise FoveateError(f"data={str(path)!r}: is no folder that datasets' save_to_disk wrote") from error
-    if not isinstance(saved, Dataset):
-        raise FoveateError(f"data={str(path)!r}: holds several splits; name the folder of one: {', '.join(sorted(saved))}")
-    # As Arrow a picture stays the bytes or the path that were saved.
-    for batch in saved.with_format("arrow").iter(batch_size=64):
-        yield from batch.to_pylist()
-
-
-def _missing(path: Path) -> FoveateError:
-    return FoveateError(f"data={str(path)!r}: needs the package datasets; pip install 'foveate[data]'")
 
 
 def _question(row: Row, path: Path, metric: str, max_new_tokens: int) -> Question:

@@ -1,16 +1,28 @@
-"""How a prediction is scored against the answers that count as right: every metric gives a number in 0..1."""
+"""How a prediction is scored against the answers that count as right: every metric gives a number in 0..1.
+
+Besides those here, a function of a prediction and the answers may be one: installed packages offer theirs by entry points of
+the group ``foveate.metrics``, and ``module:function`` names one that can be imported, from the working directory, too.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from numbers import Real
+from pathlib import Path
 
 from foveate.core.errors import FoveateError
 
 from .vqa import vqa
 
 Metric = Callable[[str, Sequence[str]], float]
+"""Of a prediction and the answers that count as right."""
+
+ENTRY_POINTS = "foveate.metrics"
 
 ANLS_THRESHOLD = 0.5
 """Share of a text that must be right before it counts as misspelt and not as wrong."""
@@ -57,8 +69,13 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
     1 - d with the edit distance d over the longer text's length, and 0 from d = 0.5 on; case and runs of spaces do not
     matter.
     """
+    try:
+        from rapidfuzz.distance.Levenshtein import normalized_distance
+    except ImportError as error:
+        raise FoveateError("metric='anls': needs the package rapidfuzz; pip install 'foveate[data]'") from error
     said = _plain(prediction)
-    return max(_similarity(said, _plain(answer)) for answer in answers)
+    distances = (normalized_distance(said, _plain(answer), score_cutoff=ANLS_THRESHOLD) for answer in answers)
+    return max(1 - distance if distance < ANLS_THRESHOLD else 0.0 for distance in distances)
 
 
 def point(prediction: str, answers: Sequence[str]) -> float:
@@ -95,10 +112,54 @@ BOXED = ("point", "box")
 
 
 def metric(name: str) -> Metric:
-    """The metric of a name; refuses others with the names there are."""
-    if name not in METRICS:
-        raise FoveateError(f"metric={name!r}: must be one of {', '.join(METRICS)}")
-    return METRICS[name]
+    """The metric of a name: one in `METRICS`, an entry point of the group ``foveate.metrics``, or ``module:function``.
+
+    Raises:
+        FoveateError: if there is none, or it cannot be imported. One that is not of `METRICS` raises it, too, where it fails
+            or gives anything but a number in [0, 1].
+    """
+    return METRICS[name] if name in METRICS else _own(name)
+
+
+@cache
+def _own(name: str) -> Metric:
+    """A metric that somebody else wrote."""
+    points = entry_points(group=ENTRY_POINTS)
+    found = list(dict.fromkeys(point.value for point in points if point.name == name))
+    if len(found) > 1:
+        raise FoveateError(
+            f"metric={name!r}: is offered by several packages; write the one that is meant: {', '.join(found)}"
+        )
+    if not found and not re.fullmatch(r"[\w.]+:[\w.]+", name):
+        known = ", ".join(dict.fromkeys([*METRICS, *sorted(point.name for point in points)]))
+        raise FoveateError(f"metric={name!r}: must be one of {known}, or a function of your own as module:function")
+    # As of a script there; behind all else, so that no file there hides a package.
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        score = EntryPoint(name, found[0] if found else name, ENTRY_POINTS).load()
+    # A module may die of anything as it is imported.
+    except Exception as error:
+        raise FoveateError(f"metric={name!r}: cannot be imported ({_reason(error)})") from error
+    if not callable(score):
+        raise FoveateError(f"metric={name!r}: is {type(score).__name__}; must be a function of a prediction and the answers")
+
+    def checked(prediction: str, answers: Sequence[str]) -> float:
+        try:
+            given = score(prediction, answers)
+        except Exception as error:
+            raise FoveateError(f"metric={name!r}: failed on the prediction {prediction!r} ({_reason(error)})") from error
+        if not isinstance(given, Real) or not 0 <= float(given) <= 1:
+            raise FoveateError(
+                f"metric={name!r}: gave {given!r} for the prediction {prediction!r}; must be a number in [0, 1]"
+            )
+        return float(given)
+
+    return checked
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def numbers(text: str) -> list[float]:
@@ -133,22 +194,3 @@ def _items(text: str) -> list[str]:
 
 def _plain(text: str) -> str:
     return " ".join(text.lower().split())
-
-
-def _similarity(said: str, wanted: str) -> float:
-    longest = max(len(said), len(wanted), 1)
-    # Lengths alone say how many edits there are at least, and most wrong answers differ a lot.
-    if abs(len(said) - len(wanted)) >= ANLS_THRESHOLD * longest:
-        return 0.0
-    distance = _edits(said, wanted) / longest
-    return 1 - distance if distance < ANLS_THRESHOLD else 0.0
-
-
-def _edits(one: str, other: str) -> int:
-    """Levenshtein distance: insertions, deletions and substitutions that turn one text into the other."""
-    row = list(range(len(other) + 1))
-    for i, left in enumerate(one, 1):
-        diagonal, row[0] = row[0], i
-        for j, right in enumerate(other, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
-    return row[-1]

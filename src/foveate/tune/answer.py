@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import foveate
 from foveate.checkpoint import Checkpoint
 from foveate.core.recipe import Recipe
 from foveate.core.report import Report
@@ -22,11 +21,12 @@ Answer = Callable[[Recipe, Sequence[Question]], Answered]
 
 @dataclass(frozen=True)
 class ModelAnswers:
-    """Answers with a model, in batches."""
+    """Answers with a model, in batches; ``advance`` is told how many more questions are answered."""
 
     checkpoint: Checkpoint
     batch_size: int
     seed: int
+    advance: Callable[[int], None] = lambda questions: None
 
     def __call__(self, recipe: Recipe, questions: Sequence[Question]) -> Answered:
         """Scores in the order of the questions."""
@@ -42,11 +42,12 @@ class ModelAnswers:
                 _, unmodified = self._ask(Recipe(), batch, 0)
                 for cost, ratio in _ratios(report, unmodified).items():
                     ratios[cost] = (*ratios.get(cost, ()), ratio)
+            self.advance(len(batch))
         return Answered(tuple(scores), tuple(kv), ratios)
 
     def _ask(self, recipe: Recipe, batch: Sequence[Question], seed: int) -> tuple[list[list[str]], Report]:
         longest = batch[0].max_new_tokens
-        with foveate.attach(self.checkpoint.model, recipe, seed=seed, companion=self.checkpoint.companion) as session:
+        with self.checkpoint.attach(recipe, seed) as session:
             if len(batch[0].turns) > 1:
                 (question,) = batch
                 said = [self.checkpoint.converse(question.images, [turn.prompt for turn in question.turns], longest)]

@@ -48,6 +48,7 @@ class Settings:
     digest: str | None = None
     metric: str | None = None
     max_new_tokens: int | None = None
+    artifacts: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON reads it back."""

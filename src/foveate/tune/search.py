@@ -29,8 +29,8 @@ class Watcher(Protocol):
     def tried(self, tried: Tried) -> None:
         """A trial is over."""
 
-    def validating(self, recipe: str, n: int) -> None:
-        """A recipe, or a baseline beside the winner, goes to so many held-out questions."""
+    def validating(self, recipe: str, n: int, answers: int) -> None:
+        """A recipe, or a baseline beside the winner, goes to so many held-out questions, which takes so many answers."""
 
 
 class Arena:

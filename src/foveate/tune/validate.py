@@ -84,7 +84,8 @@ def validate(
         if not questions:
             # A recipe that kept the promise in an earlier run may still come.
             continue
-        watcher.validating(candidate.recipe, len(questions))
+        # The unmodified model answers them, too.
+        watcher.validating(candidate.recipe, len(questions), 2 * len(questions))
         looks.append(_look(goal, candidate.recipe, answer, questions, (start, start + n), len(looks) + 1))
         journal.remember("looks", [asdict(look) for look in looks])
         if looks[-1].kept:
@@ -105,7 +106,7 @@ def baselines(
     keep = _keep_at_cost(goal.cost, names[0], winner.evidence.shares[goal.cost].value, arena)
     for name in names:
         recipe = Recipe((build(name, {"keep": keep}),))
-        watcher.validating(str(recipe), len(questions))
+        watcher.validating(str(recipe), len(questions), len(questions))
         answered = answer(recipe, questions)
         yield Baseline(
             str(recipe), Evidence.of(answered, winner.unmodified), paired(winner.answered.scores, answered.scores)

@@ -1,4 +1,4 @@
-"""A package of somebody else's, with a method of its own."""
+"""Stripes: keep every n-th column of the grid, for nothing more than an example of a package with a method of its own."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ class Stripes(ItemTokens):
     title = "Stripes"
     group = "before_llm"
     paper = "none"
+    helps = "Never: it is an example."
 
     keep: int | float = 0.5
     every: int = 2
+    """Columns from one that stays to the next."""
     positions: Positions = "auto"
 
     def select(self, images: ItemBatch, k: int) -> Tensor:

@@ -17,7 +17,8 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
 import foveate
 from foveate import checkpoint
@@ -44,6 +45,7 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
         device: str = "auto",
         dtype: str = "auto",
         companion: str | None = None,
+        artifacts: str | None = None,
         seed: int | str = 0,
         batch_size: int | str = 1,
     ) -> None:
@@ -55,6 +57,7 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
             device: ``auto``, ``cpu``, ``cuda``; with several processes each takes the GPU of its local rank.
             dtype: ``auto``, ``float32``, ``bfloat16``, ``float16``.
             companion: a CLIP checkpoint for methods that compare the question with the picture.
+            artifacts: a folder that ``foveate calibrate`` wrote.
             seed: seed of methods that draw.
             batch_size: requests answered together.
         """
@@ -62,7 +65,8 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
         self._recipe = Recipe.load(recipe) if recipe.endswith((".yaml", ".yml")) else Recipe.parse(recipe)
         self._size, self._seed = _whole("batch_size", batch_size), _whole("seed", seed, least=0)
         device = checkpoint.resolve_device(_of_this_process(device))
-        self._checkpoint = checkpoint.load(pretrained, device, checkpoint.resolve_dtype(dtype, device), companion)
+        dtype = checkpoint.resolve_dtype(dtype, device)
+        self._checkpoint = checkpoint.load(pretrained, device, dtype, companion, artifacts)
         self._cost = Cost()
         self._attach().detach()
 
@@ -121,12 +125,13 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
         for number, request in enumerate(requests):
             alike[repr(_generation(request))].append(number)
         answers: dict[int, _Answer] = {}
-        with tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as progress:
+        with Progress(console=Console(stderr=True), disable=self.rank != 0) as progress:
+            task = progress.add_task("Answering", total=len(requests))
             for numbers in alike.values():
                 for start in range(0, len(numbers), self._size):
                     batch = numbers[start : start + self._size]
                     answers.update(zip(batch, answer([requests[number] for number in batch]), strict=True))
-                    progress.update(len(batch))
+                    progress.advance(task, len(batch))
         return [answers[number] for number in range(len(requests))]
 
     def _ask(self, request: Instance) -> Callable[..., Any]:
@@ -155,7 +160,7 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
 
     def _attach(self) -> foveate.Session:
         seed = self._seed + len(self._cost.batches)
-        return foveate.attach(self._checkpoint.model, self._recipe, seed=seed, companion=self._checkpoint.companion)
+        return self._checkpoint.attach(self._recipe, seed)
 
 
 class _Rounds:

@@ -4,24 +4,25 @@ What it calls foreground is dilated by a 3 x 3 window, and every cell that stays
 positions of encoder and language model. Paper: "Index-Preserving Lightweight Token Pruning for Efficient Document
 Understanding in Vision-Language Models", arXiv 2509.06415. Follows the released code, which came without weights: text
 after an image follows its largest kept position; ``text_after="keep"`` leaves it where it was. Reconstructed: an image that
-is all background keeps its most likely cell; the size of cells is the model's. `train` fits a classifier on labelled cells,
-without the paper's augmentation; ``foveate reference classifier`` does so for the reference model.
+is all background keeps its most likely cell; the size of cells is the model's. ``foveate calibrate index_preserving`` trains
+a classifier on pictures of which is known where they show what counts, without the paper's augmentation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from foveate.core.device import upload
+from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Tokens
-from foveate.core.parameters import In, Odd
+from foveate.core.method import ModelCall, Offline, Tokens
+from foveate.core.parameters import AtLeast, In, Odd
 from foveate.core.reduction import Reduction
 from foveate.core.registry import register
 from foveate.core.roles import VISUAL
@@ -31,6 +32,9 @@ from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.core.tunable import Range, Tunable
 from foveate.ops.select import top_k
+
+MEASURED = 10
+"""At calibration, every tenth picture is not learnt from: the classifier is measured on it."""
 
 
 def cell_logits(cells: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
@@ -80,6 +84,7 @@ def train(
     seed: int = 0,
     rate: float = 1e-4,
     batch: int = 256,
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """Fit a classifier: AdamW on binary cross-entropy, half of every batch foreground; the best of the held-out tenth stays.
 
@@ -91,15 +96,23 @@ def train(
         seed: of weights and batches.
         rate: learning rate.
         batch: cells a batch.
+        advance: called after each step.
 
     Returns:
         The weights of `cell_logits`.
+
+    Raises:
+        FoveateError: if all cells are of one kind.
     """
     generator = torch.Generator().manual_seed(seed)
     flat, labels = cells.flatten(1).float(), labels.bool()
     order = torch.randperm(len(flat), generator=generator)
     held_out, rest = order[: len(order) // 10], order[len(order) // 10 :]
     kinds = [rest[labels[rest]], rest[~labels[rest]]]
+    if not all(map(len, kinds)):
+        raise FoveateError(
+            "index_preserving: is to learn from pictures that show what counts in some cells, not in all or none"
+        )
     pixels = flat.shape[1]
     weights = {
         "norm_weight": torch.ones(pixels),
@@ -120,6 +133,7 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
         optimiser.step()
+        advance()
         if step % 200 == 0 or step == steps:
             with torch.no_grad():
                 right = ((cell_logits(flat[held_out], weights) > 0) == labels[held_out]).float().mean().item()
@@ -130,36 +144,40 @@ def train(
 
 @register
 @dataclass(frozen=True)
-class IndexPreserving(Tokens):
+class IndexPreserving(Tokens, Offline):
     """Encode foreground cells only, each at its original place. Costs one host sync: how many there are."""
 
     name = "index_preserving"
     title = "Index-Preserving Pruning"
     group = "before_encoder"
     paper = "arXiv 2509.06415"
+    helps = (
+        "Documents and screens, of which much is empty: background is not even encoded, so the encoder's time falls "
+        "with the rest."
+    )
     needs = ("a trained cell classifier",)
     identity_at = {"threshold": -1e9}  # noqa: RUF012
+    marked = True
 
     threshold: Annotated[float, In(-1e9, 1e9)] = 0.0
-    """On the logit: cells above it are foreground."""
+    """On the classifier's logit: cells above it are foreground. 0 = as likely as not; higher keeps less."""
     kernel: Annotated[int, Odd()] = 3
     """Width of the dilation in cells; 1 = none."""
     text_after: Literal["follow", "keep"] = "follow"
+    """Positions of text behind an image: ``"follow"`` its largest kept one, ``"keep"`` their own."""
+    steps: Annotated[int, AtLeast(1)] = 4000
+    """At calibration: batches that the classifier is trained on."""
 
     def check(self, traits: Traits) -> str | None:
         """Needs the encoder's input, and a classifier of its cells."""
         reason = traits.refuse_sites("patches")
         if reason is not None:
             return f"{reason}; use a method that acts behind the encoder, such as uniform"
-        numbers = traits.numbers(self.name, {})
-        if traits.cell is None or numbers is None:
-            return (
-                "needs a classifier of this model's cells in its folder; fit one with "
-                "foveate.methods.before_encoder.index_preserving.train (reference model: `foveate reference classifier`)"
-            )
-        if tuple(numbers["cell"]) != traits.cell:
-            return f"its classifier reads cells {tuple(numbers['cell'])}, this model has {traits.cell}; train it again"
-        return None
+        reason = self.refuse_numbers(traits, "needs a classifier of this model's cells")
+        numbers = self.numbers(traits)
+        if reason is None and numbers is not None and tuple(numbers["cell"]) != traits.cell:
+            return f"its classifier reads cells {tuple(numbers['cell'])}, this model has {traits.cell}; calibrate it again"
+        return reason
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Before the encoder."""
@@ -177,6 +195,40 @@ class IndexPreserving(Tokens):
         """Copies of the pixels, and the classifier's features."""
         cells = shape.images * shape.image_rows
         return shape.edits + 6 * cells * (shape.cell + 256) * FLOAT
+
+    def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
+        """The classifier, and shares on pictures that it did not learn from, at this threshold and dilation.
+
+        ``accuracy`` on cells, ``foreground`` among them, cells ``kept`` once dilated, the ``recall`` of foreground by these.
+        """
+        cells, labels, measured, pictures = list[Tensor](), list[Tensor](), list[tuple[Tensor, Tensor, Layout, Tensor]](), 0
+        for x, shown, layout in call.cells():
+            held_out = (torch.arange(pictures, pictures + len(x)) + 1) % MEASURED == 0
+            pictures += len(x)
+            learnt = layout.valid & ~held_out[:, None]
+            cells.append(x[learnt])
+            labels.append(shown[learnt])
+            measured.append((x[held_out], shown, layout, held_out))
+        if pictures < MEASURED:
+            raise FoveateError(f"{self.name}: calibration needs {MEASURED} pictures or more, and there are {pictures}")
+        call.begin("training", self.steps)
+        weights = train(torch.cat(cells), torch.cat(labels), steps=self.steps, advance=call.advance)
+        shares = self._measured(measured, weights)
+        return {"cell": list(call.traits.cell or ()), **shares, **weights}
+
+    def _measured(
+        self, pictures: Sequence[tuple[Tensor, Tensor, Layout, Tensor]], weights: Mapping[str, Tensor]
+    ) -> dict[str, float]:
+        """Shares on the held-out pictures of each batch: their cells, what all of it show, its layout, which they are."""
+        parts = []
+        for x, shown, layout, held_out in pictures:
+            found = torch.zeros_like(shown)
+            found[held_out] = cell_logits(x, weights) > self.threshold
+            kept, there = dilated(found, layout, self.kernel), layout.valid & held_out[:, None]
+            parts.append(torch.stack([found[there], shown[there], kept[there]]))
+        found, shown, kept = torch.cat(parts, dim=1)
+        shares = {"accuracy": found == shown, "foreground": shown, "kept": kept, "recall": kept[shown]}
+        return {name: share.float().mean().item() for name, share in shares.items() if len(share)}
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Classify, dilate, keep at least one cell of each image."""

@@ -62,16 +62,22 @@ class CDPruner(ItemTokens):
     title = "CDPruner"
     group = "before_llm"
     paper = "arXiv 2506.10967"
+    helps = (
+        "Small budgets and a question about one thing among many: what is kept differs with the question and does not "
+        "repeat itself."
+    )
     asks = True
     needs = ("projected tokens", "question embeddings, or a companion text tower")
 
     keep: int | float = 64
     relevance: Literal["auto", "clip", "embedding"] = "auto"
-    """``"auto"`` asks the companion if there is one and the language model's own embeddings otherwise."""
+    """Where relevance to the question comes from: the companion's space (``"clip"``), the language model's own embeddings
+    (``"embedding"``), or the first if there is a companion (``"auto"``).
+    """
     negate: bool = True
     """Whether the companion's cosine counts against a token, as released for CLIP; other towers may not need it."""
     weight: Annotated[float, In(0, 1)] | None = None
-    """Of relevance against diversity, in [0, 1]; None = 1 with a companion, 0.5 without, as in either code."""
+    """Of relevance against diversity; None = 1 with a companion, 0.5 without, as in either code."""
     positions: Positions = "auto"
 
     def check(self, traits: Traits) -> str | None:

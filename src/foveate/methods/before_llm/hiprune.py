@@ -78,14 +78,19 @@ class HiPrune(ItemTokens):
     title = "HiPrune"
     group = "before_llm"
     paper = "arXiv 2508.00553"
+    helps = "One choice for any question: no question is read, so a picture may be encoded and pruned before anybody asks."
     needs = ("encoder attention columns (2 layers)", "whole grids")
     needs_grid = True
 
     keep: int | float = 64
     alpha: Annotated[float, In(0, 1)] = 0.1
+    """Share of the budget that goes to anchors and their four neighbours each; registers fill the rest."""
     object_layer: Annotated[int, AtLeast(1)] | None = None
-    """Counted from 1, as in the paper; None = 3/8 of the depth (9 of 24)."""
+    """Middle layer of the encoder that ranks anchors, counted from 1 as in the paper; None = 3/8 of the depth (9 of 24)."""
     border: Border = "intersect"
+    """What neighbours outside the grid stand for: their own anchor (``"intersect"``), or the first or last token
+    (``"clamp"``, as released).
+    """
     positions: Positions = "auto"
 
     def check(self, traits: Traits) -> str | None:

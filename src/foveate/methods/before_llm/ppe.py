@@ -89,15 +89,23 @@ class PPE(Tokens):
     title = "PPE"
     group = "before_llm"
     paper = "arXiv 2510.22936"
+    helps = "Where merging costs the sense of place (reading, counting, layouts): positions of merged members live on."
+    trained = (
+        "the main results of its paper are of models that were fine-tuned with it; the paper reports larger losses without"
+    )
     needs = ("projected tokens", "rotary positions by part of each axis")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 0.45
-    """Of the tokens of each image (each frame of a video) that are alive, at every site."""
+    """Tokens that are left of those alive, in each grid (a picture, or one tile or view of it), each frame of a video on
+    its own, at every site.
+    """
     capacity: Annotated[int, AtLeast(1)] | None = None
     """K, positions of a merged token; None = the most that divide every axis, up to 8 for three axes (32 for one)."""
     neighbours: Annotated[int, AtLeast(1)] = 5
+    """Nearest tokens by which the density around a token is measured; fewer where few clusters are asked for."""
     order: Literal["index", "distance"] = "index"
+    """Which K members hand on their positions: the last by index, or those closest to the centre (``"distance"``)."""
     arrange: Literal["score", "raster"] = "score"
     """Order in which an image's merged tokens stand: the released one, or that of the cluster centres in the image."""
     layers: Annotated[tuple[int, ...], Layers(0)] = ()

@@ -160,16 +160,22 @@ class PruMerge(Tokens):
     title = "PruMerge"
     group = "before_llm"
     paper = "arXiv 2403.15388"
+    helps = "Pictures that differ in how much they hold: without ``keep`` each has as many tokens as stand out in it."
+    trained = "the main results of its paper are of a model that was fine-tuned with it (LoRA)"
     needs = ("encoder queries and keys (1 block)", "rows before the projector")
 
     keep: Annotated[int | float, Keep()] | None = None
-    """Tokens of each image; None = as many as there are outliers."""
+    """Tokens that are left of each grid (a picture, or one tile or view of it); None = as many as there are outliers."""
     plus: bool = False
+    """Whether an even grid of tokens stays, too (PruMerge+)."""
     fence: Annotated[float, AtLeast(0)] = 1.5
+    """How many interquartile ranges above the third quartile a token's attention is an outlier; without ``keep``."""
     neighbours: Annotated[int, AtLeast(0)] = 32
+    """Tokens that are merged into each one that stays."""
     layer: Annotated[int, AtLeast(0)] | None = None
     """Block whose queries and keys are read; None = the one behind the features, which is fed the same tokens."""
     reading: Reading = "code"
+    """Whether to merge as the published code does or as the paper says: see above."""
 
     def budget(self) -> Budget | None:
         """Tokens to keep of each image, if that is not left to the image."""

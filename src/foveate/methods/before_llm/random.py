@@ -36,6 +36,7 @@ class Random(ItemTokens):
     title = "Random selection"
     group = "before_llm"
     paper = "baseline"
+    helps = "As a baseline: what another method keeps of the score beyond this one is what its choice is worth."
 
     keep: int | float = 0.25
     positions: Positions = "auto"

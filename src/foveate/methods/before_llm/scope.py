@@ -32,12 +32,16 @@ class Scope(ItemTokens):
     title = "SCOPE"
     group = "before_llm"
     paper = "arXiv 2510.24214"
+    helps = "Any question: no question is read, and what is kept covers what the picture holds beside what stands out."
     needs = ("CLS token (or saliency='received')", "encoder attention", "encoder features")
 
     keep: int | float = 64
     alpha: Annotated[float, AtLeast(0)] = 1.0
+    """Exponent of the saliency: 0 = coverage alone, more = saliency counts for more."""
     combine: Combine = "multiply"
+    """Whether what a token would cover and its saliency are multiplied or added."""
     saliency: Literal["cls", "received"] = "cls"
+    """Attention of CLS, or the mean attention that a token received (``"received"``), for encoders without CLS."""
     positions: Positions = "auto"
 
     def check(self, traits: Traits) -> str | None:

@@ -41,6 +41,7 @@ class Uniform(ItemTokens):
     title = "Uniform (stratified) selection"
     group = "before_llm"
     paper = "baseline"
+    helps = "As a baseline, and as a choice that costs nothing and reads nothing."
     needs_grid = True
 
     keep: int | float = 0.25

@@ -113,19 +113,28 @@ class Folder(Tokens):
     title = "FOLDER"
     group = "in_encoder"
     paper = "arXiv 2501.02430"
+    helps = "Any question: no question is read, and what is alike is merged, not lost. Encoders without CLS take it, too."
     needs = ("encoder keys and CLS attention (1 block), or nothing (form='features')",)
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 192
+    """Tokens that are left of each grid (a picture, or one tile or view of it)."""
     form: Literal["auto", "encoder", "features"] = "auto"
+    """Between attention and MLP of the last block (``"encoder"``), behind the projector (``"features"``), or the first
+    where the model allows it (``"auto"``).
+    """
     alpha: Annotated[float, AtLeast(0)] = 5.0
     """How much attention of CLS protects a token from moving, in units of ``constant``; encoder form only."""
     constant: Annotated[float, AtLeast(0)] = 100.0
-    """100 in the LLaVA version, 30 in folder.py."""
+    """Scale of CLS attention beside similarity: 100 in the LLaVA version, 30 in folder.py; encoder form only."""
     merge_attention: MergeAttention = "mean"
-    """``"mean"`` in the LLaVA version, ``"sum"`` in folder.py."""
+    """What attention of CLS a merged token has: the ``"mean"`` of its members' (LLaVA version) or the ``"sum"``
+    (folder.py).
+    """
     order: Literal["auto", "grouped", "raster"] = "auto"
-    """Of the tokens: as published, ``"grouped"`` in the encoder and ``"raster"`` of features."""
+    """In which the tokens stand: ``"grouped"`` as published in the encoder, ``"raster"`` as published of features,
+    ``"auto"`` as either does.
+    """
     scale: bool = False
     """Whether tokens are multiplied by 1 + ln size, under folder.py's condition; with ``form="features"``."""
 

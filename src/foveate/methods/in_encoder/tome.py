@@ -72,10 +72,12 @@ class ToMe(Tokens):
     title = "ToMe"
     group = "in_encoder"
     paper = "arXiv 2210.09461"
+    helps = "Where the encoder's own time matters: its later blocks already run on fewer tokens."
     needs = ("encoder keys (all blocks)", "access between attention and MLP")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 192
+    """Tokens that are left of each grid (a picture, or one tile or view of it); not read where ``r`` is given."""
     r: Annotated[int, AtLeast(0)] | tuple[Annotated[int, AtLeast(0)], ...] | None = None
     """Tokens to merge in each block, instead of ``keep``: the same number, or one for each block."""
     inflect: Annotated[float, In(-1, 1)] = 0.0

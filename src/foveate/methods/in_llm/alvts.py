@@ -94,15 +94,19 @@ class ALVTS(Routing, Offline):
     title = "ALVTS"
     group = "in_llm"
     paper = "arXiv 2606.14277"
+    helps = "Where no token may be lost for good: what one layer passes by, a later one may pick."
     needs = ("low-rank selectors (calibrated)",)
     identity_at = {"keep": 1.0, "ratios": None}  # noqa: RUF012
     bound = ("head_mode", "causal", "rope", "rank", "steps", "rate")
 
     keep: Annotated[int | float, Keep()] = 1 / 3
+    """Visual tokens of a sample that each layer works on, all of its pictures together."""
     ratios: Annotated[tuple[float, ...], Shares()] | None = None
     """A share for each layer instead of ``keep``; 0 leaves a layer to the text alone."""
     head_mode: HeadMode = "mean"
+    """Whether the selector has a softmax for each head and averages, or one over the full width (``"joint"``)."""
     causal: bool = True
+    """Whether a token's attention is to earlier rows only."""
     rope: bool = False
     """Whether the selector rotates its queries and keys."""
     rank: Annotated[int, AtLeast(1)] | None = None
@@ -173,6 +177,7 @@ class ALVTS(Routing, Offline):
             for factor in of_layer:
                 factor.requires_grad_()
         fits = [torch.optim.Adam(of_layer, self.rate) for of_layer in factors]
+        call.begin("aligning", max(self.steps, 1))
         width = 0
         for step, (layout, seen) in enumerate(_batches(call, signals, max(self.steps, 1))):
             for layer in layers:

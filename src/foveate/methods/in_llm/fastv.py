@@ -40,13 +40,18 @@ class FastV(Tokens):
     title = "FastV"
     group = "in_llm"
     paper = "arXiv 2403.06764"
+    helps = "As the plainest method in the LLM: it reads one row of attention. Others are measured against it."
     needs = ("decoder attention row (1 layer)",)
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     layer: Annotated[int, AtLeast(1)] = 2
+    """Decoder layer before which tokens are dropped, counted from 0: those before it run on all tokens."""
     keep: Annotated[int | float, Keep()] = 0.5
+    """Visual tokens that are left of a sample, all of its pictures together."""
     score: Literal["last", "all"] = "last"
+    """Attention of the last prompt token (``"last"``), or the mean over all rows that see a token (``"all"``)."""
     rounding: Rounding = "round"
+    """How a share becomes a count."""
 
     def budget(self) -> Budget:
         """Visual tokens to keep of each sample."""

@@ -54,12 +54,14 @@ class Feather(Tokens):
     title = "FEATHER"
     group = "in_llm"
     paper = "arXiv 2412.13180"
+    helps = "Where FastV keeps the bottom of a picture whatever is asked, as the paper found: finding things and places."
     needs = ("decoder queries and keys, not rotated (2 layers)",)
     identity_at = {"kappa": 1.0, "keep2": None}  # noqa: RUF012
 
     kappa: Annotated[float, In(0, 1)] = 0.3
     """Share that attention chooses in the first cut; the grid comes on top, so how many stay differs by sample."""
     stride: Annotated[int, AtLeast(1)] = 3
+    """Every so many rows and columns a token stays in the first cut; 1 keeps all."""
     layers: Annotated[tuple[int, ...], Layers(stages=2)] | None = None
     """The cuts are made before these, by the queries and keys of the layers before them; None = 8 and 16 of 32."""
     keep2: Annotated[float, In(0, 1)] | None = None

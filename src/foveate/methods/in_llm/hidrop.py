@@ -55,18 +55,24 @@ class HiDrop(Tokens, Routing):
     title = "HiDrop"
     group = "in_llm"
     paper = "arXiv 2602.23699"
-    needs = ("decoder queries and keys (1 layer for each stage)", "a checkpoint trained for it")
+    helps = "Models that were trained with this schedule."
+    trained = (
+        "the models of its paper were trained with this schedule; others never saw raw projector outputs in the "
+        "middle of their layers"
+    )
+    needs = ("decoder queries and keys (1 layer for each stage)",)
     identity_at = {"late_entry": 1, "layer_list": (), "keep_list": (), "early_exit": 0}  # noqa: RUF012
 
     preset: Literal["tok48", "tok64", "tok80"] = "tok64"
+    """Schedule of what is not given: about so many tokens in the mean over the layers of LLaVA-1.5-7B."""
     late_entry: Annotated[int, AtLeast(1)] | None = None
-    """First layer that visual tokens run through."""
+    """First layer that visual tokens run through, counted from 1; None = 9 of 32."""
     layer_list: Annotated[tuple[int, ...], Layers()] | None = None
-    """Layers after which tokens are dropped, by the attention of the next one."""
+    """Layers, counted from 1, after which tokens are dropped, by the attention of the next one; None = the preset's."""
     keep_list: tuple[Annotated[int | float, CountOrShare("tokens")], ...] | None = None
-    """What stays of each prompt after each of them: a count, or a share of the original tokens."""
+    """What stays of each prompt after each of them: a count, or a share of the original tokens; None = the preset's."""
     early_exit: Annotated[int, AtLeast(0)] | None = None
-    """First layer without visual tokens; 0 = none."""
+    """First layer without visual tokens, counted from 1; 0 = none; None = 25 of 32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -102,14 +102,20 @@ class IVCPrune(Tokens):
     title = "IVC-Prune"
     group = "in_llm"
     paper = "arXiv 2602.03060"
+    helps = (
+        "Questions about where things are: tokens that carry the sense of position stay. The caches of earlier layers "
+        "are cut, too."
+    )
     needs = ("decoder values (1 layer)", "rotary tables whose halves turn into each other")
     identity_at = {"target": 1.0, "context": 1.0}  # noqa: RUF012
     cuts_caches = True
 
     layer: Annotated[int, AtLeast(1)] | None = None
-    """Tokens go at its input; None = 16 of 32, or 16 of 28 under M-RoPE."""
+    """Tokens go at its input, counted from 0; None = 16 of 32, or 16 of 28 under M-RoPE."""
     mode: Literal["auto", "fixed", "union"] = "auto"
-    """Auto is fixed under M-RoPE, else union."""
+    """Whether the foreground fills up to ``target`` (``"fixed"``) or ``context`` is added to anchors and seeds
+    (``"union"``); ``"auto"`` is fixed under M-RoPE, else union.
+    """
     target: Annotated[float, In(0, 1)] = 0.5
     """Share of each image that stays (fixed), unless anchors and seeds are more."""
     context: Annotated[float, In(0, 1)] = 0.2

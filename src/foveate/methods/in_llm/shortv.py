@@ -49,12 +49,14 @@ class ShortV(Routing, Offline):
     title = "ShortV"
     group = "in_llm"
     paper = "arXiv 2504.00502"
+    helps = "Where no token may be lost: all stay in the cache, and layers that do little for them are spared."
     needs = ("layer order (calibrated, or preset)", "a mask-capable attention kernel")
     identity_at = {"layers": ()}  # noqa: RUF012
 
     frozen: Annotated[int | float, CountOrShare("layers")] = 0.6
+    """How many of the least contributing layers, or which share of all layers."""
     layers: Annotated[tuple[int, ...], Layers(0, any_order=True)] | None = None
-    """Exactly these layers, instead of the ``frozen`` first ones of the order."""
+    """Exactly these layers, counted from 0, instead of the ``frozen`` first ones of the order."""
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, int):
@@ -98,6 +100,7 @@ class ShortV(Routing, Offline):
 
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
         """Freeze one layer at a time and see how far the last prompt token's distribution moves."""
+        call.begin("freezing one layer at a time", (call.traits.decoder_layers + 1) * call.batches)
         original = call.logits(Recipe())
         contribution = torch.stack(
             [

@@ -77,12 +77,14 @@ class TransPrune(Tokens):
     title = "TransPrune"
     group = "in_llm"
     paper = "arXiv 2507.20630"
+    helps = "Where attention alone misleads: how layers change a token counts as much as what the question attends to."
     needs = ("both halves of some decoder layers", "decoder queries and keys (1 layer for each stage)")
     identity_at = {"layers": None, "ratios": (1.0, 1.0, 1.0)}  # noqa: RUF012
 
     layers: Annotated[tuple[int, ...], Layers()] | None = None
     """Layers, counted from 1, after which tokens are dropped; None = 7, 9 and 12 of 32."""
     ratios: Annotated[tuple[float, ...], Shares()] = (0.875, 0.625, 0.125)
+    """Share of the original visual tokens of a sample that stays after each of ``layers``."""
     accumulate: Annotated[tuple[int, ...], Layers()] | None = None
     """Layers, counted from 1, whose transitions add up; None = from the first to the last of ``layers``."""
 

@@ -45,13 +45,16 @@ class V2Drop(Tokens):
     title = "V2Drop"
     group = "in_llm"
     paper = "arXiv 2509.01552"
+    helps = "Where attention is not to be looked at: only hidden states are read."
     needs = ("decoder hidden states (1 layer for each stage)",)
     identity_at = {"layers": None, "ratios": (1.0, 1.0, 1.0)}  # noqa: RUF012
 
     layers: Annotated[tuple[int, ...], Layers()] | None = None
-    """None = 3, 17 and 22 of 32."""
+    """Decoder layers, counted from 0, before which tokens are dropped; None = 3, 17 and 22 of 32."""
     ratios: Annotated[tuple[float, ...], Shares()] = (0.5, 0.5, 0.0)
-    """Of the current count of each image; at least one token stays."""
+    """Share that stays before each of them, of the current count in each grid (a picture, or one tile or view of it); at
+    least one token stays.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -137,18 +137,28 @@ class MixKV(Cache, Offline):
     title = "MixKV"
     group = "kv_cache"
     paper = "arXiv 2510.20707"
+    helps = "Long answers to prompts that repeat themselves (many pictures, videos): entries like others make room."
     needs = ("decoder attention rows (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 0.5
-    """Share of the prompt, or entries of a head, the window included; the mean over layers and heads."""
+    """Share of the prompt, or entries of a head, text and pictures alike, the window included; the mean over layers and
+    heads.
+    """
     host: Literal["snapkv", "pyramidkv", "adakv"] = "snapkv"
+    """Which budgets: the same everywhere (``"snapkv"``), falling with depth (``"pyramidkv"``), by head (``"adakv"``)."""
     window: Annotated[int, AtLeast(1)] = 32
+    """Queries at the end of the prompt whose attention counts; their own entries stay. A prompt not longer is left alone."""
     kernel: Annotated[int, Odd()] = 5
+    """Width, in entries, of the pooling of scores along the prompt."""
     pooling: Literal["average", "max"] = "average"
+    """Kind of that pooling."""
     redundancy: Literal["online", "table"] = "online"
+    """Whether how alike keys are is measured on each prompt, or read from the numbers of ``foveate calibrate mixkv``
+    (``"table"``).
+    """
     beta: Annotated[int, AtLeast(1)] = 20
-    """PyramidKV: how steeply budgets fall."""
+    """PyramidKV: how steeply budgets fall: the last layer has about 1/beta of the mean."""
     floor: Annotated[float, In(0, 1)] = 0.2
     """AdaKV: share of the budget that every head has."""
     normalise: bool = True

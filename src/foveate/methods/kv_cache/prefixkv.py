@@ -131,16 +131,23 @@ class PrefixKV(Cache, Offline):
     title = "PrefixKV"
     group = "kv_cache"
     paper = "arXiv 2412.03409"
+    helps = (
+        "Long answers: layers whose attention is spread keep more than others, and the cache keeps its share while it grows."
+    )
     needs = ("decoder attention columns (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
     bound = ("start_size",)
 
     keep: Annotated[int | float, Keep()] = 0.8
-    """Share of the prompt, or entries, that stays in a layer on average."""
+    """Share of the prompt, or entries, text and pictures alike, that stays in a layer on average."""
     search: Literal["exact", "bisect", "offline"] = "exact"
+    """How numbers of entries are found: to the entry, as released (``"bisect"``), or from the numbers of ``foveate
+    calibrate prefixkv`` (``"offline"``).
+    """
     start_size: Annotated[int, AtLeast(0)] = 1
+    """First entries of the prompt that always stay."""
     distance: int = -25
-    """Where decoding evicts, from the end of what is left of the prompt; a positive number is the place itself."""
+    """Where decoding evicts, in entries from the end of what is left of the prompt; if positive, the place itself."""
 
     def check(self, traits: Traits) -> str | None:
         """A profile must be there to be read."""

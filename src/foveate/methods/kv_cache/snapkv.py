@@ -69,12 +69,16 @@ class SnapKV(Cache):
     title = "SnapKV"
     group = "kv_cache"
     paper = "arXiv 2404.14469"
+    helps = "Long answers and long prompts: what the question does not attend to need not be read at each step."
     needs = ("decoder attention rows (all layers)", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 0.5
+    """Share of the prompt, or entries, text and pictures alike, that stays in every layer, for each key-value head."""
     window: Annotated[int, AtLeast(1)] = 64
+    """Queries at the end of the prompt whose attention counts; their own entries stay. A prompt not longer is left alone."""
     kernel: Annotated[int, Odd()] = 5
+    """Width, in entries, of the pooling of scores along the prompt."""
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer."""

@@ -64,15 +64,18 @@ class SparseVILA(ItemTokens, Cache):
     title = "SparseVILA"
     group = "kv_cache"
     paper = "arXiv 2510.17777"
+    helps = (
+        "Conversations about one picture: each turn reads what its own question asks for, and leaves the rest to the next."
+    )
     needs = ("encoder attention (or keep=1.0)", "decoder attention rows of the question (all layers)", "cache ownership")
     identity_at = {"keep": 1.0, "decode_keep": 1.0}  # noqa: RUF012
 
     keep: int | float = 0.4
-    """Of each image's tokens, at prefill."""
+    """Visual tokens that stay at prefill, of each grid (a picture, or one tile or view of it)."""
     decode_keep: Annotated[int | float, Keep()] = 0.25
-    """Of a sample's cached visual entries, at decoding."""
+    """Visual entries that decoding reads, of those that a sample has in the cache."""
     encoder_layer: Annotated[int, AtLeast(0)] | None = None
-    """Counted from 0; None = the one that feeds the projector."""
+    """Encoder block whose attention says what is salient, counted from 0; None = the one that feeds the projector."""
     positions: Positions = "auto"
     """``"auto"`` is contiguous where positions are one row and ``"rank"`` under M-RoPE, as in the paper."""
 

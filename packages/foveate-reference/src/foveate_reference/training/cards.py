@@ -72,7 +72,7 @@ pipeline_tag: image-text-to-text
 {what} with {parameters:.1f} M parameters, trained on generated pictures, so that methods which remove visual tokens can be
 measured on a real model without a download or a GPU. It answers the questions of `foveate.tasks` and nothing else.
 {sees} Weights are stored in bfloat16.
-This page is written by `python -m foveate.reference evaluate`.
+This page is written by `python -m foveate_reference evaluate`.
 
 ## Accuracy
 Mean score on {questions:,} held-out questions per task (disjoint seed streams), greedy decoding in float32; 95 % Wilson
@@ -89,8 +89,8 @@ series of pictures. Small pictures come first, then large ones, tasks that half 
 Auxiliary losses: visual tokens should read as the words for what they show and where; their heads are not part of the
 checkpoint.
 
-Each stage is one `foveate reference extend` and begins with what the stages above it gave, the first with the weights of the
-small reference model wherever the two have the same. {how}
+Each stage is one `python -m foveate_reference extend` and begins with what the stages above it gave, the first with the
+weights of the small reference model wherever the two have the same. {how}
 
 | model | steps | pictures | minutes | looking | rate | gain | seed |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -107,7 +107,7 @@ pipeline_tag: image-text-to-text
 A LLaVA (CLIP vision tower, two-layer projector, Llama decoder) with {parameters:.1f} M parameters, trained from scratch on
 synthetic scenes, so that methods which remove visual tokens can be measured on a real model without a download or a GPU.
 It answers questions about up to six coloured shapes and a three-letter sign, and nothing else.
-This page is written by `python -m foveate.reference evaluate`.
+This page is written by `python -m foveate_reference evaluate`.
 
 ## Accuracy
 Share of right answers on {questions:,} held-out questions per task (disjoint seed streams), greedy decoding in float32;
@@ -134,5 +134,5 @@ grid, then all of it; last, for 300 steps, mostly windows whose patches take any
 location travels in the features and survives a method that renumbers tokens. Auxiliary losses: projected patches should read
 as the words for what they show and where, early patches should know which of their pixels are figure, and the vision tower's
 CLS token should match a caption of the scene (`text_tower/`). Auxiliary heads are not part of the checkpoint.
-Reproduce with `foveate reference train --folder runs/reference --seed {seed}`.
+Reproduce with `python -m foveate_reference train --folder runs/reference --seed {seed}`.
 """

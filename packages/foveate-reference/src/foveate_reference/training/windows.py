@@ -12,11 +12,11 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from foveate.reference.model import TOKEN_IDS, USER
 from foveate.tasks.scenes import COLOURS, LETTERS, SHAPES
 from foveate.tasks.spine import COLUMNS, GRID, PATCH, ROWS
 
 from .batches import Batch
-from .model import TOKEN_IDS, USER
 
 EARLY = 2
 

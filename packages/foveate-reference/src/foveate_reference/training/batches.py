@@ -12,11 +12,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from foveate.reference.model import ASSISTANT, END, PAD, TOKEN_IDS, USER
 from foveate.tasks.metrics import words
 from foveate.tasks.scenes import COLOURS, LETTERS, SHAPES, Scene, draw_scene
 from foveate.tasks.spine import GRID, KINDS, PATCH, Asked
-
-from .model import ASSISTANT, END, PAD, TOKEN_IDS, USER
 
 KIND_NAMES = tuple(KINDS)
 IGNORE = -100

@@ -1,4 +1,4 @@
-"""Training of the reference model, seeded and resumable, on CPU or GPU: ``python -m foveate.reference train``."""
+"""Training of the reference model, seeded and resumable, on CPU or GPU: ``python -m foveate_reference train``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import nn
-from tqdm import tqdm
+
+from foveate.reference.model import Dimensions, build_model, build_text_tower, save_checkpoint
 
 from .batches import KIND_NAMES, Batch, Window, draw_batch
-from .model import Dimensions, build_model, build_text_tower, save_checkpoint
 from .muon import Muon
 from .windows import PatchReadouts, answer_logits, encode
 
@@ -170,12 +171,10 @@ class Trainer:
         stream = BatchStream(self.settings, self.step, self.orders, self.shares)
         saved = time.monotonic()
         total = self.settings.all_steps
-        bar = tqdm(range(self.step, total), initial=self.step, total=total, mininterval=10)
         try:
-            for _ in bar:
+            for _ in track(range(self.step, total), "training", total=total, completed=self.step):
                 metrics = self.advance(stream.take(self.shares))
                 if self.step % 20 == 0:
-                    bar.set_postfix(answers=f"{metrics['answers']:.3f}", cells=metrics["cells"])
                     with (folder / "metrics.jsonl").open("a") as log:
                         log.write(json.dumps(metrics) + "\n")
                 if stopping():

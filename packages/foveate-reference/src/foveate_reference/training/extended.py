@@ -15,20 +15,13 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from foveate.tasks.board import DIGITS
-from foveate.tasks.scenes import SIZE
-from foveate.tasks.series import FRAMES
-from foveate.tasks.spine import PATCH, VOCABULARY
-
-from .model import (
+from foveate.reference.model import (
     ASSISTANT,
     CHAT_TEMPLATE,
     IMAGE,
@@ -39,8 +32,13 @@ from .model import (
     token_settings,
     vision_config,
 )  # fmt: skip
+from foveate.reference.picture_processor import VIDEO, PictureProcessor
+from foveate.tasks.board import DIGITS
+from foveate.tasks.scenes import SIZE
+from foveate.tasks.series import FRAMES
+from foveate.tasks.spine import PATCH, VOCABULARY
 
-VISION_START, VISION_END, VIDEO = "<vision>", "</vision>", "<video>"
+VISION_START, VISION_END = "<vision>", "</vision>"
 LINES = 24
 """Rows and columns of the largest pictures, in cells of 8 pixels."""
 
@@ -104,15 +102,6 @@ def build_qwen(dimensions: Dimensions = DEFAULT) -> Qwen2_5_VLForConditionalGene
         **token_settings(),
     )
     return _generating(Qwen2_5_VLForConditionalGeneration(config))
-
-
-class PictureProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor for pictures only: that of videos needs torchvision. Videos are given frame by frame."""
-
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
-        self.image_token, self.video_token = IMAGE, VIDEO
-        self.image_token_id, self.video_token_id = IDS[IMAGE], IDS[VIDEO]
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
 def tiles_processor() -> LlavaNextProcessor:

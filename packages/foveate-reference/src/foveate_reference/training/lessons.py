@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from foveate.reference.model import ASSISTANT, END, IMAGE, PAD, USER
 from foveate.tasks import DRAWN, SPINE, Turn
 from foveate.tasks.board import CELL, CHARACTERS, Board, Drawn, Mark, cell
 from foveate.tasks.metrics import words
@@ -20,7 +21,6 @@ from foveate.tasks.spine import KINDS as SPINE_KINDS
 from foveate.tasks.spine import KINDS_OF
 
 from .extended import IDS, KINDS, Kind
-from .model import ASSISTANT, END, IMAGE, PAD, USER
 
 IGNORE = -100
 NAMES: tuple[Sequence[str], ...] = (SHAPES, tuple(COLOURS), CHARACTERS)

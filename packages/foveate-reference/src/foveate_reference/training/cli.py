@@ -1,4 +1,4 @@
-"""Command line of the reference model: ``train`` and ``evaluate``."""
+"""Command line of the reference models: ``train``, ``extend`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from typing import Annotated
 
 import typer
 
+from foveate.cli.one_line import OneLineErrors
 from foveate.core.errors import FoveateError
 
-app = typer.Typer(help="Train and evaluate the embedded reference model.", no_args_is_help=True)
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Train and evaluate the reference models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 
 @app.command()
@@ -49,7 +57,8 @@ def extend(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train one of the larger models, or continue a run, and export it. Ctrl-C stops after the current step."""
-    from . import path
+    from foveate.reference import path
+
     from .extended import KINDS
     from .school import Settings, school
 
@@ -73,7 +82,8 @@ def evaluate(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Score every task and write evaluation.json and the model card into the checkpoint folder."""
-    from . import path
+    from foveate.reference import path
+
     from .evaluate import evaluate as run
 
     for result in run(folder or path(), questions, device):

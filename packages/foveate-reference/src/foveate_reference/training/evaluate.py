@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
+from rich.progress import track
 from transformers import AutoModelForImageTextToText
 
 from foveate.core.statistics import wilson
+from foveate.reference import processor as read_processor
 from foveate.tasks import SPINE, TASKS, VIDEOS, Question, majority, questions
 
-from . import processor as read_processor
 from .cards import TaskResult, model_card
 
 FLOORS = {
@@ -67,7 +67,7 @@ def evaluate(folder: Path, n: int = 2000, device: str = "cpu") -> list[TaskResul
     """Score every task, and write ``evaluation.json`` and the model card ``README.md`` into the checkpoint's folder."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     processor = read_processor(folder)
-    results = [evaluate_task(model, processor, task, n) for task in tqdm(TAUGHT[model.config.model_type])]
+    results = [evaluate_task(model, processor, task, n) for task in track(TAUGHT[model.config.model_type], "evaluating")]
     report = {result.task: {k: v for k, v in asdict(result).items() if k != "task"} for result in results}
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     parameters = sum(parameter.numel() for parameter in model.parameters())

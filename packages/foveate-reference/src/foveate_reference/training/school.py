@@ -1,4 +1,7 @@
-"""Training of the larger reference models by lessons, seeded and resumable, on CPU or GPU: ``foveate reference extend``."""
+"""Training of the larger reference models by lessons, seeded and resumable, on CPU or GPU.
+
+``python -m foveate_reference extend``.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
+
+from foveate.reference.model import IMAGE, Dimensions
 
 from .attention import PACKED, attend
 from .extended import IDS, KINDS, LINES, start_from
 from .lessons import IGNORE, NAMES, Batch, Lesson, draw_batch
-from .model import IMAGE, Dimensions
 from .teacher import Imitation
 from .train import be_nice, machine, optimizers, save_state, set_rate
 from .windows import packed_mask
@@ -231,13 +235,11 @@ class Schooling:
             for number in range(self.AHEAD):
                 ordered = self.orders[number : number + 1]
                 order(ordered[0] if ordered else self.settings.lesson(self.step + number, self.accuracy))
-            bar = tqdm(range(self.step, total), initial=self.step, total=total, mininterval=10)
-            for _ in bar:
+            for _ in track(range(self.step, total), "training", total=total, completed=self.step):
                 lesson, future = queue.popleft()
                 metrics = self.advance(future.result(), lesson)
                 order(self.settings.lesson(self.step + len(queue), self.accuracy))
                 if self.step % 20 == 0:
-                    bar.set_postfix(answers=f"{metrics['answers']:.3f}", lesson=name_of(lesson))
                     with (folder / "metrics.jsonl").open("a") as log:
                         log.write(json.dumps(metrics) + "\n")
                 if stopping():
