@@ -81,15 +81,23 @@ class CoIn(ItemTokens):
     title = "CoIn"
     group = "before_llm"
     paper = "CVPR 2026"
+    helps = (
+        "Questions about one thing among many: tokens near the question go first, the rest of the picture stays covered."
+    )
     needs = ("projected tokens", "question embeddings")
     asks = True
 
     keep: int | float = 64
     alpha: Annotated[float, In(0, 1)] = 0.5
+    """Share of the volume, the rest is the informativeness'."""
     beta: Annotated[float, In(0, 1)] = 0.5
+    """Share of a token's norm in its informativeness, the rest is its likeness to the question."""
     ridge: Annotated[float, AtLeast(1e-6)] = 1e-3
+    """What the determinant's diagonal is raised by, in mean squared norms of the tokens."""
     norm: Annotated[float, AtLeast(1)] = 2.0
+    """Which norm of a token is its salience: the p of Lp."""
     scale: Scale = "step"
+    """Whether gains in volume are scaled to [0, 1] over the candidates of each step, or taken as they are (``"raw"``)."""
     positions: Positions = "auto"
 
     def workspace(self, shape: Shape) -> int:

@@ -57,14 +57,21 @@ class DivPrune(Tokens):
     title = "DivPrune"
     group = "before_llm"
     paper = "arXiv 2503.02175"
+    helps = (
+        "Any question and any encoder: neither attention nor the question is read; what stands alone is not lost."
+    )
     needs = ("projected tokens",)
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 0.098
+    """Visual tokens that are left of a sample, all of its pictures together."""
     layer: Annotated[int, AtLeast(0)] = 0
-    """0 = before the language model, as in all that the paper reports."""
+    """Decoder layer before which tokens are dropped; 0 = before the language model, as in all that the paper reports."""
     rounding: Rounding = "round"
+    """How a share becomes a count."""
     positions: Positions = "auto"
+    """Rotary positions of what stays: ``"contiguous"`` (as if the prompt had been short), ``"anchor"`` (their own),
+    ``"rank"`` (as if the grid had been smaller), or contiguous where positions are one row, else their own (``"auto"``)."""
 
     def check(self, traits: Traits) -> str | None:
         """The layer must exist; contiguous positions have no meaning under M-RoPE."""

@@ -50,11 +50,14 @@ class SCoRe(ItemTokens):
     title = "SCoRe"
     group = "before_llm"
     paper = "CVPR 2026"
+    helps = "Any question: no question is read, and no part of the picture is left without a token that stands for it."
     needs = ("CLS token (or salience='received')", "encoder attention", "encoder features")
 
     keep: int | float = 64
     alpha: Annotated[float, AtLeast(0)] = 0.8
+    """Exponent of the salience: 0 = distance alone, large = the most salient alone."""
     salience: Literal["cls", "received"] = "cls"
+    """Attention of CLS, or the mean attention that a token received (``"received"``), for encoders without CLS."""
     positions: Positions = "auto"
 
     def check(self, traits: Traits) -> str | None:

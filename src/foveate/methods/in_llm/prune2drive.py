@@ -39,16 +39,20 @@ class Prune2Drive(Tokens):
     title = "Prune2Drive"
     group = "in_llm"
     paper = "arXiv 2508.13305"
+    helps = "Several views of one scene, of which some matter more: each has a share of its own."
     needs = ("hidden states (1 layer)",)
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 0.095
+    """Tokens that are left of each view that ``rates`` says nothing of."""
     rates: tuple[Annotated[float, In(0, 1)], ...] = ()
     """Share of each view that stays, at least one token; views beyond these have ``keep``."""
     layer: Annotated[int, AtLeast(0)] = 1
-    """0 = before the language model."""
+    """Decoder layer before which tokens are dropped, counted from 0; 0 = before the language model."""
     rounding: Rounding = "floor"
+    """How a share becomes a count."""
     positions: Positions = "anchor"
+    """Rotary positions of what stays: their own, or as `foveate.core.layout.Edit` says."""
 
     def check(self, traits: Traits) -> str | None:
         """The layer must exist; contiguous positions have no meaning under M-RoPE."""

@@ -39,6 +39,7 @@ class PyramidDrop(Tokens):
     title = "PyramidDrop"
     group = "in_llm"
     paper = "arXiv 2410.17247"
+    helps = "Long prompts whose question needs detail: shallow layers see everything, deep ones little."
     needs = ("decoder queries and keys (1 layer for each stage)",)
     identity_at = {"layers": None, "ratios": (1.0, 1.0, 1.0)}  # noqa: RUF012
 
@@ -47,6 +48,8 @@ class PyramidDrop(Tokens):
     ratios: Annotated[tuple[float, ...], Shares()] = (0.5, 0.25, 0.125)
     """Share of the original tokens that stays from each of them on."""
     positions: Positions = "auto"
+    """Rotary positions of what stays: renumbered at every stage where they are one row (``"contiguous"``),
+    else their own."""
 
     def fitted(self, traits: Traits) -> Self:
         """Stages at the paper's shares of the depth."""
