@@ -30,6 +30,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
+    "dart": [
+        {"keep": 6},
+        {"keep": 0.4, "layer": 1, "visual_pivots": 2, "text_pivots": 1},
+        {"keep": 5, "space": "embedding"},
+    ],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
