@@ -63,6 +63,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "snapkv": [{"keep": 0.5, "window": 4}],
     "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],
     "sparsevila": [{"keep": 6, "decode_keep": 0.5}, {"keep": 1.0, "decode_keep": 0.4}],
+    "sparsevlm": [
+        {"counts": (8, 5, 0.2)},
+        {"layers": (1, 3), "counts": (0.5, 2), "plus": True, "heads": 2},
+        {"layers": (2,), "rank": (0.9, 1.0), "positions": "anchor"},
+    ],
     "transprune": [{}, {"layers": (1, 3), "ratios": (0.6, 0.3), "accumulate": (1, 2)}],
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "v2drop": [{}, {"layers": (1, 3), "ratios": (0.5, 0.4)}],

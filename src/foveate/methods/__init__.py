@@ -22,6 +22,7 @@ from foveate.methods.in_llm.ivc_prune import IVCPrune
 from foveate.methods.in_llm.prune2drive import Prune2Drive
 from foveate.methods.in_llm.pyramiddrop import PyramidDrop
 from foveate.methods.in_llm.shortv import ShortV
+from foveate.methods.in_llm.sparsevlm import SparseVLM
 from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
 from foveate.methods.kv_cache.mixkv import MixKV
@@ -54,6 +55,7 @@ __all__ = [
     "ShortV",
     "SnapKV",
     "SparseVILA",
+    "SparseVLM",
     "ToMe",
     "TransPrune",
     "Uniform",
