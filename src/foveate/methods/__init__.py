@@ -25,6 +25,7 @@ from foveate.methods.in_llm.shortv import ShortV
 from foveate.methods.in_llm.sparsevlm import SparseVLM
 from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
+from foveate.methods.in_llm.vlm_pruner import VLMPruner
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
 from foveate.methods.kv_cache.snapkv import SnapKV
@@ -60,4 +61,5 @@ __all__ = [
     "TransPrune",
     "Uniform",
     "V2Drop",
+    "VLMPruner",
 ]
