@@ -1,12 +1,13 @@
 """DART: a few pivots with large keys, and the tokens that are least like them: duplicates go, whatever their importance.
 
 Paper: "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", arXiv 2502.11494. As the
-released code, likeness is that of the hidden states behind the model's final norm. Differs from it: pivots come in the
-order of their keys' L1 norm, visual ones first (there in the order of a Python set), and the budget is met exactly: too few
-are filled up by the largest norm of these states, of too many those with the smallest go, of equals the one chosen last.
+released code, likeness is that of the hidden states behind the model's final norm. Differs from it: pivots come in the order
+of their keys' L1 norm, visual ones first (there in the order of a Python set), and the budget is met exactly: too few are
+filled up by the largest norm of the hidden states, of too many those with the smallest go, of equals the one chosen last.
 ``space="embedding"`` is the variant of TensorRT-Edge-LLM (``--visualPrune``): the embeddings that enter the language model
-stand for keys and hidden states, and each grid has pivots and a budget of its own. Reconstructed: elsewhere all pictures of
-a prompt are one pool, and text is what stands behind the last of them.
+stand for keys and hidden states, and each grid has pivots and a budget of its own. Reconstructed: the norm that decides is
+that before the final norm, which makes all nearly equal; elsewhere all pictures of a prompt are one pool, and text is what
+stands behind the last of them.
 """
 
 from __future__ import annotations
@@ -45,12 +46,20 @@ def strongest(strength: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tenso
 
 
 def least_like(
-    states: Tensor, valid: Tensor, own: Tensor, others: Tensor, there: Tensor, targets: Sequence[int], quota: Quota
+    states: Tensor,
+    length: Tensor,
+    valid: Tensor,
+    own: Tensor,
+    others: Tensor,
+    there: Tensor,
+    targets: Sequence[int],
+    quota: Quota,
 ) -> Tensor:
     """Tokens in the order in which they are to stay: each pivot in turn takes its quota of those least like it.
 
     Args:
         states: ``[I, V, D]`` visual tokens, compared by cosine.
+        length: ``[I, V]`` by which too few are filled up, and too many cut.
         valid: ``[I, V]`` which of them there are.
         own: ``[I, p]`` the pivots among them, the first first.
         others: ``[I, t, D]`` states of the pivots among the text.
@@ -79,7 +88,7 @@ def least_like(
         takes = free & (rank < share) & there[:, step, None]
         turn = torch.where(takes, tokens * (step + 1) + rank, turn)
     order = turn.argsort(dim=1)  # no two that were chosen share a turn
-    for first in (states.norm(dim=2), (turn < never).float(), valid.float()):
+    for first in (length, (turn < never).float(), valid.float()):
         order = order.gather(1, first.gather(1, order).argsort(dim=1, descending=True, stable=True))
     return order
 
@@ -168,6 +177,7 @@ class DART(Tokens):
         text, text_there = strongest(strength[sample[:, None], asking.clamp(min=0)], asking, self.text_pivots)
         order = least_like(
             states[sample[:, None], index].float(),
+            x[sample[:, None], index].float().norm(dim=2),
             pools >= 0,
             own,
             states[sample[:, None], asking.clamp(min=0).gather(1, text)].float(),
