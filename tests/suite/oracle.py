@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from foveate.core.layout import Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.report import Trace
 from foveate.engine.decoding import Decoding
 from foveate.engine.run import Run
@@ -25,12 +25,15 @@ class Notes:
     Attributes:
         arriving: rows ``[B, n, D]`` that entered layer 0 in each forward that read images, None if the layer was routed.
         deepstack: with them, what the model adds to them in its first layers ``[B, n, L, D]``, if it does.
+        remade: with them, for each layer before which rows were merged or given new values: the tokens ``[B, k]`` in whose
+            places they stand, their hidden states ``[B, k, D]``, and what the model adds to them later.
         trace: of all turns, one after the other (that of a session is of the last one).
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
     deepstack: list[Tensor | None] = field(default_factory=list)
+    remade: list[dict[int, tuple[Tensor, Tensor, Tensor | None]]] = field(default_factory=list)
     trace: Trace = field(default_factory=Trace)
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
 
@@ -39,9 +42,17 @@ class Notes:
 def noting() -> Iterator[Notes]:
     """Take notes of every forward of every session."""
     notes = Notes()
-    enter, begin = Run.enter, Decoding.begin
+    enter, begin, apply = Run.enter, Decoding.begin, Run._apply
+
+    def applied(run: Run, layer: int, edit: Edit, x: Tensor) -> Tensor:
+        out = apply(run, layer, edit, x)
+        if layer > 0 and (edit.values is not None or edit.reduction.entries is not None):
+            notes.remade[-1][layer] = run.rows.layout.origin, out, run.state.get("prefill", "deepstack")
+        return out
 
     def noted(run: Run, layer: int, x: Tensor, kwargs: dict[str, Any]) -> Any:
+        if layer == 0 and run.rows.has_pictures:
+            notes.remade.append({})
         result = enter(run, layer, x, kwargs)
         if layer == 0:
             notes.held.append((run.rows.past, run.rows.given, []))
@@ -66,7 +77,7 @@ def noting() -> Iterator[Notes]:
         notes.held.append((past, 1, [tokens(cache) for cache in decoding.layers]))
         return begin(decoding, kwargs, given, past)
 
-    with patch.object(Run, "enter", noted), patch.object(Decoding, "begin", stepped):
+    with patch.object(Run, "enter", noted), patch.object(Run, "_apply", applied), patch.object(Decoding, "begin", stepped):
         yield notes
 
 
@@ -103,6 +114,8 @@ def masked_logits(
             x = args[0]
             if layer == 0 and notes is not None:
                 x = _arrived(x, notes, trace, starts)
+            elif notes is not None:
+                x = _remade(x, notes, starts, layer)
             if layer == 0:
                 given = positions[0] if positions else torch.arange(length).expand(1, batch, -1)
                 positions[:] = [_positions(given, trace, starts, number) for number in range(layers)]
@@ -136,13 +149,17 @@ def masked_logits(
         positions.append((given if given.ndim == 3 else given[None]).expand(-1, batch, -1))
         if notes is None or kwargs.get("deepstack_visual_embeds") is None:
             return None
-        where = kwargs["visual_pos_masks"]
-        rows = torch.zeros(batch, length, *notes.deepstack[0].shape[2:])  # type: ignore[union-attr]
-        for added, start, log in zip(notes.deepstack, starts, trace.log):
-            assert added is not None
-            index = log[0].origin.clamp(min=0)[..., None, None].expand_as(added) + start
-            rows = rows.scatter(1, index, added)
-        return args, dict(kwargs, deepstack_visual_embeds=list(rows[where].unbind(1)))
+        rows = torch.zeros(batch, length + 1, *notes.deepstack[0].shape[2:])  # type: ignore[union-attr]
+        for added, start, log, remade in zip(notes.deepstack, starts, trace.log, notes.remade):
+            changes = {0: (log[0].origin, added), **{layer: (at, more) for layer, (at, _, more) in remade.items()}}
+            for layer, (origin, added) in changes.items():
+                assert added is not None
+                index = torch.where(origin >= 0, origin + start, length)[..., None, None].expand_as(added[:, :, layer:])
+                rows[:, :, layer:] = rows[:, :, layer:].scatter(1, index, added[:, :, layer:])
+        # Merged rows may stand in the places of others, so that any place may be added to.
+        everywhere = torch.ones(batch, length, dtype=torch.bool)
+        levels = [level.flatten(0, 1) for level in rows[:, :length].unbind(2)]
+        return args, dict(kwargs, visual_pos_masks=everywhere, deepstack_visual_embeds=levels)
 
     handles = [parts.language_model.register_forward_pre_hook(ask, with_kwargs=True)]
     handles += [module.register_forward_pre_hook(before(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
@@ -178,6 +195,10 @@ def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Not
             mine = layout.valid[sample]
             alive = torch.isin(tokens, torch.cat([layout.origin[sample, mine], later]))
             x, tokens = x[:, alive], tokens[alive]
+            if layer in notes.remade[0]:
+                origin, rows, _ = notes.remade[0][layer]
+                now = torch.isin(tokens, origin[sample])
+                x = x.masked_scatter(now[:, None], rows[sample, origin[sample] >= 0])
             last = layout.positions[:, sample, -1:]
             positions = torch.cat([layout.positions[:, sample, mine], last + 1 + later - prompt], dim=1)[:, None]
             held = [(past, rows, layers[layer]) for past, rows, layers in notes.held]
@@ -247,6 +268,17 @@ def _arrived(x: Tensor, notes: Notes, trace: Trace, starts: tuple[int, ...]) -> 
         spare = torch.cat([x, x[:, :1]], dim=1)
         index = torch.where(log[0].origin >= 0, log[0].origin + start, x.shape[1])
         x = spare.scatter(1, index[..., None].expand_as(rows), rows.to(x.dtype))[:, : x.shape[1]]
+    return x
+
+
+def _remade(x: Tensor, notes: Notes, starts: tuple[int, ...], layer: int) -> Tensor:
+    """Hidden states with the rows that were merged or given new values before ``layer`` in their places."""
+    for start, remade in zip(starts, notes.remade):
+        if layer in remade:
+            origin, rows, _ = remade[layer]
+            spare = torch.cat([x, x[:, :1]], dim=1)
+            index = torch.where(origin >= 0, origin + start, x.shape[1])
+            x = spare.scatter(1, index[..., None].expand_as(rows), rows.to(x.dtype))[:, : x.shape[1]]
     return x
 
 

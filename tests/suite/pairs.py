@@ -30,6 +30,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
+    "dart": [
+        {"keep": 6},
+        {"keep": 0.4, "layer": 1, "visual_pivots": 2, "text_pivots": 1},
+        {"keep": 5, "space": "embedding"},
+    ],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
@@ -58,8 +63,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "snapkv": [{"keep": 0.5, "window": 4}],
     "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],
     "sparsevila": [{"keep": 6, "decode_keep": 0.5}, {"keep": 1.0, "decode_keep": 0.4}],
+    "sparsevlm": [
+        {"counts": (8, 5, 0.2)},
+        {"layers": (1, 3), "counts": (0.5, 2), "plus": True, "heads": 2},
+        {"layers": (2,), "rank": (0.9, 1.0), "positions": "anchor"},
+    ],
     "transprune": [{}, {"layers": (1, 3), "ratios": (0.6, 0.3), "accumulate": (1, 2)}],
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
+    "vlm_pruner": [{"keep": 6}, {"keep": 0.4, "layer": 1, "tau": 0.2, "batch": 3, "channels": 8}],
     "v2drop": [{}, {"layers": (1, 3), "ratios": (0.5, 0.4)}],
 }
 

@@ -14,6 +14,7 @@ from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
+from foveate.methods.in_llm.dart import DART
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.hidrop import HiDrop
@@ -21,8 +22,10 @@ from foveate.methods.in_llm.ivc_prune import IVCPrune
 from foveate.methods.in_llm.prune2drive import Prune2Drive
 from foveate.methods.in_llm.pyramiddrop import PyramidDrop
 from foveate.methods.in_llm.shortv import ShortV
+from foveate.methods.in_llm.sparsevlm import SparseVLM
 from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
+from foveate.methods.in_llm.vlm_pruner import VLMPruner
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
 from foveate.methods.kv_cache.snapkv import SnapKV
@@ -30,6 +33,7 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 
 __all__ = [
     "ALVTS",
+    "DART",
     "PPE",
     "CDPruner",
     "CoIn",
@@ -52,8 +56,10 @@ __all__ = [
     "ShortV",
     "SnapKV",
     "SparseVILA",
+    "SparseVLM",
     "ToMe",
     "TransPrune",
     "Uniform",
     "V2Drop",
+    "VLMPruner",
 ]
