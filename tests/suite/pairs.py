@@ -29,6 +29,7 @@ from tests.thirdparty import installed
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
+    "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],

@@ -14,6 +14,7 @@ from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
+from foveate.methods.in_llm.btp import BTP
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.hidrop import HiDrop
@@ -30,6 +31,7 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 
 __all__ = [
     "ALVTS",
+    "BTP",
     "PPE",
     "CDPruner",
     "CoIn",

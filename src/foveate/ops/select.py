@@ -32,7 +32,7 @@ def top_rows(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> Tenso
     return torch.zeros_like(candidates).scatter(1, best, chosen) & candidates
 
 
-def first_rows(order: Tensor, rows: Tensor, counts: Sequence[int], width: int) -> Tensor:
+def first_rows(order: Tensor, rows: Tensor, counts: Sequence[int] | Tensor, width: int) -> Tensor:
     """Mask ``[B, width]`` of the first ``counts[b]`` of ``rows`` ``[B, n]`` in the ``order`` ``[B, k]`` of their choice."""
     rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
     chosen = rank < upload(counts, order.device)[:, None]
