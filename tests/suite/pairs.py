@@ -37,6 +37,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
     "ppe": [{"keep": 0.45}, {"keep": 0.6, "order": "distance", "arrange": "raster"}],
     "feather": [{}, {"kappa": 0.4, "stride": 2, "layers": (1, 3), "keep2": 0.5}],
+    "halfv": [
+        {"ssr_layer": 2},
+        {"ivr_ratio": 0.5, "attention": 0.0, "ssr_layer": 3, "ssr": "prune", "ssr_ratio": 0.2, "scaled": True},
+    ],
     "hidrop": [
         {"late_entry": 2, "layer_list": (2,), "keep_list": (6,), "early_exit": 4},
         {"late_entry": 1, "layer_list": (1, 2), "keep_list": (0.5, 3), "early_exit": 0},

@@ -17,6 +17,7 @@ from foveate.methods.in_llm.alvts import ALVTS
 from foveate.methods.in_llm.btp import BTP
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
+from foveate.methods.in_llm.halfv import HalfV
 from foveate.methods.in_llm.hidrop import HiDrop
 from foveate.methods.in_llm.ivc_prune import IVCPrune
 from foveate.methods.in_llm.prune2drive import Prune2Drive
@@ -39,6 +40,7 @@ __all__ = [
     "FastV",
     "Feather",
     "Folder",
+    "HalfV",
     "HiDrop",
     "HiPrune",
     "IVCPrune",

@@ -67,7 +67,7 @@ def farthest_first(
         chosen = _farthest(nearest, weight, out)
         order.append(chosen)
     ranked(nearest if weight is None else nearest * weight)
-    return torch.cat(order, dim=1)
+    return torch.cat(order, dim=1)[:, :k]
 
 
 def isolation(points: Tensor, out: Tensor, metric: Metric = "cosine") -> Tensor:
