@@ -47,6 +47,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
     "ivc_prune": [{}, {"layer": 1, "mode": "fixed"}, {"mode": "union", "context": 0.3, "anchor": 0.1}],
+    "information_horizon": [
+        {"first": 9, "beyond": 3, "horizon": 2},
+        {"first": 0.6, "beyond": 0, "first_layer": 1, "horizon": 3, "positions": "anchor"},
+    ],
     "index_preserving": [{}, {"text_after": "keep"}],
     "mixkv": [
         {"keep": 0.5, "window": 4},

@@ -19,6 +19,7 @@ from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.halfv import HalfV
 from foveate.methods.in_llm.hidrop import HiDrop
+from foveate.methods.in_llm.information_horizon import InformationHorizon
 from foveate.methods.in_llm.ivc_prune import IVCPrune
 from foveate.methods.in_llm.prune2drive import Prune2Drive
 from foveate.methods.in_llm.pyramiddrop import PyramidDrop
@@ -45,6 +46,7 @@ __all__ = [
     "HiPrune",
     "IVCPrune",
     "IndexPreserving",
+    "InformationHorizon",
     "MixKV",
     "PrefixKV",
     "PruMerge",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from foveate.core.ranking import ranked
+from foveate.core.ranking import about, ranked
+from foveate.ops.select import first_rows
 
 Metric = Literal["cosine", "euclidean", "manhattan"]
 WORTH = 10
@@ -68,6 +70,21 @@ def farthest_first(
         order.append(chosen)
     ranked(nearest if weight is None else nearest * weight)
     return torch.cat(order, dim=1)[:, :k]
+
+
+def spread_out(x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Mask ``[B, N]`` of ``counts[b]`` tokens far from each other.
+
+    Args:
+        x: ``[B, N, D]``.
+        rows: ``[B, V]`` the candidates among them, -1 = padding.
+        counts: tokens to choose of each sample.
+    """
+    index = rows.clamp(min=0)
+    points = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    with about(torch.arange(len(x), device=x.device), index, (x.shape[0], x.shape[1])):
+        order = farthest_first(points, max(counts, default=0), valid=rows >= 0)
+    return first_rows(order, index, counts, x.shape[1])
 
 
 def isolation(points: Tensor, out: Tensor, metric: Metric = "cosine") -> Tensor:

@@ -4,12 +4,13 @@ Paper: "From Inheritance to Saturation: Disentangling the Evolution of Visual Re
 Inference Acceleration", arXiv 2604.16462. As the released code of Qwen2.5-VL: attention is a softmax over the pictures' rows
 alone, without the usual factor (``scaled`` brings it back), unrotated at the first stage. Differs from it: the second stage
 ranks the tokens that are left (its slice of the released code runs into the text). Reconstructed: the form for Vicuna and
-Mistral, whose code is not public, freezes as ShortV does and takes its numbers from the published command lines; other depths
-get the same shares of it, and all pictures of a prompt are one pool.
+Mistral, whose code is not public, freezes as ShortV does and takes its numbers from the published command lines; other
+depths get the same shares of it, and all pictures of a prompt are one pool.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -27,6 +28,7 @@ from foveate.core.shape import Shape
 from foveate.core.signal import Function, Hidden, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
+from foveate.core.tunable import Range, Tunable
 from foveate.ops.attention import row_logits
 from foveate.ops.farthest import farthest_first
 from foveate.ops.select import first_rows, top_rows
@@ -136,6 +138,13 @@ class HalfV(Tokens, Routing):
         before = [site.layer - 1 for site in self.sites(traits)]
         asked = (Function("query_key", layer) for layer in before)
         return *(Hidden(Site("decoder", layer)) for layer in before), *asked, Function("norm")
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """Both stages, one in each half of the layers."""
+        half = traits.decoder_layers // 2
+        layers = {"ivr_layer": Range(1, half), "ssr_layer": Range(half + 1, traits.decoder_layers - 1)}
+        shares = {"ivr_ratio": Range(0.05, 1.0, log=True), "ssr_ratio": Range(0.0, 1.0)}
+        return {**layers, **shares, "scaled": (self.scaled,)}
 
     def workspace(self, shape: Shape) -> int:
         """Queries and keys of a layer; the tokens at length 1, as given and once more, and their distances; frozen rows."""
