@@ -23,6 +23,7 @@ from foveate.engine.check import check
 from foveate.methods import ALVTS
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
+from tests import tiny
 from tests.suite.bodies import BODIES, ONE, Body
 from tests.thirdparty import installed
 
@@ -32,6 +33,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
+    "embedlens": [{}, {"drop": "sinks"}, {"ids": tuple(range(0, tiny.VOCABULARY, 7)), "top_k": 2}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
@@ -97,6 +99,8 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(ALVTS().artifact(traits.fingerprint, numbers))
+    words = range(traits.fingerprint.vocabulary)
+    made.append(Artifact("embedlens", traits.fingerprint, {"sinks": [*words[::4]], "dead": [*words[1::4]]}))
     if traits.cell is not None:
         cells = torch.randn(64, *traits.cell, generator=torch.Generator().manual_seed(0))
         weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)

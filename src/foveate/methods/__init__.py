@@ -4,6 +4,7 @@ from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
+from foveate.methods.before_llm.embedlens import EmbedLens
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
@@ -38,6 +39,7 @@ __all__ = [
     "CDPruner",
     "CoIn",
     "DivPrune",
+    "EmbedLens",
     "FastV",
     "Feather",
     "Folder",

@@ -31,7 +31,7 @@ from foveate.core.signal import Rows, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.ops.farthest import farthest_first
-from foveate.ops.select import first_rows, top_k
+from foveate.ops.select import first_rows, mask_of, top_k
 
 NEVER = torch.iinfo(torch.long).max
 
@@ -193,8 +193,7 @@ class BTP(Tokens):
         if missing > 0:
             more = farthest_first(points, missing, valid=rows >= 0, taken=first)
             first = first | first_rows(more, own, upload(counts, x.device) - first.sum(1), width)
-        spare = rows.masked_fill(~first, layout.shape[1])
-        return torch.nn.functional.pad(torch.zeros_like(layout.valid), (0, 1)).scatter(1, spare, True)[:, :-1]
+        return mask_of(rows.masked_fill(~first, -1), layout.shape[1])
 
     def _spatial(self, rows: Tensor, layout: Layout, share: float) -> Tensor:
         """``[B, V]`` turn of each of ``rows`` in the spatial set of its grid, `NEVER` where it is none of it."""

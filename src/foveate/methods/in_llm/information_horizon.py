@@ -1,10 +1,10 @@
 """Information Horizon: a real criterion while tokens still say something, and a random choice behind.
 
 Paper: "When Token Pruning is Worse than Random: Understanding Visual Token Information in VLLMs", arXiv 2512.07580. The
-first stage is DivPrune's choice; its other one is a recipe of two, ``dart+information_horizon(first=1.0)``. Where the horizon
-lies depends on model and question (deeper for reading): ``foveate probe horizon`` measures it. Differs from the released
-code, whose draws no seed repeats; under M-RoPE original positions stay. Reconstructed: other depths and counts get the same
-shares; all pictures of a prompt are one pool.
+first stage is DivPrune's choice; its other one is a recipe of two, ``dart+information_horizon(first=1.0)``. Where the
+horizon lies depends on model and question (deeper for reading): ``foveate probe information-horizon`` measures it. Differs
+from the released code, whose draws no seed repeats; under M-RoPE original positions stay. Reconstructed: other depths and
+counts get the same shares; all pictures of a prompt are one pool.
 """
 
 from __future__ import annotations
