@@ -7,7 +7,7 @@ import torch
 from foveate.core.signal import Site
 from foveate.core.state import State
 from foveate.methods import DivPrune
-from foveate.methods.before_llm.divprune import spread_out
+from foveate.ops.farthest import spread_out
 from tests.methods.bodiless import layout, traits
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.methods import Random
-from foveate.methods.before_llm.random import draw
+from foveate.ops.draw import draw
 from tests.methods.bodiless import images
 
 seeds, numbers = st.integers(0, 9999), st.integers(0, 20)

@@ -95,3 +95,19 @@ def test_a_zero_vector_is_no_nan() -> None:
 
     assert sorted(farthest_first(points, 3)[0].tolist()) == [0, 1, 2]
     assert math.isclose(float(farthest.distances(points, points)[0, 1, 0]), 1)
+
+
+def test_it_goes_on_from_what_was_taken() -> None:
+    points = at(0, 6.3, 90, 180, 45)
+    taken = torch.tensor([[True, False, False, False, False]])
+
+    assert farthest_first(points, 2, taken=taken).tolist() == [[3, 2]]
+    assert farthest_first(points, 2, taken=torch.zeros_like(taken)).tolist() == [[0, 3]]
+    weight = torch.tensor([[1.0, 1, 0, 0, 1]])
+    assert farthest_first(points, 4, taken=taken, weight=weight).tolist() == [[4, 1, 2, 3]]
+
+
+def test_manhattan_distances_on_a_grid() -> None:
+    cells = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))[None]
+
+    assert farthest_first(cells, 6, first=torch.tensor([0]), metric="manhattan").tolist() == [[0, 15, 3, 9, 6, 12]]

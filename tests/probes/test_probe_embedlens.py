@@ -12,17 +12,14 @@ from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 
 import foveate
 from foveate.bench.probes.embedlens import (
-    Census,
     Lens,
     Without,
-    Word,
     count_words,
     makeup,
-    matching,
-    nearest,
-    usual_top_k,
 )
 from foveate.checkpoint import Checkpoint
+from foveate.ops import vocabulary
+from foveate.ops.vocabulary import Census, Vocabulary, Word, matching, usual_top_k
 from foveate.tasks import questions
 
 WORDS = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
@@ -35,6 +32,10 @@ class Bodily(Checkpoint):
 
     def inputs(self, pictures: Any, prompts: Any) -> dict[str, torch.Tensor]:
         return BODIES[self.name].inputs(RAGGED)
+
+
+def nearest(tokens: torch.Tensor, words: torch.Tensor, top_k: int) -> torch.Tensor:
+    return vocabulary.nearest(tokens, Vocabulary(words.__getitem__, len(words)), top_k)
 
 
 def test_nearest_words_of_the_card() -> None:
@@ -55,7 +56,7 @@ def test_length_does_not_matter(length: float) -> None:
 def test_a_word_is_nearest_to_itself_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     words = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     whole = nearest(words, words, 3)
-    monkeypatch.setattr("foveate.bench.probes.embedlens._WORDS_AT_ONCE", 7)
+    monkeypatch.setattr("foveate.ops.vocabulary.AT_ONCE", 7)
 
     assert whole[:, 0].tolist() == list(range(50))
     assert torch.equal(nearest(words, words, 3), whole)

@@ -23,12 +23,14 @@ from foveate.engine.check import check
 from foveate.methods import ALVTS
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
+from tests import tiny
 from tests.suite.bodies import BODIES, ONE, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
+    "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
     "dart": [
         {"keep": 6},
@@ -36,17 +38,26 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 5, "space": "embedding"},
     ],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
+    "embedlens": [{}, {"drop": "sinks"}, {"ids": tuple(range(0, tiny.VOCABULARY, 7)), "top_k": 2}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
     "ppe": [{"keep": 0.45}, {"keep": 0.6, "order": "distance", "arrange": "raster"}],
     "feather": [{}, {"kappa": 0.4, "stride": 2, "layers": (1, 3), "keep2": 0.5}],
+    "halfv": [
+        {"ssr_layer": 2},
+        {"ivr_ratio": 0.5, "attention": 0.0, "ssr_layer": 3, "ssr": "prune", "ssr_ratio": 0.2, "scaled": True},
+    ],
     "hidrop": [
         {"late_entry": 2, "layer_list": (2,), "keep_list": (6,), "early_exit": 4},
         {"late_entry": 1, "layer_list": (1, 2), "keep_list": (0.5, 3), "early_exit": 0},
     ],
     "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
     "ivc_prune": [{}, {"layer": 1, "mode": "fixed"}, {"mode": "union", "context": 0.3, "anchor": 0.1}],
+    "information_horizon": [
+        {"first": 9, "beyond": 3, "horizon": 2},
+        {"first": 0.6, "beyond": 0, "first_layer": 1, "horizon": 3, "positions": "anchor"},
+    ],
     "index_preserving": [{}, {"text_after": "keep"}],
     "mixkv": [
         {"keep": 0.5, "window": 4},
@@ -99,6 +110,8 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(ALVTS().artifact(traits.fingerprint, numbers))
+    words = range(traits.fingerprint.vocabulary)
+    made.append(Artifact("embedlens", traits.fingerprint, {"sinks": [*words[::4]], "dead": [*words[1::4]]}))
     if traits.cell is not None:
         cells = torch.randn(64, *traits.cell, generator=torch.Generator().manual_seed(0))
         weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)

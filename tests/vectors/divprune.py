@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from foveate.core.budget import Budget
-from foveate.methods.before_llm.divprune import spread_out
-from foveate.ops.farthest import farthest_first
+from foveate.ops.farthest import farthest_first, spread_out
 from tests.vectors import Case
 
 

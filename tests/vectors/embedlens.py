@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.bench.probes.embedlens import Without, as_many_others, matching, nearest
+from foveate.bench.probes.embedlens import Without, as_many_others
 from foveate.core.layout import Layout
 from foveate.core.roles import Item
 from foveate.core.signal import Function, Site
 from foveate.core.state import State
+from foveate.methods import EmbedLens
+from foveate.ops.vocabulary import Vocabulary, matching, nearest
 from tests.vectors import Case
 
 
@@ -25,17 +27,18 @@ def check_matching(case: Case) -> None:
 
 def check_what_is_left(case: Case) -> None:
     x, vocabulary, visual = case["in_embeds"][None], case["in_vocab"], _visual(case)[None]
+    words, top_k = tuple(case["cfg_target_ids"].tolist()), case["cfg_top_k"]
     layout = Layout.build(
         visual, torch.ones_like(visual), torch.arange(x.shape[1])[None, None], [[Item(1, int(visual.sum()), 0)]]
     )
     state = State()
     state.put("session", "traits", SimpleNamespace(fingerprint=SimpleNamespace(vocabulary=len(vocabulary))))
-    method = Without(tuple(case["cfg_target_ids"].tolist()), case["cfg_top_k"])
-    edit = method.edit(Site("sequence"), x, layout, {Function("embedding"): vocabulary.__getitem__}, state)
+    for method in (EmbedLens(ids=words, top_k=top_k), Without(words, top_k)):
+        edit = method.edit(Site("sequence"), x, layout, {Function("embedding"): vocabulary.__getitem__}, state)
+        after = layout if edit is None else layout.after(edit)
 
-    assert edit is not None
-    assert layout.after(edit).positions[0, 0].tolist() == case["out_position_ids"].tolist()
-    assert torch.equal(edit.reduction.apply(x)[0], case["out_embeds"])
+        assert after.positions[0, 0].tolist() == case["out_position_ids"].tolist()
+        assert torch.equal(x[:, after.origin[0]][0], case["out_embeds"])
 
 
 def check_as_many_others(case: Case) -> None:
@@ -59,5 +62,5 @@ def _visual(case: Case) -> Tensor:
 
 def _matched(case: Case) -> Tensor:
     """Rows of the prompt that are visual and have a target among their nearest words."""
-    ids = nearest(case["in_embeds"], case["in_vocab"], case["cfg_top_k"])
+    ids = nearest(case["in_embeds"], Vocabulary(case["in_vocab"].__getitem__, len(case["in_vocab"])), case["cfg_top_k"])
     return matching(ids, case["cfg_target_ids"].tolist()) & _visual(case)

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from foveate import checkpoint, tasks
 from foveate.bench.probes import Chart, embedlens_run, horizon_run, publish
-from foveate.bench.probes.embedlens import usual_top_k
 from foveate.bench.probes.embedlens_run import LensOptions, lens_steps, probe_embedlens
 from foveate.bench.probes.horizon_run import HorizonOptions, horizon_steps, probe_horizon
 from foveate.bench.probes.kept import Kept
@@ -26,6 +25,7 @@ from foveate.cli.own_data import OwnData, task_names
 from foveate.cli.progress import StepProgress
 from foveate.cli.quiet import quiet
 from foveate.core.files import make_writable
+from foveate.ops.vocabulary import usual_top_k
 from foveate.report.probe_picture import draw_probe
 from foveate.tasks import Question
 

@@ -13,6 +13,7 @@ from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.parameters import rules
+from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen, Signal, Site
 from foveate.core.state import State
@@ -112,6 +113,14 @@ class Plan:
     frozen: bool = False
     counts: tuple[int, ...] | None = None
     visual: tuple[int, ...] | None = None
+
+    @classmethod
+    def of_text(cls, layout: Layout, frozen: bool = False) -> Plan | None:
+        """All visual rows pass by; None for prompts without any."""
+        if not any(layout.visual):
+            return None
+        counts = tuple(n - v for n, v in zip(layout.live, layout.visual))
+        return cls(layout.valid & ~layout.rows(*VISUAL), frozen=frozen, counts=counts, visual=(0,) * len(counts))
 
 
 class Routing(Method):

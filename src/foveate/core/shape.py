@@ -17,6 +17,7 @@ class Shape:
         visual: visual tokens of the prompt with the most.
         layers: of the language model.
         width, heads, kv_heads, head_width: of its hidden states and attention.
+        vocabulary: words that it knows.
         itemsize: bytes of a number in the model's dtype.
         images: pictures (tiles) that were encoded.
         image_rows: the encoder's rows of the largest one, summary rows included.
@@ -33,6 +34,7 @@ class Shape:
     heads: int
     kv_heads: int
     head_width: int
+    vocabulary: int
     itemsize: int
     images: int
     image_rows: int

@@ -172,6 +172,7 @@ class Recording:
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocabulary=config.vocab_size,
             itemsize=anatomy.dtype.itemsize,
             images=images,
             image_rows=image_rows,

@@ -4,6 +4,7 @@ from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
+from foveate.methods.before_llm.embedlens import EmbedLens
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
@@ -14,10 +15,13 @@ from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
+from foveate.methods.in_llm.btp import BTP
 from foveate.methods.in_llm.dart import DART
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
+from foveate.methods.in_llm.halfv import HalfV
 from foveate.methods.in_llm.hidrop import HiDrop
+from foveate.methods.in_llm.information_horizon import InformationHorizon
 from foveate.methods.in_llm.ivc_prune import IVCPrune
 from foveate.methods.in_llm.prune2drive import Prune2Drive
 from foveate.methods.in_llm.pyramiddrop import PyramidDrop
@@ -33,18 +37,22 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 
 __all__ = [
     "ALVTS",
+    "BTP",
     "DART",
     "PPE",
     "CDPruner",
     "CoIn",
     "DivPrune",
+    "EmbedLens",
     "FastV",
     "Feather",
     "Folder",
+    "HalfV",
     "HiDrop",
     "HiPrune",
     "IVCPrune",
     "IndexPreserving",
+    "InformationHorizon",
     "MixKV",
     "PrefixKV",
     "PruMerge",

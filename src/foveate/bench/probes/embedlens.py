@@ -5,19 +5,18 @@ and hardly differ from each other (*sinks*), some at words that say nothing of t
 about this picture (*alive*).
 
 Paper: "What Do Visual Tokens Really Encode?", arXiv 2603.00510. Its code names the words of one checkpoint; here they are
-found on any (reconstructed): words at which tokens of nearly every picture lie, with a cosine over `SINK_COSINE` between
-those of different pictures, are sinks'; words of many pictures over `DEAD_COSINE` are dead ones'. Where nothing matches, the
-published control removes everything else; here it removes nothing, as many as matched.
+found on any (reconstructed, see `foveate.ops.vocabulary.Word`). Where nothing matches, the published control removes
+everything else; here it removes nothing, as many as matched. The method that drops them is ``embedlens``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 
 from foveate.checkpoint import Checkpoint
 from foveate.core.layout import Edit, Layout
@@ -28,29 +27,10 @@ from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.engine.calibrate import Calibration
 from foveate.ops.select import top_rows
+from foveate.ops.vocabulary import Census, Vocabulary, Word, matching, nearest
 from foveate.tasks import Question
 
 KINDS = ("sink", "dead", "alive")
-SINK_PICTURES, SINK_COSINE = 0.9, 0.99
-DEAD_PICTURES, DEAD_COSINE = 0.5, 0.7
-_WORDS_AT_ONCE = 16384
-
-
-def nearest(tokens: Tensor, vocabulary: Tensor, top_k: int) -> Tensor:
-    """``[T, top_k]`` ids of the words (``[V, D]``) with the largest cosine to each of ``tokens`` ``[T, D]``, best first."""
-    tokens = normalize(tokens.float(), dim=-1)
-    best, ids = tokens.new_zeros(len(tokens), 0), torch.zeros(len(tokens), 0, dtype=torch.long, device=tokens.device)
-    for first in range(0, len(vocabulary), _WORDS_AT_ONCE):
-        cosine = tokens @ normalize(vocabulary[first : first + _WORDS_AT_ONCE].float(), dim=-1).T
-        of_words = torch.arange(first, first + cosine.shape[1], device=ids.device).expand_as(cosine)
-        best, kept = torch.cat([best, cosine], 1).sort(dim=1, descending=True, stable=True)
-        best, ids = best[:, :top_k], torch.cat([ids, of_words], 1).gather(1, kept[:, :top_k])
-    return ids
-
-
-def matching(ids: Tensor, wanted: Sequence[int]) -> Tensor:
-    """``[...]`` bool: tokens with any of the ``wanted`` words among their nearest ``ids`` ``[..., k]``."""
-    return torch.isin(ids, torch.tensor(wanted, dtype=ids.dtype, device=ids.device)).any(-1)
 
 
 def as_many_others(matched: Tensor, visual: Tensor, drawn: Tensor) -> Tensor:
@@ -58,86 +38,6 @@ def as_many_others(matched: Tensor, visual: Tensor, drawn: Tensor) -> Tensor:
     rest = visual & ~matched
     counts = tuple(min(wanted, there) for wanted, there in zip(matched.sum(1).tolist(), rest.sum(1).tolist()))
     return top_rows(drawn, rest, counts)
-
-
-def usual_top_k(words: int) -> int:
-    """The paper's 3 of tens of thousands of words; of a hundred, the second and third nearest mean nothing."""
-    return 3 if words >= 10_000 else 1
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word as the visual tokens meet it.
-
-    Attributes:
-        id: of the word.
-        share: tokens that it is nearest to, among all.
-        pictures: share of the pictures with such a token.
-        cosine: mean cosine between such tokens of different pictures, 0 where only one has any.
-    """
-
-    id: int
-    share: float
-    pictures: float
-    cosine: float
-
-    @property
-    def kind(self) -> str:
-        """Which kind of tokens lies there."""
-        if self.pictures >= SINK_PICTURES and self.cosine > SINK_COSINE:
-            return "sink"
-        return "dead" if self.pictures >= DEAD_PICTURES and self.cosine > DEAD_COSINE else "alive"
-
-
-@dataclass
-class Census:
-    """Counts the words at which visual tokens lie, picture by picture."""
-
-    pictures: int = 0
-    tokens: int = 0
-    _met: dict[int, _Met] = field(default_factory=dict)
-
-    def add(self, tokens: Tensor, ids: Tensor) -> None:
-        """Count a picture: its tokens ``[T, D]`` and the nearest word of each ``[T]``."""
-        self.pictures += 1
-        self.tokens += len(ids)
-        directions = normalize(tokens.float(), dim=-1)
-        for word in ids.unique().tolist():
-            self._met.setdefault(word, _Met()).add(directions[ids == word])
-
-    @property
-    def words(self) -> list[Word]:
-        """Every word that was met, the most frequent first."""
-        found = [
-            Word(word, met.tokens / self.tokens, met.pictures / self.pictures, met.cosine) for word, met in self._met.items()
-        ]
-        return sorted(found, key=lambda word: (-word.share, word.id))
-
-
-@dataclass
-class _Met:
-    """Sums from which the mean cosine between tokens of different pictures follows, without keeping any of them."""
-
-    pictures: int = 0
-    tokens: int = 0
-    total: Tensor | float = 0.0
-    within: float = 0.0
-    pairs_within: int = 0
-
-    def add(self, directions: Tensor) -> None:
-        """Of one picture, ``[n, D]``, normalised."""
-        total = directions.sum(0).double()
-        self.total = self.total + total
-        self.within += float(total.square().sum())
-        self.pictures += 1
-        self.tokens += len(directions)
-        self.pairs_within += len(directions) ** 2
-
-    @property
-    def cosine(self) -> float:
-        """Mean over all pairs, less those within one picture."""
-        pairs = self.tokens**2 - self.pairs_within
-        return (float(torch.as_tensor(self.total).square().sum()) - self.within) / pairs if pairs else 0.0
 
 
 @dataclass(frozen=True)
@@ -185,10 +85,7 @@ class Without(Tokens):
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Positions stay as they were."""
-        vocabulary = state.get("session", "vocabulary")
-        if vocabulary is None:
-            vocabulary = vocabulary_of(seen, state.get("session", "traits"), x.device)
-            state.put("session", "vocabulary", vocabulary)
+        vocabulary = vocabulary_of(seen, state.get("session", "traits"))
         visual = layout.rows(*VISUAL)
         matched = visual.masked_scatter(visual, matching(nearest(x[visual], vocabulary, self.top_k), self.ids))
         if self.others:
@@ -199,10 +96,9 @@ class Without(Tokens):
         return layout.keeping(stays, tuple(stays.sum(1).tolist()))
 
 
-def vocabulary_of(seen: Seen, traits: Traits, device: torch.device) -> Tensor:
-    """``[V, D]`` the input embeddings of all words."""
-    embedded: Tensor = seen[Function("embedding")](torch.arange(traits.fingerprint.vocabulary, device=device))
-    return embedded
+def vocabulary_of(seen: Seen, traits: Traits) -> Vocabulary:
+    """The input embeddings of all words."""
+    return Vocabulary(seen[Function("embedding")], traits.fingerprint.vocabulary)
 
 
 @torch.no_grad()
@@ -210,10 +106,7 @@ def count_words(checkpoint: Checkpoint, questions: Sequence[Question], batch_siz
     """The census of the questions' pictures."""
     census = Census()
     for layout, x, vocabulary, _ in _projected(checkpoint, questions, batch_size):
-        for sample, items in enumerate(layout.items):
-            for number in range(len(items)):
-                tokens = x[sample, layout.rows(*VISUAL, item=number)[sample]]
-                census.add(tokens, nearest(tokens, vocabulary, 1)[:, 0])
+        census.add_batch(x, layout, vocabulary)
     return census
 
 
@@ -249,7 +142,7 @@ def makeup(checkpoint: Checkpoint, questions: Sequence[Question], lens: Lens, ba
 
 def _projected(
     checkpoint: Checkpoint, questions: Sequence[Question], batch_size: int, layers: Sequence[int] = (0,)
-) -> Iterator[tuple[Layout, Tensor, Tensor, list[Tensor]]]:
+) -> Iterator[tuple[Layout, Tensor, Vocabulary, list[Tensor]]]:
     """Of each batch the layout, what enters the first decoder layer, all words, and what enters each of ``layers``."""
     wanted = [Hidden(Site("decoder", layer)) for layer in layers]
     for start in range(0, len(questions), batch_size):
@@ -260,4 +153,4 @@ def _projected(
         ((layout, seen),) = calibration.read(*wanted, Function("embedding"))
         x = seen[wanted[0]]
         layout = layout.to(x.device)
-        yield layout, x, vocabulary_of(seen, calibration.traits, x.device), [seen[signal] for signal in wanted]
+        yield layout, x, vocabulary_of(seen, calibration.traits), [seen[signal] for signal in wanted]

@@ -9,13 +9,14 @@ from statistics import fmean
 from typing import Any
 
 from foveate.bench.probes.charts import Chart, Series
-from foveate.bench.probes.embedlens import KINDS, Lens, Makeup, Without, Word, count_words, makeup
+from foveate.bench.probes.embedlens import KINDS, Lens, Makeup, Without, count_words, makeup
 from foveate.bench.probes.hints import Hints
 from foveate.bench.probes.kept import Kept
 from foveate.bench.probes.scores import scores
 from foveate.checkpoint import Checkpoint
 from foveate.core.recipe import Recipe
 from foveate.core.statistics import wilson
+from foveate.ops.vocabulary import Word
 from foveate.tasks import Question
 
 PROBE = "embedlens"

@@ -10,11 +10,9 @@ several pictures of a prompt are one pool, too (the code looks at the first).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget, Rounding
@@ -22,30 +20,13 @@ from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import AtLeast, Keep
 from foveate.core.positions import Positions
-from foveate.core.ranking import about
 from foveate.core.registry import register
 from foveate.core.roles import VISUAL, last_of
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
-from foveate.ops.farthest import farthest_first
-from foveate.ops.select import first_rows
-
-
-def spread_out(x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """Mask ``[B, N]`` of ``counts[b]`` tokens far from each other.
-
-    Args:
-        x: ``[B, N, D]``.
-        rows: ``[B, V]`` the candidates among them, -1 = padding.
-        counts: tokens to choose of each sample.
-    """
-    index = rows.clamp(min=0)
-    points = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
-    with about(torch.arange(len(x), device=x.device), index, (x.shape[0], x.shape[1])):
-        order = farthest_first(points, max(counts, default=0), valid=rows >= 0)
-    return first_rows(order, index, counts, x.shape[1])
+from foveate.ops.farthest import spread_out
 
 
 @register

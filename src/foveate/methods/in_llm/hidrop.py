@@ -132,10 +132,7 @@ class HiDrop(Tokens, Routing):
 
     def plan(self, layer: int, x: Tensor, layout: Layout, seen: Seen, state: State) -> Plan | None:
         """Visual rows are not there yet: no queries, no keys."""
-        if not any(layout.visual):
-            return None
-        counts = tuple(n - v for n, v in zip(layout.live, layout.visual))
-        return Plan(layout.valid & ~layout.rows(*VISUAL), counts=counts, visual=(0,) * len(counts))
+        return Plan.of_text(layout)
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Rank the visual rows of each sample jointly; at the exit they all go."""

@@ -21,7 +21,6 @@ from foveate.core.method import ModelCall, Offline, Plan, Routing
 from foveate.core.parameters import CountOrShare, Layers
 from foveate.core.recipe import Recipe
 from foveate.core.registry import register
-from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen
 from foveate.core.state import State
@@ -93,10 +92,7 @@ class ShortV(Routing, Offline):
 
     def plan(self, layer: int, x: Tensor, layout: Layout, seen: Seen, state: State) -> Plan | None:
         """All visual rows are frozen; a text-only prompt runs plainly."""
-        if not any(layout.visual):
-            return None
-        counts = tuple(n - v for n, v in zip(layout.live, layout.visual))
-        return Plan(layout.valid & ~layout.rows(*VISUAL), frozen=True, counts=counts, visual=(0,) * len(counts))
+        return Plan.of_text(layout, frozen=True)
 
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
         """Freeze one layer at a time and see how far the last prompt token's distribution moves."""
