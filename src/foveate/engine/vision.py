@@ -20,12 +20,13 @@ from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.reduction import Reduction
-from foveate.core.signal import Signal, Site, on
+from foveate.core.signal import Side, Signal, Site, on
 from foveate.core.state import State
 from foveate.core.step import Step
 from foveate.engine import grids
 from foveate.engine.clock import Clock
 from foveate.engine.program import Program
+from foveate.engine.side import ByItem, by_view
 from foveate.engine.vision_signals import PictureSignals
 from foveate.models.anatomy import Encoder, View
 
@@ -42,14 +43,18 @@ class Look:
         survivors: what is left of each view.
         positions: what the last edit said about rotary positions.
         edited: whether anything was dropped or merged; ``acted``: by which methods.
+        side: side data of each view.
         steps: what each method saw and did, grids numbered as in `views`; if the session watches.
         encoded: how many pictures (tiles) the encoder was shown, and its rows for the largest one.
     """
 
-    def __init__(self, program: Program, kind: Kind, bound: Mapping[str, Any], clock: Clock) -> None:
+    def __init__(
+        self, program: Program, kind: Kind, bound: Mapping[str, Any], clock: Clock, side: Mapping[str, Any]
+    ) -> None:
         self.program, self.kind, self.clock = program, kind, clock
         self.pictures = program.anatomy.pictures(bound)
         self.views: list[View] = [view for picture in self.pictures for view in picture.views]
+        self.side = by_view(program, kind, side, self.pictures)
         self.survivors = [grids.Survivors(None, view.rows * view.columns) for view in self.views]
         self.positions: Any = "anchor"
         self.text_after: Any = "keep"
@@ -243,6 +248,7 @@ class Look:
     ) -> Edit | None:
         """What a method says about rows of ``views``, one for each row of the batch, or of tiles."""
         there = {signal: on(value, x.device) for signal, value in seen.items() if value is not None}
+        there |= {s: self._handed(s, site, views) for s in self.program.reads[method] if isinstance(s, Side)}
         self._state.to(x.device)
         with self.clock.lap("encoder signals"), self.program.watching(layout) as scores:
             edit = method.edit(site, x, layout, there, self._state)
@@ -252,6 +258,12 @@ class Look:
             after = layout.after(edit)
             self.steps.append(Step(method, site, "edit", layout, after, edit.reduction, tuple(scores), places))
         return edit
+
+    def _handed(self, signal: Side, site: Site, views: Sequence[int]) -> ByItem:
+        """Side data of the pictures that the rows of the batch show."""
+        places = self._places(site, views).items()
+        shown = {row: view for view, (rows, _) in places for row in rows.unique().tolist()}
+        return ByItem(self.side[signal], lambda row, _: shown[row])
 
     def _places(self, site: Site, views: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
         """Where the tokens of ``views``, or of all tiles' views if there are none, stand: row of the batch, raster index."""
