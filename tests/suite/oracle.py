@@ -11,9 +11,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from foveate.core.layout import Layout
+from foveate.core.layout import Edit, Layout
 from foveate.core.report import Trace
 from foveate.engine.decoding import Decoding
+from foveate.engine.rows import Rows
 from foveate.engine.run import Run
 from foveate.models import anatomy
 
@@ -27,19 +28,28 @@ class Notes:
         deepstack: with them, what the model adds to them in its first layers ``[B, n, L, D]``, if it does.
         trace: of all turns, one after the other (that of a session is of the last one).
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
+        moving: rows of which an edit has moved positions (not those of ``"anchor"`` with text that keeps its own).
+        moved: for each forward that read images, whether that had happened when each layer was entered.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
     deepstack: list[Tensor | None] = field(default_factory=list)
     trace: Trace = field(default_factory=Trace)
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
+    moving: list[Rows] = field(default_factory=list)
+    moved: list[list[bool]] = field(default_factory=list)
 
 
 @contextmanager
 def noting() -> Iterator[Notes]:
     """Take notes of every forward of every session."""
     notes = Notes()
-    enter, begin = Run.enter, Decoding.begin
+    enter, begin, edit = Run.enter, Decoding.begin, Rows.edit
+
+    def edited(rows: Rows, change: Edit) -> None:
+        if not (isinstance(change.positions, str) and change.positions == "anchor" and change.text_after == "keep"):
+            notes.moving.append(rows)
+        edit(rows, change)
 
     def noted(run: Run, layer: int, x: Tensor, kwargs: dict[str, Any]) -> Any:
         result = enter(run, layer, x, kwargs)
@@ -50,6 +60,9 @@ def noting() -> Iterator[Notes]:
                 notes.deepstack.append(run.state.get("prefill", "deepstack"))
                 notes.trace.log.append(run.layouts)
                 notes.trace.routes.append(run.routes)
+                notes.moved.append([])
+        if run.rows.has_pictures:
+            notes.moved[-1].append(any(run.rows is rows for rows in notes.moving))
         cache = run.keeping.layers[layer]
         ledger = getattr(cache, "ledger", None)  # layers with a recurrent state have none
         notes.held[-1][2].append(None if ledger is None else ledger.tokens(x.shape[0], x.device))
@@ -66,7 +79,7 @@ def noting() -> Iterator[Notes]:
         notes.held.append((past, 1, [tokens(cache) for cache in decoding.layers]))
         return begin(decoding, kwargs, given, past)
 
-    with patch.object(Run, "enter", noted), patch.object(Decoding, "begin", stepped):
+    with patch.object(Run, "enter", noted), patch.object(Decoding, "begin", stepped), patch.object(Rows, "edit", edited):
         yield notes
 
 
@@ -105,7 +118,7 @@ def masked_logits(
                 x = _arrived(x, notes, trace, starts)
             if layer == 0:
                 given = positions[0] if positions else torch.arange(length).expand(1, batch, -1)
-                positions[:] = [_positions(given, trace, starts, number) for number in range(layers)]
+                positions[:] = [_positions(given, trace, starts, number, notes) for number in range(layers)]
             mask = kwargs.get("attention_mask")
             if mask is None:
                 mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
@@ -250,12 +263,15 @@ def _arrived(x: Tensor, notes: Notes, trace: Trace, starts: tuple[int, ...]) -> 
     return x
 
 
-def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int) -> Tensor:
-    """Rotary positions ``[R, B, L]`` in a layer: as its layouts say, and on from there for text that came later."""
+def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int, notes: Notes | None) -> Tensor:
+    """Rotary positions ``[R, B, L]`` in a layer: as its layouts say, and on from there for text that came later.
+
+    Where all edits left text where it was, so does later text, even if a picture that ended the prompt has lost its end.
+    """
     length = given.shape[2]
     given = given[-3:]  # a fourth row in front numbers the text
     down = torch.zeros(given.shape[1], 1, dtype=torch.long)  # what earlier turns saved
-    for start, log in zip(starts, trace.log):
+    for turn, (start, log) in enumerate(zip(starts, trace.log)):
         layout = log[layer]
         told = (layout.positions[1:] if layout.positions.shape[0] == 4 else layout.positions) - down
         count = told.shape[0]
@@ -267,6 +283,8 @@ def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int)
         spare = spare.scatter(2, index, told)
         # Later text goes on from the largest position: the last row's, unless that is one of a picture.
         moved = (given[:, :, start : last + 1].amax((0, 2)) - told.masked_fill(~layout.valid, 0).amax((0, 2)))[:, None]
+        if notes is not None and not notes.moved[turn][layer]:
+            moved = torch.zeros_like(moved)
         spare[:, :, last + 1 : length] -= moved
         down = down + moved
         given = spare[..., :length]

@@ -78,10 +78,10 @@ class Look:
         encoder = self.program.anatomy.encoder
         if not methods or encoder is None or encoder.patches is None:
             return args, kwargs
-        shapes = [(view.rows, view.columns) for view in self.views]
-        longest = max(rows * columns for rows, columns in shapes)
+        shapes = [(view.rows, view.columns, view.frames) for view in self.views]
+        longest = max(rows * columns for rows, columns, _ in shapes)
         cells = encoder.patches.read(args, kwargs).flatten(1)
-        counts = torch.tensor([rows * columns for rows, columns in shapes])
+        counts = torch.tensor([rows * columns for rows, columns, _ in shapes])
         first = counts.cumsum(0) - counts
         place = torch.arange(longest).expand(len(shapes), -1)
         there = place < counts[:, None]
@@ -224,7 +224,7 @@ class Look:
             side = math.isqrt(x.shape[1] - prefix)
             self._rows = side * side
             there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            self._layout = grids.picture_layout([(side, side)] * x.shape[0], there, prefix)
+            self._layout = grids.picture_layout([(side, side, 1)] * x.shape[0], there, prefix)
         self._layout = self._layout.to(x.device)
         if pending is not None:
             self._pending = None
@@ -302,11 +302,11 @@ class Look:
             bias = bias.masked_fill(~layout.valid.to(x.device), torch.finfo(x.dtype).min)
         return bias[:, None, None].expand(-1, -1, x.shape[1], -1)
 
-    def _alike(self) -> dict[tuple[int, int, int], list[int]]:
+    def _alike(self) -> dict[tuple[int, int, int, int], list[int]]:
         """Views of one grid and one number of survivors."""
-        groups: dict[tuple[int, int, int], list[int]] = {}
+        groups: dict[tuple[int, int, int, int], list[int]] = {}
         for number, (view, left) in enumerate(zip(self.views, self.survivors)):
-            groups.setdefault((view.rows, view.columns, left.count), []).append(number)
+            groups.setdefault((view.rows, view.columns, view.frames, left.count), []).append(number)
         return groups
 
     def _edit_views(self, method: Tokens, members: list[int], flat: Tensor) -> Tensor:
@@ -314,7 +314,7 @@ class Look:
         view, count = self.views[members[0]], self.survivors[members[0]].count
         ordinal = torch.stack([self._alive(number, count, flat.device) for number in members])
         rows = slots.gather(1, ordinal)
-        items = [(view.rows, view.columns)] * len(members)
+        items = [(view.rows, view.columns, view.frames)] * len(members)
         layout = grids.picture_layout(items, torch.ones_like(rows, dtype=torch.bool), 0, ordinal)
         seen = {s: self.signals.gather(s, members, ordinal) for s in self.program.reads[method] if s in self.signals}
         seen |= self.program.given

@@ -1,6 +1,7 @@
 """One file for each published system, grouped by the place where its main idea acts."""
 
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
+from foveate.methods.before_encoder.pixelprune import PixelPrune
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
@@ -42,6 +43,7 @@ __all__ = [
     "IVCPrune",
     "IndexPreserving",
     "MixKV",
+    "PixelPrune",
     "PrefixKV",
     "PruMerge",
     "Prune2Drive",
