@@ -14,6 +14,7 @@ from torch import Tensor
 from foveate.core.layout import Edit, Layout
 from foveate.core.report import Trace
 from foveate.engine.decoding import Decoding
+from foveate.engine.rows import Rows
 from foveate.engine.run import Run
 from foveate.models import anatomy
 
@@ -29,6 +30,8 @@ class Notes:
             places they stand, their hidden states ``[B, k, D]``, and what the model adds to them later.
         trace: of all turns, one after the other (that of a session is of the last one).
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
+        moving: rows of which an edit has moved positions (not those of ``"anchor"`` with text that keeps its own).
+        moved: for each forward that read images, whether that had happened when each layer was entered.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
@@ -36,19 +39,26 @@ class Notes:
     remade: list[dict[int, tuple[Tensor, Tensor, Tensor | None]]] = field(default_factory=list)
     trace: Trace = field(default_factory=Trace)
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
+    moving: list[Rows] = field(default_factory=list)
+    moved: list[list[bool]] = field(default_factory=list)
 
 
 @contextmanager
 def noting() -> Iterator[Notes]:
     """Take notes of every forward of every session."""
     notes = Notes()
-    enter, begin, apply = Run.enter, Decoding.begin, Run._apply
+    enter, begin, apply, edit = Run.enter, Decoding.begin, Run._apply, Rows.edit
 
-    def applied(run: Run, layer: int, edit: Edit, x: Tensor) -> Tensor:
-        out = apply(run, layer, edit, x)
-        if layer > 0 and (edit.values is not None or edit.reduction.entries is not None):
+    def applied(run: Run, layer: int, change: Edit, x: Tensor) -> Tensor:
+        out = apply(run, layer, change, x)
+        if layer > 0 and (change.values is not None or change.reduction.entries is not None):
             notes.remade[-1][layer] = run.rows.layout.origin, out, run.state.get("prefill", "deepstack")
         return out
+
+    def edited(rows: Rows, change: Edit) -> None:
+        if not (isinstance(change.positions, str) and change.positions == "anchor" and change.text_after == "keep"):
+            notes.moving.append(rows)
+        edit(rows, change)
 
     def noted(run: Run, layer: int, x: Tensor, kwargs: dict[str, Any]) -> Any:
         if layer == 0 and run.rows.has_pictures:
@@ -61,6 +71,9 @@ def noting() -> Iterator[Notes]:
                 notes.deepstack.append(run.state.get("prefill", "deepstack"))
                 notes.trace.log.append(run.layouts)
                 notes.trace.routes.append(run.routes)
+                notes.moved.append([])
+        if run.rows.has_pictures:
+            notes.moved[-1].append(any(run.rows is rows for rows in notes.moving))
         cache = run.keeping.layers[layer]
         ledger = getattr(cache, "ledger", None)  # layers with a recurrent state have none
         notes.held[-1][2].append(None if ledger is None else ledger.tokens(x.shape[0], x.device))
@@ -77,7 +90,12 @@ def noting() -> Iterator[Notes]:
         notes.held.append((past, 1, [tokens(cache) for cache in decoding.layers]))
         return begin(decoding, kwargs, given, past)
 
-    with patch.object(Run, "enter", noted), patch.object(Run, "_apply", applied), patch.object(Decoding, "begin", stepped):
+    with (
+        patch.object(Run, "enter", noted),
+        patch.object(Run, "_apply", applied),
+        patch.object(Decoding, "begin", stepped),
+        patch.object(Rows, "edit", edited),
+    ):
         yield notes
 
 
@@ -118,7 +136,7 @@ def masked_logits(
                 x = _remade(x, notes, starts, layer)
             if layer == 0:
                 given = positions[0] if positions else torch.arange(length).expand(1, batch, -1)
-                positions[:] = [_positions(given, trace, starts, number) for number in range(layers)]
+                positions[:] = [_positions(given, trace, starts, number, notes) for number in range(layers)]
             mask = kwargs.get("attention_mask")
             if mask is None:
                 mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
@@ -282,12 +300,15 @@ def _remade(x: Tensor, notes: Notes, starts: tuple[int, ...], layer: int) -> Ten
     return x
 
 
-def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int) -> Tensor:
-    """Rotary positions ``[R, B, L]`` in a layer: as its layouts say, and on from there for text that came later."""
+def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int, notes: Notes | None) -> Tensor:
+    """Rotary positions ``[R, B, L]`` in a layer: as its layouts say, and on from there for text that came later.
+
+    Where all edits left text where it was, so does later text, even if a picture that ended the prompt has lost its end.
+    """
     length = given.shape[2]
     given = given[-3:]  # a fourth row in front numbers the text
     down = torch.zeros(given.shape[1], 1, dtype=torch.long)  # what earlier turns saved
-    for start, log in zip(starts, trace.log):
+    for turn, (start, log) in enumerate(zip(starts, trace.log)):
         layout = log[layer]
         told = (layout.positions[1:] if layout.positions.shape[0] == 4 else layout.positions) - down
         count = told.shape[0]
@@ -299,6 +320,8 @@ def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int)
         spare = spare.scatter(2, index, told)
         # Later text goes on from the largest position: the last row's, unless that is one of a picture.
         moved = (given[:, :, start : last + 1].amax((0, 2)) - told.masked_fill(~layout.valid, 0).amax((0, 2)))[:, None]
+        if notes is not None and not notes.moved[turn][layer]:
+            moved = torch.zeros_like(moved)
         spare[:, :, last + 1 : length] -= moved
         down = down + moved
         given = spare[..., :length]

@@ -64,6 +64,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.5, "window": 4, "host": "adakv"},
         {"keep": 0.5, "window": 4, "host": "pyramidkv"},
     ],
+    "pixelprune": [{"threshold": 0.38, "metric": "rms"}, {"threshold": 0.303, "metric": "mean", "anchored": False}],
     "prefixkv": [{"keep": 0.5, "distance": -4}, {"keep": 8, "search": "bisect"}],
     "prune2drive": [{"keep": 0.4}, {"keep": 6, "layer": 0}],
     "pyramiddrop": [{}, {"layers": (1, 3), "ratios": (0.6, 0.0), "positions": "anchor"}],

@@ -29,7 +29,7 @@ GRID = 12
 LOOSEST = 8
 """A declaration may be so many times what was measured, and the engine's share on top."""
 PASSED_THROUGH = {
-    *(("foveate.engine.session", name) for name in ("_generate", "_features", "_outer", "_vision", "_projector", "_block")),
+    *(("foveate.engine.session", name) for name in ("_generate", "_features", "_outer", "_inner", "_block")),
     ("foveate.engine.session", "_layer"),
     *(("foveate.engine.call", name) for name in ("encode", "vision", "block", "projector", "model", "multimodal")),
     ("foveate.engine.call", "language_model"),

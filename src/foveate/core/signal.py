@@ -140,7 +140,23 @@ class Numbers:
     method: str
 
 
-Signal = Rows | Columns | Features | Aligned | Question | QueryKey | KeyValue | Hidden | Halves | Function | Numbers
+@dataclass(frozen=True)
+class Side:
+    """What the caller handed over beside the pictures under a name (``Session.side``): a depth map, an audio track, ...
+
+    Delivered at every site as a `ByItem` whose ``of`` gives a list: for each item the value of the picture or video that it
+    shows, None where there is none, tensors on the model's device. At vision sites items are ``(row of the batch, 0)``.
+
+    Attributes:
+        name: as the caller writes it.
+        needed: whether a picture without it is refused before it is encoded.
+    """
+
+    name: str
+    needed: bool = True
+
+
+Signal = Rows | Columns | Features | Aligned | Question | QueryKey | KeyValue | Hidden | Halves | Function | Numbers | Side
 
 
 @dataclass(frozen=True)
@@ -176,12 +192,12 @@ class Attention:
 
 @runtime_checkable
 class ByItem(Protocol):
-    """An encoder signal as it is delivered at the sequence site, where rows are those of prompts."""
+    """An encoder signal as it is delivered at the sequence site, where rows are those of prompts; `Side` data anywhere."""
 
     def of(self, items: Sequence[tuple[int, int]]) -> Any:
         """The signal of some items, given as (sample, number), that have n tokens alive each: ``[I, n, ...]``.
 
-        Attention rows come as `Attention` with K = n.
+        Attention rows come as `Attention` with K = n, `Side` data as a list of I values.
         """
 
 

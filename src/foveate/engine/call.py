@@ -25,6 +25,7 @@ from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.rows import positions_of
 from foveate.engine.run import Run
+from foveate.engine.side import Handed
 from foveate.engine.vision import Kind, Look
 
 LOOK = "_foveate_look"
@@ -42,12 +43,14 @@ class Call:
         read: for calibration, the layout and all signals of the prompt.
     """
 
-    def __init__(self, program: Program, owner: Owner, earlier: Recording | None, *, generating: bool = False) -> None:
+    def __init__(
+        self, program: Program, owner: Owner, earlier: Recording | None, side: Handed, *, generating: bool = False
+    ) -> None:
         self.look: Look | None = None
         self.run: Run | Decoding | None = None
         self.read: tuple[Layout, Seen] | None = None
         self._program, self._owner = program, owner
-        self._earlier = earlier
+        self._earlier, self._side = earlier, side
         self._begun = program.now()
         self._awaited = True
         self._generating = generating
@@ -79,7 +82,7 @@ class Call:
         """Run ``get_image_features`` or ``get_video_features``, whose ``bound`` arguments these are."""
         if self.look is not None:  # a family may encode videos by the function that encodes pictures
             return original(*args, **kwargs)
-        look = self.look = Look(self._program, kind, bound, self.recording.clock)
+        look = self.look = Look(self._program, kind, bound, self.recording.clock, self._side.get(kind, {}))
         encoder = self._program.anatomy.encoder
         listening = () if encoder is None else [encoder.attention[layer] for layer in self._program.encoder_signals]
         try:

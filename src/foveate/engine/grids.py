@@ -28,15 +28,17 @@ class Survivors:
     count: int
 
 
-def picture_layout(grids: Sequence[tuple[int, int]], there: Tensor, prefix: int, ordinal: Tensor | None = None) -> Layout:
-    """Rows of images: ``prefix`` summary rows, then patches in raster order (or ``ordinal``)."""
+def picture_layout(
+    grids: Sequence[tuple[int, int, int]], there: Tensor, prefix: int, ordinal: Tensor | None = None
+) -> Layout:
+    """Images, given as rows, columns and frames: ``prefix`` summary rows, then patches in raster order (or ``ordinal``)."""
     batch, rows = there.shape
     number = torch.arange(rows, device=there.device).expand(batch, -1)
     summary = number < prefix
     role = torch.where(summary, int(Role.CLS), int(Role.IMAGE)).masked_fill(~there, int(Role.PAD))
     cell = number - prefix if ordinal is None else ordinal
     hidden = summary | ~there
-    counts = [min(r * c, rows - prefix) for r, c in grids] if ordinal is None else [rows] * batch
+    counts = [min(r * c, rows - prefix) for r, c, _ in grids] if ordinal is None else [rows] * batch
     return Layout(
         origin=number,
         role=role,
@@ -44,7 +46,7 @@ def picture_layout(grids: Sequence[tuple[int, int]], there: Tensor, prefix: int,
         ordinal=cell.masked_fill(hidden, -1),
         positions=number[None],
         size=there.float(),
-        items=tuple((Item(r, c, source),) for source, (r, c) in enumerate(grids)),
+        items=tuple((Item(r, c, source, frames),) for source, (r, c, frames) in enumerate(grids)),
         live=tuple(count + prefix for count in counts),
         visual=tuple(counts),
     )

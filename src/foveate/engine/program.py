@@ -24,6 +24,7 @@ from foveate.core.signal import (
     QueryKey,
     Question,
     Rows,
+    Side,
     Signal,
     Site,
     on,
@@ -54,6 +55,7 @@ class Program:
         encoder_signals, decoder_signals: what to record in each layer's attention.
         features: what to keep of what the projector is fed.
         signals_by_item: signals of pictures.
+        side: side data that is read.
         halves, hidden, key_value: decoder layers of which these are read.
         given: functions and numbers, which no forward changes.
         compiled: decoder layers that are compiled one by one.
@@ -105,6 +107,7 @@ class Program:
         self.hidden: set[int] = set()
         self.halves: set[int] = set()
         self.key_value: set[int] = set()
+        self.side: list[Side] = []
         self.asks_companion = False
         self.retain = False
         self.watched = False
@@ -136,6 +139,8 @@ class Program:
         if isinstance(signal, Features | Aligned):
             self.features.append(signal)
             self.signals_by_item.add(signal)
+        elif isinstance(signal, Side):
+            self.side.append(signal)
         elif isinstance(signal, Question):
             self.asks_companion = True
         elif isinstance(signal, Hidden | Halves | KeyValue):

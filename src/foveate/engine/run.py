@@ -26,6 +26,7 @@ from foveate.engine.keeping import Keeping
 from foveate.engine.program import Program
 from foveate.engine.route import Route
 from foveate.engine.rows import Rows
+from foveate.engine.side import ByItem
 from foveate.engine.signals import ByPicture, Signals
 from foveate.engine.vision import Look
 from foveate.engine.vision_signals import joined
@@ -81,8 +82,9 @@ class Run:
         self._route: Route | None = None
         self._inside = False
         if self.rows.has_pictures:
-            by_item = {signal: ByPicture(self.rows, signal, self._gather) for signal in program.signals_by_item}
-            self.signals.seen |= by_item
+            self.signals.seen |= {signal: ByPicture(self.rows, signal, self._gather) for signal in program.signals_by_item}
+            handed = {side: [value for look in self._looks for value in look.side[side]] for side in program.side}
+            self.signals.seen |= {s: ByItem(of, lambda b, j: intake.items[b][j].source) for s, of in handed.items()}
             if program.asks_companion and program.companion is not None and intake.ids is not None:
                 asked = [ids[q] for ids, q in zip(intake.ids, intake.question)]
                 self.signals.seen[Question()] = program.companion.question(asked)
@@ -240,9 +242,7 @@ class Run:
 
     def _gather(self, signal: Signal, sources: Sequence[int], ordinal: Tensor) -> Any:
         """A signal of grids by their numbers in the prompt; pictures and videos were encoded in calls of their own."""
-        parts: list[Any] = []
-        places: list[int] = []
-        start = 0
+        parts, places, start = list[Any](), list[int](), 0
         for look in self._looks:
             end = start + len(look.views)
             mine = [place for place, source in enumerate(sources) if start <= source < end]

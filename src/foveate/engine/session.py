@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +29,9 @@ from foveate.engine.check import check, warn_untrained
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.run import Run
+from foveate.engine.seat import Seat
 from foveate.engine.shown import Shown
+from foveate.engine.side import handed
 from foveate.engine.stand_in import Attached, stand_in
 from foveate.engine.vision import Kind
 from foveate.models import anatomy
@@ -79,14 +80,6 @@ def attach(
     return Session(Program(recipe, parts, traits, seed=seed, companion=companion))
 
 
-class _Seat(threading.local):
-    """What one thread is doing with the model, and what it did last."""
-
-    call: Call | None = None
-    recording: Recording | None = None
-    read: tuple[Layout, Seen] | None = None
-
-
 class Session(Shown):
     """A recipe at work in a model. Made by `attach`. Several threads may call the model at once.
 
@@ -101,7 +94,7 @@ class Session(Shown):
         self.attached = True
         self.reference = weakref.ref(self)
         self._program = program
-        self._seat = _Seat()
+        self._seat = Seat()
         self._last = Recording(program)
         self._undo: list[Callable[[], None]] = []
         try:
@@ -169,6 +162,18 @@ class Session(Shown):
                 outputs[kind] = encode(**{name: value for name, value in inputs.items() if name in known})
         return {"mm_encoder_outputs": outputs}
 
+    def side(self, **kinds: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Hand over side data with the pictures that this thread encodes inside of the ``with`` block.
+
+        Args:
+            kinds: for ``images``, ``videos`` or both, values by name: a list, one for each image (video) of a call, None
+                where one has none, or a single value for all.
+
+        Raises:
+            FoveateError: if the recipe reads side data, but none of such a name.
+        """
+        return self._seat.handing(handed(self._program, kinds))
+
     @property
     def looks_into_encoder(self) -> bool:
         """Whether a method acts or reads before the projector's output; if not, that depends on the pictures alone."""
@@ -190,7 +195,7 @@ class Session(Shown):
         if outer is not None and not generating:
             yield outer
             return
-        call = seat.call = Call(self._program, self, seat.recording, generating=generating)
+        call = seat.call = Call(self._program, self, seat.recording, seat.side, generating=generating)
         try:
             yield call
             self._end(call)
@@ -213,9 +218,9 @@ class Session(Shown):
         for module, body in ((parts.model, Call.model), (parts.multimodal, Call.multimodal)):
             self._stand_in(module, "forward", self._outer, body)
         self._stand_in(parts.language_model, "forward", self._outer, Call.language_model)
-        self._stand_in(parts.vision, "forward", self._vision)
+        self._stand_in(parts.vision, "forward", self._inner, Call.vision)
         if parts.encoder is not None:
-            self._stand_in(parts.encoder.projector, "forward", self._projector)
+            self._stand_in(parts.encoder.projector, "forward", self._inner, Call.projector)
         if not self.recipe.methods:
             return
         self._stand_in(parts.model, "init_continuous_batching", generation.batching, program)
@@ -291,7 +296,7 @@ class Session(Shown):
         # Not by `_entered`, in a few calls less: each step of decoding passes here for each of three modules.
         if call is not None:
             return body(call, original, *args, **kwargs)
-        call = self._seat.call = Call(self._program, self, self._seat.recording)
+        call = self._seat.call = Call(self._program, self, self._seat.recording, self._seat.side)
         try:
             output = body(call, original, *args, **kwargs)
             self._end(call)
@@ -300,14 +305,9 @@ class Session(Shown):
         return output
 
     @torch.compiler.disable
-    def _vision(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _inner(self, body: Callable[..., Any], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = self._seat.call
-        return original(*args, **kwargs) if call is None else call.vision(original, *args, **kwargs)
-
-    @torch.compiler.disable
-    def _projector(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call = self._seat.call
-        return original(*args, **kwargs) if call is None else call.projector(original, *args, **kwargs)
+        return original(*args, **kwargs) if call is None else body(call, original, *args, **kwargs)
 
     def _block(self, layer: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = self._seat.call

@@ -20,12 +20,13 @@ from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.reduction import Reduction
-from foveate.core.signal import Signal, Site, on
+from foveate.core.signal import Side, Signal, Site, on
 from foveate.core.state import State
 from foveate.core.step import Step
 from foveate.engine import grids
 from foveate.engine.clock import Clock
 from foveate.engine.program import Program
+from foveate.engine.side import ByItem, by_view
 from foveate.engine.vision_signals import PictureSignals
 from foveate.models.anatomy import Encoder, View
 
@@ -42,14 +43,18 @@ class Look:
         survivors: what is left of each view.
         positions: what the last edit said about rotary positions.
         edited: whether anything was dropped or merged; ``acted``: by which methods.
+        side: side data of each view.
         steps: what each method saw and did, grids numbered as in `views`; if the session watches.
         encoded: how many pictures (tiles) the encoder was shown, and its rows for the largest one.
     """
 
-    def __init__(self, program: Program, kind: Kind, bound: Mapping[str, Any], clock: Clock) -> None:
+    def __init__(
+        self, program: Program, kind: Kind, bound: Mapping[str, Any], clock: Clock, side: Mapping[str, Any]
+    ) -> None:
         self.program, self.kind, self.clock = program, kind, clock
         self.pictures = program.anatomy.pictures(bound)
         self.views: list[View] = [view for picture in self.pictures for view in picture.views]
+        self.side = by_view(program, kind, side, self.pictures)
         self.survivors = [grids.Survivors(None, view.rows * view.columns) for view in self.views]
         self.positions: Any = "anchor"
         self.text_after: Any = "keep"
@@ -73,10 +78,10 @@ class Look:
         encoder = self.program.anatomy.encoder
         if not methods or encoder is None or encoder.patches is None:
             return args, kwargs
-        shapes = [(view.rows, view.columns) for view in self.views]
-        longest = max(rows * columns for rows, columns in shapes)
+        shapes = [(view.rows, view.columns, view.frames) for view in self.views]
+        longest = max(rows * columns for rows, columns, _ in shapes)
         cells = encoder.patches.read(args, kwargs).flatten(1)
-        counts = torch.tensor([rows * columns for rows, columns in shapes])
+        counts = torch.tensor([rows * columns for rows, columns, _ in shapes])
         first = counts.cumsum(0) - counts
         place = torch.arange(longest).expand(len(shapes), -1)
         there = place < counts[:, None]
@@ -219,7 +224,7 @@ class Look:
             side = math.isqrt(x.shape[1] - prefix)
             self._rows = side * side
             there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            self._layout = grids.picture_layout([(side, side)] * x.shape[0], there, prefix)
+            self._layout = grids.picture_layout([(side, side, 1)] * x.shape[0], there, prefix)
         self._layout = self._layout.to(x.device)
         if pending is not None:
             self._pending = None
@@ -243,6 +248,7 @@ class Look:
     ) -> Edit | None:
         """What a method says about rows of ``views``, one for each row of the batch, or of tiles."""
         there = {signal: on(value, x.device) for signal, value in seen.items() if value is not None}
+        there |= {s: self._handed(s, site, views) for s in self.program.reads[method] if isinstance(s, Side)}
         self._state.to(x.device)
         with self.clock.lap("encoder signals"), self.program.watching(layout) as scores:
             edit = method.edit(site, x, layout, there, self._state)
@@ -252,6 +258,12 @@ class Look:
             after = layout.after(edit)
             self.steps.append(Step(method, site, "edit", layout, after, edit.reduction, tuple(scores), places))
         return edit
+
+    def _handed(self, signal: Side, site: Site, views: Sequence[int]) -> ByItem:
+        """Side data of the pictures that the rows of the batch show."""
+        places = self._places(site, views).items()
+        shown = {row: view for view, (rows, _) in places for row in rows.unique().tolist()}
+        return ByItem(self.side[signal], lambda row, _: shown[row])
 
     def _places(self, site: Site, views: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
         """Where the tokens of ``views``, or of all tiles' views if there are none, stand: row of the batch, raster index."""
@@ -290,11 +302,11 @@ class Look:
             bias = bias.masked_fill(~layout.valid.to(x.device), torch.finfo(x.dtype).min)
         return bias[:, None, None].expand(-1, -1, x.shape[1], -1)
 
-    def _alike(self) -> dict[tuple[int, int, int], list[int]]:
+    def _alike(self) -> dict[tuple[int, int, int, int], list[int]]:
         """Views of one grid and one number of survivors."""
-        groups: dict[tuple[int, int, int], list[int]] = {}
+        groups: dict[tuple[int, int, int, int], list[int]] = {}
         for number, (view, left) in enumerate(zip(self.views, self.survivors)):
-            groups.setdefault((view.rows, view.columns, left.count), []).append(number)
+            groups.setdefault((view.rows, view.columns, view.frames, left.count), []).append(number)
         return groups
 
     def _edit_views(self, method: Tokens, members: list[int], flat: Tensor) -> Tensor:
@@ -302,7 +314,7 @@ class Look:
         view, count = self.views[members[0]], self.survivors[members[0]].count
         ordinal = torch.stack([self._alive(number, count, flat.device) for number in members])
         rows = slots.gather(1, ordinal)
-        items = [(view.rows, view.columns)] * len(members)
+        items = [(view.rows, view.columns, view.frames)] * len(members)
         layout = grids.picture_layout(items, torch.ones_like(rows, dtype=torch.bool), 0, ordinal)
         seen = {s: self.signals.gather(s, members, ordinal) for s in self.program.reads[method] if s in self.signals}
         seen |= self.program.given

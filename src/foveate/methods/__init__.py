@@ -1,6 +1,7 @@
 """One file for each published system, grouped by the place where its main idea acts."""
 
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
+from foveate.methods.before_encoder.pixelprune import PixelPrune
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
@@ -38,9 +39,10 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 __all__ = [
     "ALVTS",
     "BTP",
+    "DART",
+    "PPE",
     "CDPruner",
     "CoIn",
-    "DART",
     "DivPrune",
     "EmbedLens",
     "FastV",
@@ -53,7 +55,7 @@ __all__ = [
     "IndexPreserving",
     "InformationHorizon",
     "MixKV",
-    "PPE",
+    "PixelPrune",
     "PrefixKV",
     "PruMerge",
     "Prune2Drive",

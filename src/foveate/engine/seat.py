@@ -1,0 +1,32 @@
+"""What each thread is doing with a session."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from foveate.core.layout import Layout
+from foveate.core.signal import Seen
+from foveate.engine.call import Call
+from foveate.engine.recording import Recording
+from foveate.engine.side import Handed
+
+
+class Seat(threading.local):
+    """What one thread is doing with the model, and what it did last."""
+
+    call: Call | None = None
+    recording: Recording | None = None
+    read: tuple[Layout, Seen] | None = None
+    side: Handed = {}  # noqa: RUF012
+
+    @contextmanager
+    def handing(self, side: Handed) -> Iterator[None]:
+        """Hand over ``side`` data with what is encoded meanwhile, beside that of blocks around this one."""
+        outer = self.side
+        self.side = {kind: {**outer.get(kind, {}), **named} for kind, named in side.items()}
+        try:
+            yield
+        finally:
+            self.side = outer
