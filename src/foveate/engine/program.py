@@ -26,6 +26,7 @@ from foveate.core.signal import (
     Rows,
     Signal,
     Site,
+    Summary,
     on,
 )
 from foveate.core.traits import Traits
@@ -52,6 +53,7 @@ class Program:
         cache_signals: signals that the owner of the cache alone reads.
         encoder_signals, decoder_signals: what to record in each layer's attention.
         features: what to keep of what the projector is fed.
+        summary: whether the encoder's summary rows are read.
         signals_by_item: signals of pictures.
         halves, hidden, key_value: decoder layers of which these are read.
         given: functions and numbers, which no forward changes.
@@ -100,6 +102,7 @@ class Program:
         self.decoder_signals: dict[int, list[Signal]] = {}
         self.encoder_signals: dict[int, list[Signal]] = {}
         self.features: list[Signal] = []
+        self.summary = False
         self.signals_by_item: set[Signal] = set()
         self.hidden: set[int] = set()
         self.halves: set[int] = set()
@@ -135,6 +138,8 @@ class Program:
         if isinstance(signal, Features | Aligned):
             self.features.append(signal)
             self.signals_by_item.add(signal)
+        elif isinstance(signal, Summary):
+            self.summary = True
         elif isinstance(signal, Question):
             self.asks_companion = True
         elif isinstance(signal, Hidden | Halves | KeyValue):
