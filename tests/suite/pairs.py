@@ -31,6 +31,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
+    "duet_vlm": [
+        {"dominant": 6, "contextual": 3, "pool": 2},
+        {"dominant": 0.3, "contextual": 0.2, "place": "embeddings", "layers": (1, 3), "ratios": (0.6, 0.3)},
+    ],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],

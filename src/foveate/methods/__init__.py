@@ -15,6 +15,7 @@ from foveate.methods.before_llm.visionzip import VisionZip
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
+from foveate.methods.in_llm.duet_vlm import DuetVLM
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.hidrop import HiDrop
@@ -35,6 +36,7 @@ __all__ = [
     "CDPruner",
     "CoIn",
     "DivPrune",
+    "DuetVLM",
     "FastV",
     "Feather",
     "Folder",

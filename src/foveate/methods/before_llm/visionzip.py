@@ -134,9 +134,19 @@ def zipped(
     )
 
 
-def in_features(traits: Traits) -> bool:
-    """Whether the published form is possible: a CLS token, and tokens that are rows of what the projector is fed."""
-    return traits.has_cls and traits.refuse_sites("encoder", "pre_projector") is None
+def on_features(place: Place | None, traits: Traits) -> bool:
+    """Whether to work on features: wherever there is CLS, and tokens are rows of what the projector is fed."""
+    possible = traits.has_cls and traits.refuse_sites("encoder", "pre_projector") is None
+    return possible if place is None else place == "features"
+
+
+def refuse_place(place: Place | None, traits: Traits) -> str | None:
+    """Why a model cannot host it: both forms need the encoder's attention, the published one CLS and its features."""
+    if traits.encoder_layers is None:
+        return f"needs encoder attention, which is not available on {traits.family}; use divprune, uniform or random"
+    if place == "features" and not on_features(None, traits):
+        return f"place='features': {traits.family} offers no CLS token beside features that are tokens; use 'embeddings'"
+    return None
 
 
 def reads_of(traits: Traits, features: bool) -> tuple[Signal, ...]:
@@ -204,19 +214,15 @@ class VisionZip(Tokens):
 
     def check(self, traits: Traits) -> str | None:
         """Needs the encoder's attention; the published form needs CLS and rows before the projector."""
-        if traits.encoder_layers is None:
-            return f"needs encoder attention, which is not available on {traits.family}; use divprune, uniform or random"
-        if self.place == "features" and not in_features(traits):
-            return f"place='features': {traits.family} offers no CLS token beside features that are tokens; use 'embeddings'"
-        return None
+        return refuse_place(self.place, traits)
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Before or behind the projector."""
-        return (Site("pre_projector" if self._features(traits) else "projected"),)
+        return (Site("pre_projector" if on_features(self.place, traits) else "projected"),)
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """Attention and keys of the block that makes the features, and CLS beside them."""
-        return reads_of(traits, self._features(traits))
+        return reads_of(traits, on_features(self.place, traits))
 
     def workspace(self, shape: Shape) -> int:
         """Attention and keys of a block, similarities of tokens to targets, and what is merged."""
@@ -235,9 +241,6 @@ class VisionZip(Tokens):
             return None
         splits = [self.split(k) if k < n else (n, 0) for k, n in zip(counts, layout.visual)]
         return edit_of(splits, x, layout, seen)
-
-    def _features(self, traits: Traits) -> bool:
-        return self.place == "features" or (self.place is None and in_features(traits))
 
 
 def zip_bytes(shape: Shape, contextual: int) -> int:
