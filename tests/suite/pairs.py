@@ -39,6 +39,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "embedlens": [{}, {"drop": "sinks"}, {"ids": tuple(range(0, tiny.VOCABULARY, 7)), "top_k": 2}],
+    "duet_vlm": [
+        {"dominant": 6, "contextual": 3, "pool": 2},
+        {"dominant": 0.3, "contextual": 0.2, "place": "embeddings", "layers": (1, 3), "ratios": (0.6, 0.3)},
+    ],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
@@ -83,6 +87,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "transprune": [{}, {"layers": (1, 3), "ratios": (0.6, 0.3), "accumulate": (1, 2)}],
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "vlm_pruner": [{"keep": 6}, {"keep": 0.4, "layer": 1, "tau": 0.2, "batch": 3, "channels": 8}],
+    "visionzip": [{"keep": 6}, {"keep": 0.4, "contextual": 3, "place": "embeddings"}],
     "v2drop": [{}, {"layers": (1, 3), "ratios": (0.5, 0.4)}],
 }
 

@@ -15,11 +15,11 @@ from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.reduction import Reduction
 from foveate.core.roles import VISUAL, Role
-from foveate.core.signal import Columns, Features, Seen, Signal, Site
+from foveate.core.signal import Columns, Features, Keys, Rows, Seen, Signal, Site, Summary
 from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.engine.session import Session
-from foveate.methods import ToMe
+from foveate.methods import PruMerge, ToMe, VisionZip
 from foveate.models import anatomy
 from tests.suite.bodies import BODIES, ONE, RAGGED
 from tests.suite.oracle import noting
@@ -60,6 +60,25 @@ class Reverse(Tokens):
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         order = torch.arange(x.shape[1]).flip(0).expand(x.shape[0], -1)
         return Edit(Reduction.gather(order, x.shape[1]), positions="auto")
+
+
+@dataclass(frozen=True)
+class WatchFeatures(Tokens):
+    """Hands out the signals it was shown in front of the projector."""
+
+    signals: tuple[Signal, ...]
+    found: Any = field(compare=False)
+    name = "watch_features"
+
+    def reads(self, traits: Traits) -> tuple[Signal, ...]:
+        return self.signals
+
+    def sites(self, traits: Traits) -> tuple[Site, ...]:
+        return (Site("pre_projector"),)
+
+    def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
+        self.found.extend(seen[signal] for signal in self.signals)
+        return None
 
 
 @dataclass(frozen=True)
@@ -128,6 +147,73 @@ def test_tome_equals_a_tower_run_by_hand() -> None:
     assert size[:, 1:].sum() == 16
     torch.testing.assert_close(notes.arriving[0][0, mine], expected, **CLOSE)
     assert layout.ordinal[0, mine].tolist() == cells
+
+
+def test_of_ragged_images_cls_and_what_it_attends_to_are_those_of_each_image_alone() -> None:
+    model, inputs = LLAVA.model(), LLAVA.inputs(RAGGED)
+    signals = (Summary(), Rows(Site("encoder", 2), "cls"))
+
+    together: list[Any] = []
+    with torch.no_grad(), foveate.attach(model, _watched(signals, together, RAGGED_KEPT)):
+        model.model.get_image_features(inputs["pixel_values"])
+    for image, cells in enumerate(RAGGED_KEPT):
+        alone: list[Any] = []
+        with torch.no_grad(), foveate.attach(model, _watched(signals, alone, [cells])):
+            model.model.get_image_features(inputs["pixel_values"][image : image + 1])
+        torch.testing.assert_close(together[0][image], alone[0][0], **CLOSE)
+        mine = together[1].probabilities()[image, :, 0]
+        torch.testing.assert_close(mine[:, -len(cells) :], alone[1].probabilities()[0, :, 0], **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore::foveate.NeedsTraining")
+@pytest.mark.parametrize("method", [PruMerge(keep=2, layer=3), VisionZip(keep=2)], ids=str)
+def test_what_is_made_of_an_image_does_not_depend_on_those_beside_it(method: Tokens) -> None:
+    model, pixels = LLAVA.model(), LLAVA.inputs(RAGGED)["pixel_values"]
+
+    def made(pixels: Tensor, kept: list[list[int]]) -> Tensor:
+        first = Drop(SITES["before"][0], tuple(map(tuple, kept)))
+        with torch.no_grad(), foveate.attach(model, foveate.Recipe((first, method))):
+            return torch.stack(list(model.model.get_image_features(pixels).pooler_output))
+
+    together = made(pixels, RAGGED_KEPT)
+    for image, cells in enumerate(RAGGED_KEPT):
+        torch.testing.assert_close(together[image], made(pixels[image : image + 1], [cells])[0], **CLOSE)
+
+
+def test_visionzip_gives_cls_to_the_language_model() -> None:
+    model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
+    with torch.no_grad(), noting() as notes, foveate.attach(model, VisionZip(keep=6)) as session:
+        model(**inputs)
+    with torch.no_grad():
+        features = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2]
+        cls = model.model.multi_modal_projector(features[:, :1])[0, 0]
+    mine = session.trace.log[0][0].rows(*VISUAL)[0]
+    assert mine.sum() == 6
+    torch.testing.assert_close(notes.arriving[0][0, mine][0], cls, **CLOSE)
+
+
+def test_keys_of_an_encoder_come_by_token() -> None:
+    body = BODIES["qwen2_5_vl"]
+    model, inputs = body.model(), body.inputs([(2, 2, 3)])
+    found: list[Tensor] = []
+    made: list[Tensor] = []
+    attention = model.model.visual.blocks[1].attn
+    handle = attention.qkv.register_forward_hook(lambda module, args, output: made.append(output))
+    turned: list[tuple[Tensor, Tensor]] = []
+    hook = attention.register_forward_pre_hook(
+        lambda module, args, kwargs: turned.append(kwargs["position_embeddings"]), with_kwargs=True
+    )
+    with torch.no_grad(), foveate.attach(model, Watch((Keys(Site("encoder", 1)),), found)):
+        model(**inputs)
+    handle.remove()
+    hook.remove()
+    key = made[0].reshape(len(made[0]), 3, attention.num_heads, -1)[:, 1]
+    cos, sin = (table[:, None] for table in turned[0])
+    first, second = key.chunk(2, dim=-1)
+    key = (key * cos + torch.cat([-second, first], dim=-1) * sin).mean(1)
+    order = anatomy(model).encoder.order({"image_grid_thw": inputs["image_grid_thw"]}, 0)
+    rows = torch.empty_like(key).index_copy(0, order, key)
+    torch.testing.assert_close(found[0], rows.reshape(2, 16, 4, -1).mean(2), **CLOSE)
 
 
 def test_encoder_signals_of_windowed_encoders_come_by_token() -> None:
@@ -221,6 +307,11 @@ def tower_with_merging(model: Any, pixels: Tensor, counts: tuple[int, ...]) -> t
         size, cells = weight[rows][None], [cells[row] for row in rows]
         x = x + block.mlp(block.layer_norm2(x))
     return x, size, cells[1:]
+
+
+def _watched(signals: tuple[Signal, ...], found: list[Any], kept: list[list[int]]) -> foveate.Recipe:
+    """Rows go in front of an early block; what is read behind it is handed out in front of the projector."""
+    return foveate.Recipe((Drop(SITES["before"][0], tuple(map(tuple, kept))), WatchFeatures(signals, found)))
 
 
 def _windows(model: Any, inputs: dict[str, Tensor]) -> Tensor:

@@ -69,6 +69,18 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """Summary rows (CLS) of the encoder beside its features: ``[I, p, D]``. Delivered at the site ``pre_projector`` only."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Mean over heads of the keys that enter an encoder block's attention. Delivered ``[I, n, d]``, float32, CLS dropped."""
+
+    site: Site
+
+
+@dataclass(frozen=True)
 class Aligned:
     """Encoder features in the space of the companion's text tower: ``[I, n, d]``. Needs a companion."""
 
@@ -156,7 +168,22 @@ class Side:
     needed: bool = True
 
 
-Signal = Rows | Columns | Features | Aligned | Question | QueryKey | KeyValue | Hidden | Halves | Function | Numbers | Side
+Signal = (
+    Rows
+    | Columns
+    | Keys
+    | Features
+    | Summary
+    | Aligned
+    | Question
+    | QueryKey
+    | KeyValue
+    | Hidden
+    | Halves
+    | Function
+    | Numbers
+    | Side
+)
 
 
 @dataclass(frozen=True)

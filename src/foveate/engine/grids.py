@@ -54,9 +54,18 @@ def picture_layout(
 
 def without_prefix(layout: Layout, prefix: int) -> Layout:
     """The same rows without the summary rows, which stand behind the padding of ragged images."""
-    width, live = layout.shape[1] - prefix, tuple(count - prefix for count in layout.live)
-    patches = Reduction.keeping(layout.role != Role.CLS, (width,) * layout.shape[0])
-    return layout.after(Edit(patches, live=live, visual=layout.visual))
+    live = tuple(count - prefix for count in layout.live)
+    return layout.after(Edit(patch_rows(layout, prefix), live=live, visual=layout.visual))
+
+
+def summary_rows(layout: Layout, prefix: int) -> Reduction:
+    """Picks the ``prefix`` summary rows of each image, which may stand behind the padding of ragged ones."""
+    return Reduction.keeping(layout.role == Role.CLS, (prefix,) * layout.shape[0])
+
+
+def patch_rows(layout: Layout, prefix: int) -> Reduction:
+    """Picks all other rows, padding too."""
+    return Reduction.keeping(layout.role != Role.CLS, (layout.shape[1] - prefix,) * layout.shape[0])
 
 
 def behind_prefix(edit: Edit, prefix: int) -> Edit:

@@ -27,6 +27,7 @@ from foveate.core.signal import (
     Side,
     Signal,
     Site,
+    Summary,
     on,
 )
 from foveate.core.traits import Traits
@@ -54,6 +55,7 @@ class Program:
         cache_signals: signals that the owner of the cache alone reads.
         encoder_signals, decoder_signals: what to record in each layer's attention.
         features: what to keep of what the projector is fed.
+        summary: whether the encoder's summary rows are read.
         signals_by_item: signals of pictures.
         side: side data that is read.
         halves, hidden, key_value: decoder layers of which these are read.
@@ -103,6 +105,7 @@ class Program:
         self.decoder_signals: dict[int, list[Signal]] = {}
         self.encoder_signals: dict[int, list[Signal]] = {}
         self.features: list[Signal] = []
+        self.summary = False
         self.signals_by_item: set[Signal] = set()
         self.hidden: set[int] = set()
         self.halves: set[int] = set()
@@ -141,6 +144,8 @@ class Program:
             self.signals_by_item.add(signal)
         elif isinstance(signal, Side):
             self.side.append(signal)
+        elif isinstance(signal, Summary):
+            self.summary = True
         elif isinstance(signal, Question):
             self.asks_companion = True
         elif isinstance(signal, Hidden | Halves | KeyValue):

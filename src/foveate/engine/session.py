@@ -247,12 +247,11 @@ class Session(Shown):
         for layer in program.encoder_signals:
             self._put(encoder.attention[layer], attention.TAP, Attached(self._tap_encoder, layer))
         inside = {layer for kind, layer, _ in program.vision if kind == "encoder"}
-        if not inside and ("patches", 0, "before") not in program.vision:
-            return
+        every = bool(inside) or ("patches", 0, "before") in program.vision
         for layer, block in enumerate(encoder.blocks):
             if ("encoder", layer, "middle") in program.vision and encoder.halves is not None:
                 self._undo.append(blocks.install(block, encoder.halves, functools.partial(self._middle, layer)))
-            if not encoder.packed:
+            if not encoder.packed and (every or (program.summary and layer == encoder.feature_layer)):
                 self._stand_in(block, "forward", self._block, layer)
 
     def _stand_in(self, module: Any, name: str, function: Callable[..., Any], *given: Any) -> None:

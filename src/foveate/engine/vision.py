@@ -144,7 +144,14 @@ class Look:
 
     def leave_block(self, layer: int, x: Tensor) -> Tensor:
         """Site *encoder[layer].after*."""
-        return self._sites("encoder", layer, "after", x, self._encoder.prefix)
+        encoder = self._encoder
+        x = self._sites("encoder", layer, "after", x, encoder.prefix)
+        if self.program.summary and layer == encoder.feature_layer:
+            layout, prefix = self._layout, encoder.prefix
+            self.signals.summary = (
+                x[:, :prefix] if layout is None else grids.summary_rows(layout.to(x.device), prefix).take(x)
+            )
+        return x
 
     def observe(self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
         """What the attention of encoder block ``layer`` shows."""
@@ -155,9 +162,9 @@ class Look:
     def before_projector(self, x: Tensor) -> Tensor:
         """Site *pre_projector*; summary rows are gone."""
         encoder = self._encoder
-        if self._layout is not None and encoder.prefix:
-            self._layout = grids.without_prefix(self._layout, encoder.prefix)
-        self.signals.drop_summary(encoder.prefix)
+        if encoder.prefix:
+            self.signals.drop_summary(encoder.prefix, None if self._layout is None else self._layout.to(x.device))
+            self._layout = None if self._layout is None else grids.without_prefix(self._layout, encoder.prefix)
         self.signals.observe_features(x, self.program.companion)
         if not encoder.packed:
             self._rows = self._rows or x.shape[1]
@@ -166,7 +173,7 @@ class Look:
 
     def after_projector(self, x: Tensor) -> Tensor:
         """Back to full length."""
-        layout = self._layout
+        layout, self.signals.summary = self._layout, None
         if not self.edited or layout is None:
             return x
         layout = layout.to(x.device)

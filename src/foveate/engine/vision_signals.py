@@ -14,7 +14,7 @@ from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.reduction import Reduction
-from foveate.core.signal import Aligned, Attention, Columns, Features, QueryKey, Signal, follow, on
+from foveate.core.signal import Aligned, Attention, Columns, Features, Keys, QueryKey, Signal, Summary, follow, on
 from foveate.engine import attention, grids
 from foveate.engine.clock import Clock
 from foveate.engine.program import Program
@@ -27,11 +27,13 @@ class PictureSignals:
 
     Attributes:
         kept_cells: numbers of the cells that were encoded, None where all were.
+        summary: the summary rows beside the features ``[T, p, D]``, until the projector is through; if asked for.
     """
 
     def __init__(self, program: Program, views: Sequence[View], clock: Clock) -> None:
         self.program, self.clock = program, clock
         self.kept_cells: Tensor | None = None
+        self.summary: Tensor | None = None
         self._views = views
         self._seen: dict[Signal, Any] = {}
         self._by_view: dict[Signal, dict[int, Any]] = {}
@@ -53,9 +55,10 @@ class PictureSignals:
                     made = attention.column_means(query, key, scale, mask, causal=False, asking=asking)
                 elif isinstance(signal, QueryKey):
                     made = (query, key)
+                elif isinstance(signal, Keys):
+                    made = key.float().mean(1)
                 else:
-                    logits = row_logits(query[:, :, :1], key, scale)
-                    made = Attention(logits, logits.logsumexp(-1))
+                    made = _of_summary(query, key, scale, mask, asking)
                 if self._encoder.packed:
                     self._seen.setdefault(signal, []).append(made)
                 else:
@@ -81,6 +84,8 @@ class PictureSignals:
         """A signal as a vision site gets it: by row; patches only, except for queries and keys."""
         if signal in self.program.given:
             return self.program.given[signal]
+        if isinstance(signal, Summary):
+            return self.summary
         value = self._seen.get(signal)
         return value if value is None or not prefix else grids.without_columns(value, prefix)
 
@@ -88,10 +93,20 @@ class PictureSignals:
         """Follow an edit of the encoder's rows."""
         self._seen = {signal: follow(value, reduction) for signal, value in self._seen.items()}
 
-    def drop_summary(self, prefix: int) -> None:
-        """Drop summary columns, which nobody asks for behind the encoder."""
-        if prefix:
+    def drop_summary(self, prefix: int, layout: Layout | None) -> None:
+        """Drop summary columns, which nobody asks for behind the encoder; queries and keys keep them, in front.
+
+        ``layout`` is that of the rows, None where summary rows are the first.
+        """
+        if layout is None:
             self._seen = {signal: grids.without_columns(value, prefix) for signal, value in self._seen.items()}
+            return
+        patches = grids.patch_rows(layout, prefix)
+        order = torch.cat([grids.summary_rows(layout, prefix).anchor, patches.anchor], dim=1)
+        whole = Reduction.gather(order, patches.inputs)
+        self._seen = {
+            signal: follow(value, whole if isinstance(signal, QueryKey) else patches) for signal, value in self._seen.items()
+        }
 
     def refill(self, layout: Layout, rows: int, device: torch.device) -> None:
         """Back to the full grid of ``rows``, of what is about the rows of ``layout``."""
@@ -105,8 +120,8 @@ class PictureSignals:
             return
         order = self._encoder.order(bound, 0)
         for signal, calls in self._seen.items():
-            if isinstance(signal, Columns):
-                rows = torch.cat([call.reshape(-1) for call in calls])
+            if isinstance(signal, Columns | Keys):
+                rows = torch.cat([call.flatten(0, 1) for call in calls])
             elif isinstance(signal, Features | Aligned):
                 rows = calls[0]
             else:
@@ -186,6 +201,16 @@ class PictureSignals:
         flat = value if self._encoder.packed else value.flatten(0, 1)
         index = upload(index, flat.device)
         return flat[index[..., 0]] if index.shape[2] == 1 else flat[index].mean(2)
+
+
+def _of_summary(query: Tensor, key: Tensor, scale: float, mask: Tensor | None, asking: Tensor | None) -> Attention:
+    """Attention of the first summary row: the first row, unless padding (not ``asking``) stands before it."""
+    first = query.new_zeros(len(query), 1, dtype=torch.long) if asking is None else asking.int().argmax(1, keepdim=True)
+    chosen = query.gather(2, first[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+    logits = row_logits(chosen, key, scale)
+    if mask is not None:
+        logits = logits.masked_fill(~attention.visible(mask, first, query.shape[2], key.shape[2]), float("-inf"))
+    return Attention(logits, logits.logsumexp(-1))
 
 
 def _one(value: Any, place: int) -> Any:

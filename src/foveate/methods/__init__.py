@@ -13,11 +13,13 @@ from foveate.methods.before_llm.random import Random
 from foveate.methods.before_llm.scope import Scope
 from foveate.methods.before_llm.score import SCoRe
 from foveate.methods.before_llm.uniform import Uniform
+from foveate.methods.before_llm.visionzip import VisionZip
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
 from foveate.methods.in_llm.btp import BTP
 from foveate.methods.in_llm.dart import DART
+from foveate.methods.in_llm.duet_vlm import DuetVLM
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.halfv import HalfV
@@ -39,10 +41,12 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 __all__ = [
     "ALVTS",
     "BTP",
+    "DART",
+    "PPE",
     "CDPruner",
     "CoIn",
-    "DART",
     "DivPrune",
+    "DuetVLM",
     "EmbedLens",
     "FastV",
     "Feather",
@@ -54,7 +58,6 @@ __all__ = [
     "IndexPreserving",
     "InformationHorizon",
     "MixKV",
-    "PPE",
     "PixelPrune",
     "PrefixKV",
     "PruMerge",
@@ -72,4 +75,5 @@ __all__ = [
     "Uniform",
     "V2Drop",
     "VLMPruner",
+    "VisionZip",
 ]
