@@ -30,6 +30,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
+    "core": [{"similarity": 0.3}, {"keep": 6}, {"keep": 0.4, "similarity": 1.0}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
@@ -43,6 +44,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
     "ivc_prune": [{}, {"layer": 1, "mode": "fixed"}, {"mode": "union", "context": 0.3, "anchor": 0.1}],
     "index_preserving": [{}, {"text_after": "keep"}],
+    "merge3d": [
+        {"keep": 6, "geometry": "none"},
+        {"keep": 0.4, "geometry": "none", "pool": "item", "positions": "anchor"},
+    ],
     "mixkv": [
         {"keep": 0.5, "window": 4},
         {"keep": 0.5, "window": 4, "host": "adakv"},

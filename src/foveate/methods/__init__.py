@@ -3,8 +3,10 @@
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
+from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.hiprune import HiPrune
+from foveate.methods.before_llm.merge3d import Merge3D
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
 from foveate.methods.before_llm.random import Random
@@ -30,6 +32,7 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 
 __all__ = [
     "ALVTS",
+    "CORE",
     "PPE",
     "CDPruner",
     "CoIn",
@@ -41,6 +44,7 @@ __all__ = [
     "HiPrune",
     "IVCPrune",
     "IndexPreserving",
+    "Merge3D",
     "MixKV",
     "PrefixKV",
     "PruMerge",
