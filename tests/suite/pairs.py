@@ -37,6 +37,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.4, "layer": 1, "visual_pivots": 2, "text_pivots": 1},
         {"keep": 5, "space": "embedding"},
     ],
+    "core": [{"similarity": 0.3}, {"keep": 6}, {"keep": 0.4, "similarity": 1.0}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "embedlens": [{}, {"drop": "sinks"}, {"ids": tuple(range(0, tiny.VOCABULARY, 7)), "top_k": 2}],
     "duet_vlm": [
@@ -63,6 +64,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"first": 0.6, "beyond": 0, "first_layer": 1, "horizon": 3, "positions": "anchor"},
     ],
     "index_preserving": [{}, {"text_after": "keep"}],
+    "merge3d": [
+        {"keep": 6, "geometry": "none"},
+        {"keep": 0.4, "geometry": "none", "pool": "item", "positions": "anchor"},
+    ],
     "mixkv": [
         {"keep": 0.5, "window": 4},
         {"keep": 0.5, "window": 4, "host": "adakv"},

@@ -4,9 +4,11 @@ from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_encoder.pixelprune import PixelPrune
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
+from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.embedlens import EmbedLens
 from foveate.methods.before_llm.hiprune import HiPrune
+from foveate.methods.before_llm.merge3d import Merge3D
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
 from foveate.methods.before_llm.random import Random
@@ -41,6 +43,8 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 __all__ = [
     "ALVTS",
     "BTP",
+    "CORE",
+    "PPE",
     "CDPruner",
     "CoIn",
     "DART",
@@ -56,6 +60,7 @@ __all__ = [
     "IVCPrune",
     "IndexPreserving",
     "InformationHorizon",
+    "Merge3D",
     "MixKV",
     "PPE",
     "PixelPrune",

@@ -1,4 +1,4 @@
-"""Groups of similar tokens."""
+"""Groups of similar tokens, and of neighbouring ones."""
 
 from __future__ import annotations
 
@@ -54,3 +54,33 @@ def members(cluster: Tensor, order: Tensor, count: int, slots: int) -> Tensor:
     sizes = cluster.new_zeros(len(cluster), count).scatter_add(1, cluster, torch.ones_like(cluster))
     nth = torch.arange(slots, device=cluster.device) % sizes[..., None]
     return grouped.gather(1, (nth + (sizes.cumsum(1) - sizes)[..., None]).flatten(1)).reshape(nth.shape)
+
+
+def connected(right: Tensor, down: Tensor) -> Tensor:
+    """Connected parts of grids whose neighbouring cells may belong together.
+
+    A root takes over the smallest root next to its part, and every cell the root of its root, until nothing changes: rounds
+    grow like the logarithm of the longest way through a part, and each waits for the device once.
+
+    Args:
+        right: ``[I, R, C - 1]`` bool, whether a cell and the one to its right belong together.
+        down: ``[I, R - 1, C]`` bool, the same for the one below it.
+
+    Returns:
+        ``[I, R * C]`` the smallest raster index in the part of each cell.
+    """
+    images, rows, columns = right.shape[0], right.shape[1], down.shape[2]
+    root = torch.arange(rows * columns, device=right.device).expand(images, -1)
+    while True:
+        grid = root.reshape(images, rows, columns)
+        least = grid.clone()
+        least[:, :, 1:] = torch.where(right, least[:, :, 1:].minimum(grid[:, :, :-1]), least[:, :, 1:])
+        least[:, :, :-1] = torch.where(right, least[:, :, :-1].minimum(grid[:, :, 1:]), least[:, :, :-1])
+        least[:, 1:] = torch.where(down, least[:, 1:].minimum(grid[:, :-1]), least[:, 1:])
+        least[:, :-1] = torch.where(down, least[:, :-1].minimum(grid[:, 1:]), least[:, :-1])
+        joined = least.flatten(1).minimum(root.scatter_reduce(1, root, least.flatten(1), "amin"))
+        joined = joined.gather(1, joined)
+        joined = joined.gather(1, joined)
+        if torch.equal(joined, root):
+            return root
+        root = joined
