@@ -91,7 +91,7 @@ def describe(kind: type[Method]) -> Description:
     """What there is to say about a method."""
     text = inspect.getdoc(sys.modules.get(kind.__module__, kind)) or inspect.getdoc(kind) or ""
     first, *rest = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
-    cited = re.search(r'Paper: "(?P<title>[^"]+)", arXiv [\d.v]+\.\s*', " ".join([first, *rest]))
+    cited = re.search(r'Paper: "(?P<title>[^"]+)", (?:arXiv \d+\.\d+|[A-Z]+ \d{4})[^.]*\.\s*', " ".join([first, *rest]))
     paragraphs = [one.replace(cited[0].strip(), "").replace("  ", " ").strip() if cited else one for one in rest]
     allowed, said = rules(kind), meanings(kind)
     return Description(

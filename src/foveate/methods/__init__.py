@@ -2,11 +2,14 @@
 
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_llm.cdpruner import CDPruner
+from foveate.methods.before_llm.coin import CoIn
+from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
 from foveate.methods.before_llm.random import Random
 from foveate.methods.before_llm.scope import Scope
+from foveate.methods.before_llm.score import SCoRe
 from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
@@ -15,6 +18,8 @@ from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.hidrop import HiDrop
 from foveate.methods.in_llm.ivc_prune import IVCPrune
+from foveate.methods.in_llm.prune2drive import Prune2Drive
+from foveate.methods.in_llm.pyramiddrop import PyramidDrop
 from foveate.methods.in_llm.shortv import ShortV
 from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
@@ -27,6 +32,8 @@ __all__ = [
     "ALVTS",
     "PPE",
     "CDPruner",
+    "CoIn",
+    "DivPrune",
     "FastV",
     "Feather",
     "Folder",
@@ -37,7 +44,10 @@ __all__ = [
     "MixKV",
     "PrefixKV",
     "PruMerge",
+    "Prune2Drive",
+    "PyramidDrop",
     "Random",
+    "SCoRe",
     "Scope",
     "ShortV",
     "SnapKV",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,7 @@ NEGLIGIBLE = 1e-6
 def greedy_map(features: Tensor, quality: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Greedy maximum of ``det(K)`` over subsets, ``K_ij = quality_i cos(i, j) quality_j``.
 
-    The incremental Cholesky factorisation of Chen et al. (arXiv 1709.05135), in float32: steps follow each other, images run
-    side by side. Once the chosen ones span all features, the rest is filled up by index. Of the kernel all rows are made
-    at once, or each when it is needed, whichever is faster.
+    Once the chosen ones span all features, the rest is filled up by index.
 
     Args:
         features: ``[I, N, D]``, of any length.
@@ -30,28 +30,50 @@ def greedy_map(features: Tensor, quality: Tensor, k: int) -> tuple[Tensor, Tenso
         ``[I, k]`` indices in the order of choice, and ``[I, k]`` gains: what each multiplied the determinant by.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    quality = ranked(quality.float())
-    images, count, _ = unit.shape
-    own = quality * torch.linalg.vector_norm(unit, dim=2).square() * quality
-    kernel = unit @ unit.mT if count <= WORTH * k else None
-    left, least = own.clone(), NEGLIGIBLE * own
-    basis = unit.new_zeros(images, k, count)
+    return pivoted(unit * ranked(quality.float())[..., None], k)
+
+
+@torch.no_grad()
+def pivoted(
+    rows: Tensor, k: int, score: Callable[[Tensor], Tensor] = lambda left: left, ridge: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Choose tokens one by one, by what the chosen ones leave of them: a Cholesky factorisation that picks its pivots.
+
+    The incremental factorisation of Chen et al. (arXiv 1709.05135), in float32: steps follow each other, images run side by
+    side. What float32 cannot tell from nothing counts as nothing. Of the products of the rows all are made at once, or those
+    with one row when they are needed, whichever is faster.
+
+    Args:
+        rows: ``[I, N, D]``, K is their Gram matrix.
+        k: tokens to choose, at most N.
+        score: of what is left of each token ``[I, N]``, nan for those that were taken; the largest is taken, of equals the
+            one with the lowest index.
+        ridge: ``[I, 1]`` added to K's diagonal; None = 0.
+
+    Returns:
+        ``[I, k]`` indices in the order of choice, and ``[I, k]`` gains: what each multiplied the determinant by.
+    """
+    images, count, _ = rows.shape
+    own = torch.linalg.vector_norm(rows, dim=2).square()
+    least, spare = NEGLIGIBLE * own, own.new_zeros(images, 1) if ridge is None else ridge
+    left = own + spare
+    products = rows @ rows.mT if count <= WORTH * k else None
+    basis = rows.new_zeros(images, k, count)
+    taken = torch.zeros_like(own, dtype=torch.bool)
     order, gains = [], []
     for step in range(k):
-        best = left.argmax(1, keepdim=True)
+        best = score(left.masked_fill(taken, float("nan"))).masked_fill(taken, float("-inf")).argmax(1, keepdim=True)
         gain = left.gather(1, best)
         order.append(best)
         gains.append(gain)
-        cosine = (unit @ _one(unit, best).mT)[..., 0] if kernel is None else _one(kernel, best)[:, 0]
+        taken = taken.scatter(1, best, True)
+        with_best = (rows @ _one(rows, best).mT)[..., 0] if products is None else _one(products, best)[:, 0]
         known = basis[:, :step]
         explained = (known.mT @ _one(known.mT, best).mT)[..., 0]
-        row = quality.gather(1, best) * cosine * quality - explained
         # A token without anything of its own tells nothing about the others, and must not be divided by.
-        basis[:, step] = torch.where(gain > 0, gain, torch.inf).rsqrt() * row
-        left -= basis[:, step].square()
-        left.masked_fill_(left < least, 0)
-        for level in (left, least):  # it is never the best again, nor negligible
-            level.scatter_(1, best, float("-inf"))
+        basis[:, step] = torch.where(gain > 0, gain, torch.inf).rsqrt() * (with_best - explained)
+        left = left - basis[:, step].square()
+        left = torch.where(left - spare < least, spare, left)
     return torch.cat(order, dim=1), torch.cat(gains, dim=1)
 
 

@@ -32,6 +32,16 @@ def top_rows(scores: Tensor, candidates: Tensor, counts: Sequence[int]) -> Tenso
     return torch.zeros_like(candidates).scatter(1, best, chosen) & candidates
 
 
+def first_rows(order: Tensor, rows: Tensor, counts: Sequence[int], width: int) -> Tensor:
+    """Mask ``[B, width]`` of the first ``counts[b]`` of ``rows`` ``[B, n]`` in the ``order`` ``[B, k]`` of their choice."""
+    rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    chosen = rank < upload(counts, order.device)[:, None]
+    # What stands behind a sample's count may be anything, also a row that was chosen: it must not take that back.
+    spare = rows.gather(1, order).masked_fill(~chosen, width)
+    mask = torch.zeros(len(order), width + 1, dtype=torch.bool, device=order.device)
+    return mask.scatter(1, spare, True)[:, :width]
+
+
 def _best(scores: Tensor, k: int) -> Tensor:
     """`top_k` without showing what is ranked."""
     count = scores.shape[-1]
