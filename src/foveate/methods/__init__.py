@@ -1,10 +1,12 @@
 """One file for each published system, grouped by the place where its main idea acts."""
 
+from foveate.methods.before_encoder.downsample import Downsample
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.hiprune import HiPrune
+from foveate.methods.before_llm.pool import Pool
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
 from foveate.methods.before_llm.random import Random
@@ -34,6 +36,7 @@ __all__ = [
     "CDPruner",
     "CoIn",
     "DivPrune",
+    "Downsample",
     "FastV",
     "Feather",
     "Folder",
@@ -42,6 +45,7 @@ __all__ = [
     "IVCPrune",
     "IndexPreserving",
     "MixKV",
+    "Pool",
     "PrefixKV",
     "PruMerge",
     "Prune2Drive",

@@ -81,9 +81,7 @@ class CoIn(ItemTokens):
     title = "CoIn"
     group = "before_llm"
     paper = "CVPR 2026"
-    helps = (
-        "Questions about one thing among many: tokens near the question go first, the rest of the picture stays covered."
-    )
+    helps = "Questions about one thing among many: tokens near the question go first, the rest of the picture stays covered."
     needs = ("projected tokens", "question embeddings")
     asks = True
 

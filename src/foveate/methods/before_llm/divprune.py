@@ -57,9 +57,7 @@ class DivPrune(Tokens):
     title = "DivPrune"
     group = "before_llm"
     paper = "arXiv 2503.02175"
-    helps = (
-        "Any question and any encoder: neither attention nor the question is read; what stands alone is not lost."
-    )
+    helps = "Any question and any encoder: neither attention nor the question is read; what stands alone is not lost."
     needs = ("projected tokens",)
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
