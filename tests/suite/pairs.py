@@ -6,7 +6,7 @@ A method that registers is covered: without an entry in `VARIANTS` it runs with 
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from foveate.core import registry
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
-from foveate.core.method import Method
+from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
 from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
@@ -74,6 +74,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.5, "window": 4, "host": "pyramidkv"},
     ],
     "pixelprune": [{"threshold": 0.38, "metric": "rms"}, {"threshold": 0.303, "metric": "mean", "anchored": False}],
+    "pool": [{"most": 6}, {"most": 0.4, "positions": "anchor"}],
     "prefixkv": [{"keep": 0.5, "distance": -4}, {"keep": 8, "search": "bisect"}],
     "prune2drive": [{"keep": 0.4}, {"keep": 6, "layer": 0}],
     "pyramiddrop": [{}, {"layers": (1, 3), "ratios": (0.6, 0.0), "positions": "anchor"}],
@@ -101,8 +102,8 @@ def variants(name: str) -> list[Method]:
     """The settings in which the suite runs a method."""
     if name in VARIANTS:
         return [build(name, parameters) for parameters in VARIANTS[name]]
-    has_budget = any(field.name == "keep" for field in fields(registry.get(name)))
-    return [build(name, {"keep": 0.4} if has_budget else {})]
+    kind = registry.get(name)
+    return [build(name, {kind.budgeted: 0.4} if kind.takes_budget() else {})]
 
 
 @cache
@@ -150,6 +151,9 @@ def _params(hosted: bool) -> list[Any]:
         for number, method in enumerate(variants(name)):
             for body in BODIES.values():
                 if (refusal(method, body) is None) != hosted:
+                    continue
+                # Bodies are given pixels: pictures come before (tests/methods/test_downsample.py).
+                if hosted and isinstance(method, Pictures):
                     continue
                 # First tier: each method on one anatomy, each anatomy with one method.
                 first = body.name == "llava-clip" or (name == "fastv" and number == 0)

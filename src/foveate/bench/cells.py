@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from foveate.core import registry
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
-from foveate.core.method import Method
 from foveate.core.recipe import NONE, Recipe, lies_elsewhere
 from foveate.core.text import split_outside_brackets
 
@@ -47,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Contender:
-    """A recipe whose methods named in ``open`` (places in the recipe) take their ``keep`` from the bench."""
+    """A recipe whose methods named in ``open`` (its places) take their budget (`Method.budgeted`) from the bench."""
 
     text: str
     recipe: Recipe
@@ -55,19 +54,22 @@ class Contender:
 
     @classmethod
     def parse(cls, text: str) -> Contender:
-        """From a method's name or a recipe; a ``keep`` that is written out stays as it is, and so does all of a file's."""
+        """From a method's name or a recipe; a budget that is written out stays as it is, and so does all of a file's."""
         recipe = Recipe.of(text)
         if lies_elsewhere(text):
             return cls(str(recipe), recipe, ())
         terms = split_outside_brackets(text, "+")
-        takes = [_takes_keep(method) and not re.search(r"\bkeep\s*=", term) for method, term in zip(recipe.methods, terms)]
+        takes = [
+            method.takes_budget() and not re.search(rf"\b{method.budgeted}\s*=", term)
+            for method, term in zip(recipe.methods, terms)
+        ]
         return cls(text, recipe, tuple(place for place, taken in enumerate(takes) if taken))
 
     def at(self, keep: Keep) -> Recipe:
         """The recipe with a budget filled in."""
         methods = list(self.recipe.methods)
         for place in self.open:
-            methods[place] = replace(methods[place], keep=keep)  # type: ignore[call-arg]
+            methods[place] = replace(methods[place], **{methods[place].budgeted: keep})
         return Recipe(tuple(methods))
 
     def budgets(self, keeps: Sequence[int | float]) -> tuple[Keep, ...]:
@@ -128,7 +130,3 @@ def _keep(text: str) -> int | float:
         raise FoveateError(f"keep={text!r}: must be ratios in (0, 1] or counts, such as 0.33,0.22,64") from error
     Budget(keep)
     return keep
-
-
-def _takes_keep(method: Method) -> bool:
-    return any(field.name == "keep" for field in fields(method))

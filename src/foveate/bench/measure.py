@@ -21,7 +21,7 @@ from foveate.checkpoint import Checkpoint, load, parse_model_args, resolve_devic
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE, Recipe
 from foveate.core.report import Report
-from foveate.engine import limit
+from foveate.engine import Session, limit
 from foveate.tasks import Question, evidence_cells
 
 Questions = Sequence[Question]
@@ -126,8 +126,8 @@ def evidence_recalls(
 
 def _warm_up(checkpoint: Checkpoint, recipe: Recipe | str, batch: Questions) -> None:
     """Answer a batch for nothing: the first of a shape pays for allocations and kernel choices."""
-    with checkpoint.attach(recipe):
-        checkpoint.answer(_inputs(checkpoint, batch), max_new_tokens=2)
+    with checkpoint.attach(recipe) as session:
+        checkpoint.answer(_inputs(checkpoint, batch, session), max_new_tokens=2)
 
 
 def _time(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, shown: int, *, unmodified_first: bool) -> _Batch:
@@ -160,12 +160,13 @@ def _answer(
     encodings: Encodings | None = None,
 ) -> _Batch:
     """Answer a batch; ``encodings`` may serve what the encoder made of the same pictures before."""
-    inputs, longest = _inputs(checkpoint, batch), batch[0].max_new_tokens
+    longest = batch[0].max_new_tokens
     with checkpoint.attach(recipe, seed) as session, encodings.serve(session) if encodings else nullcontext():
         if len(batch[0].turns) == 1:
-            predictions = [[said] for said in checkpoint.answer(inputs, longest)]
+            predictions = [[said] for said in checkpoint.answer(_inputs(checkpoint, batch, session), longest)]
         else:
-            predictions = [checkpoint.converse(q.images, [turn.prompt for turn in q.turns], longest) for q in batch]
+            asked = [(q.images, [turn.prompt for turn in q.turns]) for q in batch]
+            predictions = [checkpoint.converse(images, prompts, longest, session) for images, prompts in asked]
     report, trace = session.report, session.trace
     alive = [trace.alive(layer) for layer in range(checkpoint.layers)]
     recalls = [
@@ -186,8 +187,9 @@ def _answer(
     )
 
 
-def _inputs(checkpoint: Checkpoint, batch: Questions) -> dict[str, Tensor]:
-    return checkpoint.inputs([question.images for question in batch], [question.turns[0].prompt for question in batch])
+def _inputs(checkpoint: Checkpoint, batch: Questions, session: Session) -> dict[str, Tensor]:
+    prompts = [question.turns[0].prompt for question in batch]
+    return checkpoint.inputs([question.images for question in batch], prompts, session)
 
 
 def _summarise(batches: Sequence[_Batch]) -> Measurement:

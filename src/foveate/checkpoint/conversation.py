@@ -53,10 +53,15 @@ class Checkpoint:
         """Number of decoder layers."""
         return self.model.config.get_text_config().num_hidden_layers
 
-    def inputs(self, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Model inputs for one conversation each, its pictures and then a prompt, padded on the left."""
+    def inputs(
+        self, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str], session: Session | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Model inputs for one conversation each, its pictures and then a prompt, padded on the left.
+
+        ``session``: the one that they are for; its recipe may change pictures first.
+        """
         try:
-            return self.chat([_opening(images, prompt) for images, prompt in zip(pictures, prompts, strict=True)])
+            return self.chat([_opening(images, prompt) for images, prompt in zip(pictures, prompts, strict=True)], session)
         except _REFUSALS:
             for images in pictures:
                 reason = refusal(self.processor, images)
@@ -64,9 +69,14 @@ class Checkpoint:
                     raise FoveateError(reason) from None
             raise
 
-    def chat(self, conversations: Sequence[Sequence[dict[str, Any]]]) -> dict[str, torch.Tensor]:
-        """Model inputs for conversations as transformers' chat templates take them, padded on the left."""
-        inputs = _processed(self.processor, [self._instructed(turns) for turns in conversations])
+    def chat(
+        self, conversations: Sequence[Sequence[dict[str, Any]]], session: Session | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Model inputs for conversations as transformers' chat templates take them, padded on the left; as `inputs`."""
+        whole = [self._instructed(turns) for turns in conversations]
+        if session is not None:
+            whole = [[self._prepared(turn, session) for turn in turns] for turns in whole]
+        inputs = _processed(self.processor, whole)
         return inputs.to(self.model.device, dtype=self.model.dtype)
 
     def check_system(self) -> None:
@@ -91,9 +101,15 @@ class Checkpoint:
                 raise FoveateError(f"prompt={prompt!r}: leave out {placeholder!r}; the picture is put in front by itself")
 
     @torch.inference_mode()
-    def converse(self, pictures: Sequence[Image.Image], prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """The greedy answer to each of several prompts about the same pictures, all turns on one cache."""
-        inputs = self.inputs([pictures], prompts[:1])
+    def converse(
+        self,
+        pictures: Sequence[Image.Image],
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        session: Session | None = None,
+    ) -> list[str]:
+        """The greedy answer to each of several prompts about the same pictures, all turns on one cache; as `inputs`."""
+        inputs = self.inputs([pictures], prompts[:1], session)
         settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
         output, answers = None, []
         for number, prompt in enumerate(prompts):
@@ -105,6 +121,15 @@ class Checkpoint:
             new = output.sequences[0, inputs["input_ids"].shape[1] :]
             answers.append(self.processor.decode(new, skip_special_tokens=True).strip())
         return answers
+
+    def _prepared(self, turn: dict[str, Any], session: Session) -> dict[str, Any]:
+        """A turn with its pictures as the session's recipe wants them."""
+        if isinstance(turn["content"], str):
+            return turn
+        pictures = [part["image"] for part in turn["content"] if part["type"] == "image"]
+        changed = iter(session.pictures(pictures, self.processor))
+        content = [{**part, "image": next(changed)} if part["type"] == "image" else part for part in turn["content"]]
+        return {**turn, "content": content}
 
     def _instructed(self, turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if self.system is None or (turns and turns[0]["role"] == "system"):

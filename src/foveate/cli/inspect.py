@@ -79,7 +79,7 @@ def look(loaded: Checkpoint, asked: Question, recipe: Recipe, seed: int) -> Insp
     prompts = [turn.prompt for turn in asked.turns]
     with loaded.attach(recipe, seed) as session:
         session.watch()
-        said = loaded.converse(asked.images, prompts, asked.max_new_tokens)
+        said = loaded.converse(asked.images, prompts, asked.max_new_tokens, session)
     told = story(session.trace, len(asked.images))
     recalls = tuple(_recall(asked, told, stage) for stage in told.stages)
     return Inspection(str(recipe), "\n".join(said), told, recalls)

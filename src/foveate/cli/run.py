@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from PIL import Image
 
 from foveate import checkpoint
 from foveate.bench.machine import device_name
@@ -52,23 +52,27 @@ def run(request: RunRequest) -> None:
     beside = (request.companion, request.artifacts, arguments, request.system)
     loaded = checkpoint.load(request.model, device, dtype, *beside)
     loaded.refuse_placeholders([request.prompt])
-    inputs = loaded.inputs([pictures], [request.prompt])
     recipes = list(dict.fromkeys((Recipe(), wanted)))
-    runs = _answers(loaded, inputs, recipes, request.max_new_tokens, request.seed)
+    runs = _answers(loaded, pictures, request.prompt, recipes, request.max_new_tokens, request.seed)
     output().print(run_table(runs, device_name(device), loaded.model.dtype))
     for line in runs[-1].reports[-1].idle_lines():
         output().print(line, style="yellow")
 
 
 def _answers(
-    loaded: Checkpoint, inputs: dict[str, Tensor], recipes: Sequence[Recipe], max_new_tokens: int, seed: int
+    loaded: Checkpoint,
+    pictures: Sequence[Image.Image],
+    prompt: str,
+    recipes: Sequence[Recipe],
+    max_new_tokens: int,
+    seed: int,
 ) -> list[Answered]:
     """Each recipe's answer and what it cost each time; they take turns, so that all meet the machine in the same state."""
 
     def answer(recipe: Recipe, longest: int) -> tuple[str, Report, int | None]:
         peak = Peak(loaded.model)
         with loaded.attach(recipe, seed) as session:
-            return loaded.answer(inputs, longest)[0], session.report, peak.bytes()
+            return loaded.answer(loaded.inputs([pictures], [prompt], session), longest)[0], session.report, peak.bytes()
 
     for recipe in recipes:
         # The first request of a shape pays for allocations and kernel choices.

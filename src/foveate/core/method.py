@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -36,6 +36,9 @@ class Method(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     identity_at: ClassVar[Mapping[str, Any] | None] = None
     """Parameters at which the model's logits are unchanged; None where the system has no such setting."""
+    budgeted: ClassVar[str] = "keep"
+    """The parameter, if there is one of that name, that a bench's or a tune's budget fills in: another than ``keep`` where
+    it is a limit, not the number of tokens that live."""
 
     def __post_init__(self) -> None:
         """Refuse values that the fields' annotations do not allow; lists become tuples."""
@@ -71,11 +74,16 @@ class Method(ABC):
     def parameters(self) -> dict[str, Any]:
         """The budget, and the hyperparameters that differ from their defaults."""
         values = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
-        return {name: value for name, (value, default) in values.items() if name == "keep" or value != default}
+        return {name: value for name, (value, default) in values.items() if name == self.budgeted or value != default}
 
     def __str__(self) -> str:
         inside = ", ".join(f"{name}={value!r}" for name, value in self.parameters().items())
         return f"{self.name}({inside})" if inside else self.name
+
+    @classmethod
+    def takes_budget(cls) -> bool:
+        """Whether it has the parameter `budgeted`."""
+        return any(field.name == cls.budgeted for field in fields(cls))
 
     def require(self, condition: bool, parameter: str, remedy: str) -> None:
         """Raise one clear line about ``parameter`` unless ``condition`` holds."""
@@ -83,11 +91,30 @@ class Method(ABC):
             raise FoveateError(f"{self.name}: {parameter}={getattr(self, parameter)!r}: {remedy}")
 
 
+class Pictures(Method):
+    """Changes the size of pictures before the processor gets them.
+
+    What the model is called with says nothing of the picture that it was made of, so pictures come by `Session.pictures`.
+    """
+
+    @abstractmethod
+    def resize(self, size: tuple[int, int], tokens: Callable[[tuple[int, int]], int]) -> tuple[int, int]:
+        """The size (rows and columns of pixels) that a picture of ``size`` is to have.
+
+        ``tokens`` says how many visual tokens the model gets of a picture of a size.
+
+        Raises:
+            FoveateError: if no size does what it is to do.
+        """
+
+
 class Tokens(Method):
     """Drops, merges or inserts rows of the sequence at one or more sites."""
 
     cuts_caches: ClassVar[bool] = False
     """Whether its edits are for all layers (`Edit.all_layers`): earlier ones' caches are scored once they are made."""
+    needs_grid: ClassVar[bool] = False
+    """Whether, before the language model, it works only on whole grids: nothing may be dropped or merged before it."""
 
     @abstractmethod
     def sites(self, traits: Traits) -> tuple[Site, ...]:
@@ -314,4 +341,4 @@ class Offline(Method):
 def protocols(method: type[Method] | Method) -> tuple[str, ...]:
     """Names of the protocols that a method implements."""
     kind = method if isinstance(method, type) else type(method)
-    return tuple(p.__name__ for p in (Tokens, Routing, Experts, Cache, Offline) if issubclass(kind, p))
+    return tuple(p.__name__ for p in (Pictures, Tokens, Routing, Experts, Cache, Offline) if issubclass(kind, p))

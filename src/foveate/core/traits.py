@@ -31,6 +31,7 @@ class Traits:
         cell: pixels ``(channels, rows, columns)`` that make one token, where the patches site is open.
         companion: whether a text tower was given.
         patches: tokens of an image in the encoder, CLS not counted; None where images differ.
+        one_grid: whether every picture gets the same grid, whatever its size.
         experts: how many experts the router chooses for each row; None for a dense model.
         sparse: decoder layers with experts.
     """
@@ -51,6 +52,7 @@ class Traits:
     cell: tuple[int, int, int] | None = None
     companion: bool = False
     patches: int | None = None
+    one_grid: bool = False
     experts: int | None = None
     sparse: tuple[int, ...] = ()
 

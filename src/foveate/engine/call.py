@@ -21,6 +21,7 @@ from foveate.engine.cache import Owner, adopt
 from foveate.engine.check import check_call, check_training
 from foveate.engine.decoding import Decoding
 from foveate.engine.intake import Intake
+from foveate.engine.pictures import refuse_unprepared
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.rows import positions_of
@@ -82,6 +83,7 @@ class Call:
         """Run ``get_image_features`` or ``get_video_features``, whose ``bound`` arguments these are."""
         if self.look is not None:  # a family may encode videos by the function that encodes pictures
             return original(*args, **kwargs)
+        refuse_unprepared(self._program)
         look = self.look = Look(self._program, kind, bound, self.recording.clock, self._side.get(kind, {}))
         encoder = self._program.anatomy.encoder
         listening = () if encoder is None else [encoder.attention[layer] for layer in self._program.encoder_signals]

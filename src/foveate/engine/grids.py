@@ -27,6 +27,13 @@ class Survivors:
     rank: Tensor | None
     count: int
 
+    def ordinal(self, device: torch.device) -> Tensor:
+        """``[count]`` raster indices of those alive, in their order."""
+        if self.rank is None:
+            return torch.arange(self.count, device=device)
+        spare = torch.where(self.rank >= 0, self.rank, len(self.rank))
+        return spare.argsort(stable=True)[: self.count].to(device)
+
 
 def picture_layout(
     grids: Sequence[tuple[int, int, int]], there: Tensor, prefix: int, ordinal: Tensor | None = None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.core.companion import Companion
 from foveate.core.layout import Layout
-from foveate.core.method import Cache, Experts, Routing, Tokens
+from foveate.core.method import Cache, Experts, Method, Pictures, Routing, Tokens
 from foveate.core.ranking import collecting
 from foveate.core.recipe import Recipe
 from foveate.core.signal import (
@@ -44,6 +44,8 @@ class Program:
         recipe: as it was given; ``methods``: its methods, fitted to the model; ``anatomy``, ``traits``: the model's.
         home: where the model runs; ``now``: says when it is there.
         companion: a text tower beside the model.
+        pictures: methods that act on pictures before the processor, in recipe order.
+        reshaped: those of them that have changed a picture; None if no picture came by them yet.
         constants: what methods find in their `State` at any time.
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
@@ -74,6 +76,8 @@ class Program:
         methods: tuple[Any, ...] = tuple(method.fitted(traits) for method in recipe.methods)
         self.recipe, self.methods, self.anatomy, self.traits, self.companion = recipe, methods, anatomy, traits, companion
         self.home, self.now = anatomy.home, reader(anatomy.home)
+        self.pictures = tuple(method for method in methods if isinstance(method, Pictures))
+        self.reshaped: set[Method] | None = None
         self.constants: dict[str, Any] = {"seed": seed, "traits": traits}
         self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}

@@ -127,7 +127,8 @@ class Recording:
     def _idle(self, prompt: Layout) -> tuple[str, ...]:
         """The methods that found nothing to do in a prompt with pictures."""
         there = zip(self._program.recipe.methods, self._program.methods)
-        return tuple(str(given) for given, method in there if any(prompt.originals) and method not in self._acted)
+        acted = self._acted | (self._program.reshaped or set())
+        return tuple(str(given) for given, method in there if any(prompt.originals) and method not in acted)
 
     def _note(
         self, layouts: list[Layout], ran: list[tuple[Any, Any]], slots: dict[int, Tensor], looks: Sequence[Look]

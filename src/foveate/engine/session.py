@@ -26,6 +26,7 @@ from foveate.engine import attention, blocks, experts, generation
 from foveate.engine.arguments import by_name
 from foveate.engine.call import LOOK, Call
 from foveate.engine.check import check, warn_untrained
+from foveate.engine.pictures import Prepares
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.run import Run
@@ -80,7 +81,7 @@ def attach(
     return Session(Program(recipe, parts, traits, seed=seed, companion=companion))
 
 
-class Session(Shown):
+class Session(Shown, Prepares):
     """A recipe at work in a model. Made by `attach`. Several threads may call the model at once.
 
     Attributes:
@@ -180,8 +181,6 @@ class Session(Shown):
         program = self._program
         acts = any(kind != "projected" for kind, _, _ in program.vision)
         return acts or bool(program.encoder_signals or program.features)
-
-    # Inside.
 
     @property
     def _recording(self) -> Recording:

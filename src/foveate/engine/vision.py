@@ -318,8 +318,8 @@ class Look:
 
     def _edit_views(self, method: Tokens, members: list[int], flat: Tensor) -> Tensor:
         slots = upload(torch.stack([self._slots[number] for number in members]), flat.device)  # [I, count] rows of `flat`
-        view, count = self.views[members[0]], self.survivors[members[0]].count
-        ordinal = torch.stack([self._alive(number, count, flat.device) for number in members])
+        view = self.views[members[0]]
+        ordinal = torch.stack([self.survivors[number].ordinal(flat.device) for number in members])
         rows = slots.gather(1, ordinal)
         items = [(view.rows, view.columns, view.frames)] * len(members)
         layout = grids.picture_layout(items, torch.ones_like(rows, dtype=torch.bool), 0, ordinal)
@@ -340,14 +340,6 @@ class Look:
         flat = flat.clone()
         flat[slots.flatten()] = full.flatten(0, 1).to(flat.dtype)
         return flat
-
-    def _alive(self, number: int, count: int, device: torch.device) -> Tensor:
-        """``[count]`` raster indices of a view's survivors, in their order."""
-        rank = self.survivors[number].rank
-        if rank is None:
-            return torch.arange(count, device=device)
-        spare = torch.where(rank >= 0, rank, len(rank))
-        return spare.argsort(stable=True)[:count].to(device)
 
     @cached_property
     def _slots(self) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """One file for each published system, grouped by the place where its main idea acts."""
 
+from foveate.methods.before_encoder.downsample import Downsample
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_encoder.pixelprune import PixelPrune
 from foveate.methods.before_llm.cdpruner import CDPruner
@@ -9,6 +10,7 @@ from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.embedlens import EmbedLens
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.merge3d import Merge3D
+from foveate.methods.before_llm.pool import Pool
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
 from foveate.methods.before_llm.random import Random
@@ -49,6 +51,7 @@ __all__ = [
     "CDPruner",
     "CoIn",
     "DivPrune",
+    "Downsample",
     "DuetVLM",
     "EmbedLens",
     "FastV",
@@ -63,6 +66,7 @@ __all__ = [
     "Merge3D",
     "MixKV",
     "PixelPrune",
+    "Pool",
     "PrefixKV",
     "PruMerge",
     "Prune2Drive",

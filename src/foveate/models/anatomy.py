@@ -177,6 +177,7 @@ class Anatomy:
         encoder: its parts, or None where nothing in it can be read.
         rotary_rows: rows of the rotary positions.
         video_tokens: placeholder ids of videos.
+        one_grid: whether every picture gets the same grid, whatever its size.
     """
 
     family: str
@@ -190,6 +191,7 @@ class Anatomy:
     encoder: Encoder | None = None
     rotary_rows: int = 1
     video_tokens: tuple[int, ...] = ()
+    one_grid: bool = False
     config: Any = field(repr=False, default=None)
 
     @cached_property
@@ -440,6 +442,7 @@ class Anatomy:
             cell=encoder.patches.cell if encoder and encoder.patches else None,
             companion=companion,
             patches=encoder.tile if encoder else None,
+            one_grid=self.one_grid,
             experts=experts if sparse else None,
             sparse=sparse,
         )

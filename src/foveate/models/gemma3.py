@@ -35,5 +35,6 @@ def anatomy(model: Any) -> Anatomy:
             prefix=0,
             projector=inner.multi_modal_projector,
         ),
+        one_grid=True,
         config=config.text_config,
     )

@@ -25,6 +25,7 @@ def anatomy(model: Any) -> Anatomy:
         image_tokens=(config.image_token_id,),
         pictures=square_pictures(config.vision_config.image_size // config.vision_config.patch_size),
         encoder=encoder(config, inner, frozenset({"patches", "encoder", "middle", "pre_projector"})),
+        one_grid=True,
         config=config.text_config,
     )
 

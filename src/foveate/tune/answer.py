@@ -50,9 +50,11 @@ class ModelAnswers:
         with self.checkpoint.attach(recipe, seed) as session:
             if len(batch[0].turns) > 1:
                 (question,) = batch
-                said = [self.checkpoint.converse(question.images, [turn.prompt for turn in question.turns], longest)]
+                said = [
+                    self.checkpoint.converse(question.images, [turn.prompt for turn in question.turns], longest, session)
+                ]
             else:
-                inputs = self.checkpoint.inputs([q.images for q in batch], [q.turns[0].prompt for q in batch])
+                inputs = self.checkpoint.inputs([q.images for q in batch], [q.turns[0].prompt for q in batch], session)
                 said = [[answer] for answer in self.checkpoint.answer(inputs, longest)]
         return said, session.report
 

@@ -25,8 +25,8 @@ def first_recipes(space: Space, hints: Hints, starts: Sequence[float]) -> Iterat
     if hints.dead_share:
         alive = float(f"{max(1 - hints.dead_share, KEEP.low):.2g}")
         for method in plain:
-            if not _in_decoder(method) and _takes(method, "keep"):
-                yield _with(method, keep=alive)
+            if not _in_decoder(method) and method.takes_budget():
+                yield _with(method, **_budget(method, alive))
     for start in starts:
         yield from (_with(method, **_budget(method, start)) for method in plain)
         if start == starts[0]:
@@ -44,7 +44,7 @@ def _takes(method: Method, *names: str) -> bool:
 
 
 def _budget(method: Method, keep: float) -> dict[str, Any]:
-    return {"keep": keep} if _takes(method, "keep") else {}
+    return {method.budgeted: keep} if method.takes_budget() else {}
 
 
 def _choices(space: Space, method: Method) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The recipes among which to search: derived from the fields of every method that the model can host.
 
-By rule: ``keep`` is a ratio, layers are those that the model has, stages (layers with a share each) ascend, switches are
+By rule: the budget is a ratio, layers are those that the model has, stages (layers with a share each) ascend, switches are
 tried both ways; what a method declares (`Method.tunable`) comes on top, everything else stays at its default. A parameter
 whose default is None, the paper's own choice, may also stay at that.
 """
@@ -119,7 +119,7 @@ def _dimensions(method: Method, traits: Traits) -> Iterator[Dimension]:
         optional = field.default is None
         if field.name in declared:
             yield Dimension(field.name, declared[field.name], optional=optional)
-        elif field.name == "keep":
+        elif field.name == method.budgeted:
             yield Dimension(field.name, KEEP, optional=optional)
         elif isinstance(field.default, bool):
             yield Dimension(field.name, (True, False))

@@ -148,13 +148,13 @@ class Foveate(lmms):  # type: ignore[misc]  # lmms-eval is not typed, and lies i
     @torch.inference_mode()
     def _answer(self, messages: Sequence[Messages], generation: Mapping[str, Any]) -> list[GenerationResult]:
         model, tokenizer = self._checkpoint.model, self._checkpoint.processor.tokenizer
-        inputs = self._checkpoint.chat([conversation(each) for each in messages])
-        start, ends = inputs["input_ids"].shape[1], endings(generation)
-        criteria = [Ended(tokenizer, ends, start)] if ends else []
-        begin = perf_counter()
         with self._attach() as session:
+            inputs = self._checkpoint.chat([conversation(each) for each in messages], session)
+            start, ends = inputs["input_ids"].shape[1], endings(generation)
+            criteria = [Ended(tokenizer, ends, start)] if ends else []
+            begin = perf_counter()
             output = model.generate(**inputs, **generate_arguments(generation), stopping_criteria=criteria)
-        seconds = perf_counter() - begin
+            seconds = perf_counter() - begin
         special = set(tokenizer.all_special_ids)
         said = [[token for token in row if token not in special] for row in output[:, start:].tolist()]
         self._cost.batches.append(Batch(session.report, len(messages), sum(map(len, said)), seconds))

@@ -9,6 +9,7 @@ import foveate
 from foveate.checkpoint import Checkpoint
 from foveate.core.method import Method
 from foveate.core.recipe import Recipe
+from foveate.engine import Session
 from foveate.tasks import Question
 
 
@@ -29,7 +30,7 @@ def scores(
     for start in range(0, len(questions), size):
         batch = questions[start : start + size]
         with foveate.attach(checkpoint.model, recipe, seed=seed * len(questions) + start) as session:
-            said = _answers(checkpoint, batch)
+            said = _answers(checkpoint, batch, session)
         values += [question.score(answers) for question, answers in zip(batch, said, strict=True)]
         report = session.report
         kept += report.visual_tokens[-1] * report.samples
@@ -37,10 +38,10 @@ def scores(
     return Scores(values, kept / shown)
 
 
-def _answers(checkpoint: Checkpoint, batch: Sequence[Question]) -> list[list[str]]:
+def _answers(checkpoint: Checkpoint, batch: Sequence[Question], session: Session) -> list[list[str]]:
     longest = batch[0].max_new_tokens
     prompts = [[turn.prompt for turn in question.turns] for question in batch]
     if len(prompts[0]) > 1:
-        return [checkpoint.converse(question.images, asked, longest) for question, asked in zip(batch, prompts)]
-    inputs = checkpoint.inputs([question.images for question in batch], [asked[0] for asked in prompts])
+        return [checkpoint.converse(question.images, asked, longest, session) for question, asked in zip(batch, prompts)]
+    inputs = checkpoint.inputs([question.images for question in batch], [asked[0] for asked in prompts], session)
     return [[said] for said in checkpoint.answer(inputs, longest)]

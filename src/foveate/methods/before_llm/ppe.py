@@ -25,13 +25,13 @@ from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import AtLeast, Keep, Layers
 from foveate.core.ranking import about
-from foveate.core.reduction import Reduction
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.ops.cluster import density_peaks, members
+from foveate.ops.means import means
 
 
 def cluster_tokens(x: Tensor, count: int, neighbours: int) -> tuple[Tensor, Tensor]:
@@ -57,27 +57,6 @@ def position_table(positions: Tensor, member: Tensor) -> Tensor:
     """
     slot = member.permute(2, 0, 1)
     return positions.gather(2, slot.repeat(len(positions) // len(slot), 1, 1))
-
-
-def merged(owner: Tensor, place: Tensor, live: tuple[int, ...]) -> Reduction:
-    """The mean of the rows of each owner.
-
-    Args:
-        owner: ``[B, N]`` the row that each row is merged into (itself, if it stays), -1 = padding.
-        place: ``[B, N]`` rows that stay are handed on in the order of their places; -1 for all others.
-        live: rows that stay in each sample.
-    """
-    rows, width = owner.shape[1], max(live)
-    order = place.argsort(dim=1, stable=True)
-    anchor = order[:, rows - width :]
-    slot = order.argsort(dim=1) - (rows - width)
-    there, mine = owner >= 0, owner.clamp(min=0)
-    size = torch.zeros_like(place).scatter_add(1, mine, there.long()).gather(1, mine)
-    return Reduction.merging(
-        assignment=slot.gather(1, mine).masked_fill(~there, -1),
-        weight=1 / size.clamp(min=1).float(),
-        anchor=anchor.masked_fill(place.gather(1, anchor) < 0, -1),
-    )
 
 
 @register
@@ -179,7 +158,7 @@ class PPE(Tokens):
 
         visual = tuple(map(sum, left))
         live = tuple(n - v + k for n, v, k in zip(layout.live, layout.visual, visual))
-        reduction = merged(owner, place, live)
+        reduction = means(owner, place, live)
         positions = reduction.take(table.permute(1, 2, 0)).masked_fill(~reduction.valid[..., None], 0)
         by_item = tuple(map(tuple, left))
         return Edit(reduction, positions=positions.permute(2, 0, 1), live=live, visual=visual, by_item=by_item)
