@@ -69,6 +69,14 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """Pixels of each token, normalised as the encoder gets them: ``[I, n, P]``, P as `Traits.cell` says.
+
+    At the language model's sites, of encoders that offer the site *patches*.
+    """
+
+
+@dataclass(frozen=True)
 class Aligned:
     """Encoder features in the space of the companion's text tower: ``[I, n, d]``. Needs a companion."""
 
@@ -140,7 +148,7 @@ class Numbers:
     method: str
 
 
-Signal = Rows | Columns | Features | Aligned | Question | QueryKey | KeyValue | Hidden | Halves | Function | Numbers
+Signal = Rows | Columns | Features | Pixels | Aligned | Question | QueryKey | KeyValue | Hidden | Halves | Function | Numbers
 
 
 @dataclass(frozen=True)

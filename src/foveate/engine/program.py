@@ -21,6 +21,7 @@ from foveate.core.signal import (
     Hidden,
     KeyValue,
     Numbers,
+    Pixels,
     QueryKey,
     Question,
     Rows,
@@ -52,6 +53,7 @@ class Program:
         cache_signals: signals that the owner of the cache alone reads.
         encoder_signals, decoder_signals: what to record in each layer's attention.
         features: what to keep of what the projector is fed.
+        pixels: whether the pixels of each token are to be kept.
         signals_by_item: signals of pictures.
         halves, hidden, key_value: decoder layers of which these are read.
         given: functions and numbers, which no forward changes.
@@ -100,6 +102,7 @@ class Program:
         self.decoder_signals: dict[int, list[Signal]] = {}
         self.encoder_signals: dict[int, list[Signal]] = {}
         self.features: list[Signal] = []
+        self.pixels = False
         self.signals_by_item: set[Signal] = set()
         self.hidden: set[int] = set()
         self.halves: set[int] = set()
@@ -134,6 +137,9 @@ class Program:
     def _sort(self, signal: Signal) -> None:
         if isinstance(signal, Features | Aligned):
             self.features.append(signal)
+            self.signals_by_item.add(signal)
+        elif isinstance(signal, Pixels):
+            self.pixels = True
             self.signals_by_item.add(signal)
         elif isinstance(signal, Question):
             self.asks_companion = True

@@ -17,6 +17,7 @@ from foveate.methods.in_llm.alvts import ALVTS
 from foveate.methods.in_llm.dart import DART
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
+from foveate.methods.in_llm.hi_lo_prune import HiLoPrune
 from foveate.methods.in_llm.hidrop import HiDrop
 from foveate.methods.in_llm.ivc_prune import IVCPrune
 from foveate.methods.in_llm.prune2drive import Prune2Drive
@@ -42,6 +43,7 @@ __all__ = [
     "Feather",
     "Folder",
     "HiDrop",
+    "HiLoPrune",
     "HiPrune",
     "IVCPrune",
     "IndexPreserving",
