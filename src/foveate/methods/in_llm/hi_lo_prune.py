@@ -20,6 +20,7 @@ from foveate.core.items import ItemBatch, ItemTokens
 from foveate.core.layout import Edit, Layout
 from foveate.core.parameters import AtLeast, In
 from foveate.core.positions import Positions
+from foveate.core.ranking import ranked
 from foveate.core.registry import register
 from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
@@ -119,7 +120,8 @@ class HiLoPrune(ItemTokens):
         if chosen is None:
             return None
         alive, visual, by_item = state.get("prefill", ALIVE)
-        mask = (chosen > 0) & layout.rows(*VISUAL)
+        # What was ranked by is not about the rows that are here: what can be shown is who was chosen.
+        mask = (ranked(chosen) > 0) & layout.rows(*VISUAL)
         if layout.alive != alive:
             # Somebody else dropped some in between: how many of ours are left is known on the device alone.
             visual, by_item = tuple(mask.sum(1).tolist()), None
