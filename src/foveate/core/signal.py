@@ -81,6 +81,14 @@ class Keys:
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """Pixels of each token, normalised as the encoder gets them: ``[I, n, P]``, P as `Traits.cell` says.
+
+    At the language model's sites, of encoders that offer the site *patches*.
+    """
+
+
+@dataclass(frozen=True)
 class Aligned:
     """Encoder features in the space of the companion's text tower: ``[I, n, d]``. Needs a companion."""
 
@@ -173,6 +181,7 @@ Signal = (
     | Columns
     | Keys
     | Features
+    | Pixels
     | Summary
     | Aligned
     | Question

@@ -21,6 +21,7 @@ from foveate.core.signal import (
     Hidden,
     KeyValue,
     Numbers,
+    Pixels,
     QueryKey,
     Question,
     Rows,
@@ -58,6 +59,7 @@ class Program:
         encoder_signals, decoder_signals: what to record in each layer's attention.
         features: what to keep of what the projector is fed.
         summary: whether the encoder's summary rows are read.
+        pixels: whether the pixels of each token are to be kept.
         signals_by_item: signals of pictures.
         side: side data that is read.
         halves, hidden, key_value: decoder layers of which these are read.
@@ -110,6 +112,7 @@ class Program:
         self.encoder_signals: dict[int, list[Signal]] = {}
         self.features: list[Signal] = []
         self.summary = False
+        self.pixels = False
         self.signals_by_item: set[Signal] = set()
         self.hidden: set[int] = set()
         self.halves: set[int] = set()
@@ -150,6 +153,9 @@ class Program:
             self.side.append(signal)
         elif isinstance(signal, Summary):
             self.summary = True
+        elif isinstance(signal, Pixels):
+            self.pixels = True
+            self.signals_by_item.add(signal)
         elif isinstance(signal, Question):
             self.asks_companion = True
         elif isinstance(signal, Hidden | Halves | KeyValue):

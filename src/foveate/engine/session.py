@@ -180,7 +180,7 @@ class Session(Shown, Prepares):
         """Whether a method acts or reads before the projector's output; if not, that depends on the pictures alone."""
         program = self._program
         acts = any(kind != "projected" for kind, _, _ in program.vision)
-        return acts or bool(program.encoder_signals or program.features)
+        return acts or program.pixels or bool(program.encoder_signals or program.features)
 
     @property
     def _recording(self) -> Recording:

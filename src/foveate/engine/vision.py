@@ -76,11 +76,12 @@ class Look:
         """Site *patches*."""
         methods = self.program.vision.get(("patches", 0, "before"), ())
         encoder = self.program.anatomy.encoder
-        if not methods or encoder is None or encoder.patches is None:
+        if not (methods or self.program.pixels) or encoder is None or encoder.patches is None:
             return args, kwargs
         shapes = [(view.rows, view.columns, view.frames) for view in self.views]
         longest = max(rows * columns for rows, columns, _ in shapes)
         cells = encoder.patches.read(args, kwargs).flatten(1)
+        self.signals.pixels = cells if self.program.pixels else None
         counts = torch.tensor([rows * columns for rows, columns, _ in shapes])
         first = counts.cumsum(0) - counts
         place = torch.arange(longest).expand(len(shapes), -1)

@@ -14,7 +14,7 @@ from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.reduction import Reduction
-from foveate.core.signal import Aligned, Attention, Columns, Features, Keys, QueryKey, Signal, Summary, follow, on
+from foveate.core.signal import Aligned, Attention, Columns, Features, Keys, Pixels, QueryKey, Signal, Summary, follow, on
 from foveate.engine import attention, grids
 from foveate.engine.clock import Clock
 from foveate.engine.program import Program
@@ -28,12 +28,14 @@ class PictureSignals:
     Attributes:
         kept_cells: numbers of the cells that were encoded, None where all were.
         summary: the summary rows beside the features ``[T, p, D]``, until the projector is through; if asked for.
+        pixels: ``[P, C]`` of all cells, view after view, if somebody reads them.
     """
 
     def __init__(self, program: Program, views: Sequence[View], clock: Clock) -> None:
         self.program, self.clock = program, clock
         self.kept_cells: Tensor | None = None
         self.summary: Tensor | None = None
+        self.pixels: Tensor | None = None
         self._views = views
         self._seen: dict[Signal, Any] = {}
         self._by_view: dict[Signal, dict[int, Any]] = {}
@@ -180,6 +182,9 @@ class PictureSignals:
 
     def _of_views(self, signal: Signal, views: Sequence[int]) -> Any:
         """By token of the full grid: ``[I, count, ...]``, the mean over the patches of each token."""
+        if isinstance(signal, Pixels) and self.pixels is not None:
+            of_view = self.pixels.split([view.rows * view.columns for view in self._views])
+            return torch.stack([of_view[view] for view in views])
         fed = isinstance(signal, Features | Aligned) and not self._encoder.packed
         cells = [self._encoder.fed(self._views[view]) if fed else self._views[view].cells for view in views]
         known = [c for c in cells if c is not None]

@@ -27,6 +27,7 @@ from foveate.methods.in_llm.duet_vlm import DuetVLM
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.halfv import HalfV
+from foveate.methods.in_llm.hi_lo_prune import HiLoPrune
 from foveate.methods.in_llm.hidrop import HiDrop
 from foveate.methods.in_llm.information_horizon import InformationHorizon
 from foveate.methods.in_llm.ivc_prune import IVCPrune
@@ -45,10 +46,11 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 __all__ = [
     "ALVTS",
     "BTP",
-    "CDPruner",
     "CORE",
-    "CoIn",
     "DART",
+    "PPE",
+    "CDPruner",
+    "CoIn",
     "DivPrune",
     "Downsample",
     "DuetVLM",
@@ -58,13 +60,13 @@ __all__ = [
     "Folder",
     "HalfV",
     "HiDrop",
+    "HiLoPrune",
     "HiPrune",
     "IVCPrune",
     "IndexPreserving",
     "InformationHorizon",
     "Merge3D",
     "MixKV",
-    "PPE",
     "PixelPrune",
     "Pool",
     "PrefixKV",
