@@ -11,11 +11,23 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from foveate.core.layout import Layout
+from foveate.core.layout import Edit, Layout
+from foveate.core.reduction import Reduction
 from foveate.core.report import Trace
 from foveate.engine.decoding import Decoding
 from foveate.engine.run import Run
 from foveate.models import anatomy
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Rows that were summed in front of decoder ``layer``, in the ``turn``-th prompt with images."""
+
+    turn: int
+    layer: int
+    before: Layout
+    reduction: Reduction
+    after: Layout
 
 
 @dataclass
@@ -26,12 +38,14 @@ class Notes:
         arriving: rows ``[B, n, D]`` that entered layer 0 in each forward that read images, None if the layer was routed.
         deepstack: with them, what the model adds to them in its first layers ``[B, n, L, D]``, if it does.
         trace: of all turns, one after the other (that of a session is of the last one).
+        merges: inside the language model, in their order.
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
     deepstack: list[Tensor | None] = field(default_factory=list)
     trace: Trace = field(default_factory=Trace)
+    merges: list[Merge] = field(default_factory=list)
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
 
 
@@ -39,7 +53,13 @@ class Notes:
 def noting() -> Iterator[Notes]:
     """Take notes of every forward of every session."""
     notes = Notes()
-    enter, begin = Run.enter, Decoding.begin
+    enter, apply, begin = Run.enter, Run._apply, Decoding.begin
+
+    def applied(run: Run, layer: int, edit: Edit, x: Tensor) -> Tensor:
+        before, made = run.rows.layout, apply(run, layer, edit, x)
+        if layer > 0 and edit.reduction.entries is not None:
+            notes.merges.append(Merge(len(notes.arriving) - 1, layer, before, edit.reduction, run.rows.layout))
+        return made
 
     def noted(run: Run, layer: int, x: Tensor, kwargs: dict[str, Any]) -> Any:
         result = enter(run, layer, x, kwargs)
@@ -66,7 +86,11 @@ def noting() -> Iterator[Notes]:
         notes.held.append((past, 1, [tokens(cache) for cache in decoding.layers]))
         return begin(decoding, kwargs, given, past)
 
-    with patch.object(Run, "enter", noted), patch.object(Decoding, "begin", stepped):
+    with (
+        patch.object(Run, "enter", noted),
+        patch.object(Run, "_apply", applied),
+        patch.object(Decoding, "begin", stepped),
+    ):
         yield notes
 
 
@@ -106,6 +130,8 @@ def masked_logits(
             if layer == 0:
                 given = positions[0] if positions else torch.arange(length).expand(1, batch, -1)
                 positions[:] = [_positions(given, trace, starts, number) for number in range(layers)]
+            for merge in () if notes is None else notes.merges:
+                x = _merged(x, merge, starts[merge.turn]) if merge.layer == layer else x
             mask = kwargs.get("attention_mask")
             if mask is None:
                 mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
@@ -175,6 +201,11 @@ def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Not
         x = torch.cat([arriving[sample, there], model.get_input_embeddings()(ids[sample, prompt:])])[None]
         for layer, module in enumerate(parts.layers):
             layout = layouts[layer]
+            for merge in (merge for merge in notes.merges if merge.layer == layer):
+                old, new = merge.before.valid[sample], merge.after.valid[sample]
+                prompts = merge.reduction.matrix()[sample][new][:, old] @ x[:, : int(old.sum())]
+                x = torch.cat([prompts, x[:, int(old.sum()) :]], dim=1)
+                tokens = torch.cat([merge.after.origin[sample, new], tokens[int(old.sum()) :]])
             mine = layout.valid[sample]
             alive = torch.isin(tokens, torch.cat([layout.origin[sample, mine], later]))
             x, tokens = x[:, alive], tokens[alive]
@@ -248,6 +279,14 @@ def _arrived(x: Tensor, notes: Notes, trace: Trace, starts: tuple[int, ...]) -> 
         index = torch.where(log[0].origin >= 0, log[0].origin + start, x.shape[1])
         x = spare.scatter(1, index[..., None].expand_as(rows), rows.to(x.dtype))[:, : x.shape[1]]
     return x
+
+
+def _merged(x: Tensor, merge: Merge, start: int) -> Tensor:
+    """The oracle's own hidden states, summed in the same way."""
+    rows = x.gather(1, (merge.before.origin.clamp(min=0) + start)[..., None].expand(-1, -1, x.shape[2]))
+    made = merge.reduction.matrix().to(x.dtype) @ rows
+    index = torch.where(merge.after.origin >= 0, merge.after.origin + start, x.shape[1])
+    return torch.cat([x, x[:, :1]], dim=1).scatter(1, index[..., None].expand_as(made), made)[:, :-1]
 
 
 def _positions(given: Tensor, trace: Trace, starts: tuple[int, ...], layer: int) -> Tensor:

@@ -1,6 +1,7 @@
 """One file for each published system, grouped by the place where its main idea acts."""
 
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
+from foveate.methods.before_llm.apet import ApET
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
@@ -33,6 +34,7 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 __all__ = [
     "ALVTS",
     "PPE",
+    "ApET",
     "CDPruner",
     "CoIn",
     "DivPrune",
