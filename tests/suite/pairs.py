@@ -31,6 +31,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
+    "apet": [{"keep": 4, "basis": 2}, {"keep": 0.3, "basis": 2, "entering": 2.0, "layer": 1, "blend": 0.5, "ridge": 0.1}],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
     "dart": [
         {"keep": 6},

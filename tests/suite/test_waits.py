@@ -37,7 +37,7 @@ BY_HEAD = 0.7
 compressing = pytest.mark.parametrize("method", [m for m in METHODS if isinstance(m, Cache | Routing)], ids=str)
 idle = pytest.mark.parametrize("method", [m for m in METHODS if not isinstance(m, Cache | Routing)], ids=str)
 # Whoever renumbers between layers leaves them with tables of their own.
-turning = {"duet_vlm", "information_horizon", "pyramiddrop", "sparsevlm", "transprune"}
+turning = {"apet", "duet_vlm", "information_horizon", "pyramiddrop", "sparsevlm", "transprune"}
 batch = pytest.mark.parametrize("batch", BATCHES)
 
 

@@ -3,6 +3,7 @@
 from foveate.methods.before_encoder.downsample import Downsample
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_encoder.pixelprune import PixelPrune
+from foveate.methods.before_llm.apet import ApET
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.core import CORE
@@ -46,10 +47,12 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 __all__ = [
     "ALVTS",
     "BTP",
-    "CDPruner",
     "CORE",
-    "CoIn",
     "DART",
+    "PPE",
+    "ApET",
+    "CDPruner",
+    "CoIn",
     "DivPrune",
     "Downsample",
     "DuetVLM",
@@ -66,7 +69,6 @@ __all__ = [
     "InformationHorizon",
     "Merge3D",
     "MixKV",
-    "PPE",
     "PixelPrune",
     "Pool",
     "PrefixKV",
