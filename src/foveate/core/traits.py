@@ -33,6 +33,8 @@ class Traits:
         patches: tokens of an image in the encoder, CLS not counted; None where images differ.
         experts: how many experts the router chooses for each row; None for a dense model.
         sparse: decoder layers with experts.
+        heads: of a decoder layer's attention.
+        projects: whether single tokens can be asked for what the projector makes of them.
     """
 
     family: str
@@ -53,6 +55,8 @@ class Traits:
     patches: int | None = None
     experts: int | None = None
     sparse: tuple[int, ...] = ()
+    heads: int = 1
+    projects: bool = False
 
     def numbers(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The numbers of the artifact of ``method``, None if there is none.

@@ -5,6 +5,7 @@ from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.embedlens import EmbedLens
+from foveate.methods.before_llm.hawk import Hawk
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
@@ -44,6 +45,7 @@ __all__ = [
     "Feather",
     "Folder",
     "HalfV",
+    "Hawk",
     "HiDrop",
     "HiPrune",
     "IVCPrune",
