@@ -76,6 +76,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "sparsevila": [{"keep": 6, "decode_keep": 0.5}, {"keep": 1.0, "decode_keep": 0.4}],
     "transprune": [{}, {"layers": (1, 3), "ratios": (0.6, 0.3), "accumulate": (1, 2)}],
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
+    "zoo_prune": [{"keep": 6}, {"keep": 0.4, "directions": 5, "h": 0.1, "positions": "anchor"}],
     "v2drop": [{}, {"layers": (1, 3), "ratios": (0.5, 0.4)}],
 }
 

@@ -13,6 +13,7 @@ from foveate.methods.before_llm.random import Random
 from foveate.methods.before_llm.scope import Scope
 from foveate.methods.before_llm.score import SCoRe
 from foveate.methods.before_llm.uniform import Uniform
+from foveate.methods.before_llm.zoo_prune import ZOOPrune
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
@@ -66,4 +67,5 @@ __all__ = [
     "TransPrune",
     "Uniform",
     "V2Drop",
+    "ZOOPrune",
 ]
