@@ -14,7 +14,7 @@ from foveate.core.roles import VISUAL
 from foveate.core.state import State
 from foveate.engine.masks import pick
 from foveate.methods import ShortV
-from foveate.methods.in_llm.shortv import layer_contribution
+from foveate.ops.divergence import divergence
 from tests.methods.bodiless import LLAVA_7B, LLAVA_13B, layout, traits
 
 ELSEWHERE = Fingerprint("llava", 4, 48, 64)
@@ -24,21 +24,21 @@ logits = st.lists(st.floats(-5, 5), min_size=4, max_size=4).map(torch.tensor)
 def test_the_contribution_of_the_worked_example() -> None:
     original, modified = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.0, 3.0, 1.0])
 
-    assert layer_contribution(original, modified).item() == pytest.approx(0.811154, abs=1e-6)
-    assert layer_contribution(modified, original).item() == pytest.approx(0.938024, abs=1e-6)
+    assert divergence(original, modified).item() == pytest.approx(0.811154, abs=1e-6)
+    assert divergence(modified, original).item() == pytest.approx(0.938024, abs=1e-6)
 
 
 @given(logits, logits)
 def test_a_contribution_is_a_divergence(original: torch.Tensor, modified: torch.Tensor) -> None:
-    assert layer_contribution(original, original).abs() < 1e-12
-    assert layer_contribution(original, modified) > -1e-12
+    assert divergence(original, original).abs() < 1e-12
+    assert divergence(original, modified) > -1e-12
 
 
 @given(logits, logits)
 def test_a_constant_added_to_the_logits_contributes_nothing(original: torch.Tensor, modified: torch.Tensor) -> None:
     assert_close(
-        layer_contribution(original, modified),
-        layer_contribution(original.double() + 2, modified.double() - 1),
+        divergence(original, modified),
+        divergence(original.double() + 2, modified.double() - 1),
         atol=1e-9,
         rtol=0,
     )
@@ -47,7 +47,7 @@ def test_a_constant_added_to_the_logits_contributes_nothing(original: torch.Tens
 def test_each_sample_has_its_own_contribution() -> None:
     batch = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
 
-    assert layer_contribution(batch, torch.tensor([[0.0, 3.0, 1.0], [0.0, 0.0, 0.0]])).tolist() == [
+    assert divergence(batch, torch.tensor([[0.0, 3.0, 1.0], [0.0, 0.0, 0.0]])).tolist() == [
         pytest.approx(0.811154, abs=1e-6),
         pytest.approx(0.0, abs=1e-12),
     ]

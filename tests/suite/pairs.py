@@ -54,6 +54,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"ssr_layer": 2},
         {"ivr_ratio": 0.5, "attention": 0.0, "ssr_layer": 3, "ssr": "prune", "ssr_ratio": 0.2, "scaled": True},
     ],
+    "hawk": [
+        {"keep": 6},
+        {"keep": 0.4, "weights": (0.5, 0.1, 0.0, 0.4), "normalise": "softmax", "skip": 1, "tail": 2, "positions": "auto"},
+        {"keep": 5, "normalise": "minmax"},
+    ],
     "hidrop": [
         {"late_entry": 2, "layer_list": (2,), "keep_list": (6,), "early_exit": 4},
         {"late_entry": 1, "layer_list": (1, 2), "keep_list": (0.5, 3), "early_exit": 0},
@@ -96,6 +101,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "vlm_pruner": [{"keep": 6}, {"keep": 0.4, "layer": 1, "tau": 0.2, "batch": 3, "channels": 8}],
     "visionzip": [{"keep": 6}, {"keep": 0.4, "contextual": 3, "place": "embeddings"}],
+    "zoo_prune": [{"keep": 6}, {"keep": 0.4, "directions": 5, "h": 0.1, "positions": "anchor"}],
     "v2drop": [{}, {"layers": (1, 3), "ratios": (0.5, 0.4)}],
 }
 

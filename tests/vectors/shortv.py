@@ -17,8 +17,8 @@ from foveate.core.recipe import Recipe
 from foveate.core.traits import Traits
 from foveate.engine import masks
 from foveate.methods import ShortV
-from foveate.methods.in_llm.shortv import layer_contribution
 from foveate.models import anatomy
+from foveate.ops.divergence import divergence
 from tests.vectors import Case
 
 TEXT, IMAGE = 0, 1
@@ -52,7 +52,7 @@ def check_least_contributing_layers_frozen(case: Case) -> None:
 
 
 def check_contribution(case: Case) -> None:
-    contribution = layer_contribution(case["out_logits_full"], case["out_logits_replaced"])
+    contribution = divergence(case["out_logits_full"], case["out_logits_replaced"])
 
     assert_close(contribution.float(), case["out_lc"], atol=1e-6, rtol=0)
 

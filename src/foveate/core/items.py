@@ -19,7 +19,7 @@ from foveate.core.positions import Positions
 from foveate.core.ranking import about
 from foveate.core.roles import Role
 from foveate.core.shape import Shape
-from foveate.core.signal import ByItem, Question, Seen, Signal, Site
+from foveate.core.signal import ByItem, Function, Question, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
 
@@ -32,7 +32,7 @@ class ItemBatch:
         rows, columns: the original grid.
         ordinal: ``[I, n]`` raster index of each token still alive; all of them, in order, unless something came before.
         number: place of each image within its sample.
-        seen: the method's encoder signals, ``[I, n, ...]`` by token (attention rows: ``[I, H, Q, n]``).
+        seen: the method's encoder signals, ``[I, n, ...]`` by token (attention rows: ``[I, H, Q, n]``), and functions.
         x: ``[I, n, D]`` the tokens as the language model would get them.
         question: the sample's question rows of each image: ``[I, q, D]`` embeddings, zero where there are fewer.
         companion: the companion's question embeddings of each image ``[M, d]``, if asked for.
@@ -121,7 +121,11 @@ class ItemTokens(Tokens):
                 columns=columns,
                 ordinal=layout.ordinal[sample[:, None], where],
                 number=tuple(j for _, j in entries),
-                seen={signal: value.of(entries) for signal, value in seen.items() if isinstance(value, ByItem)},
+                seen={
+                    signal: value.of(entries) if isinstance(value, ByItem) else value
+                    for signal, value in seen.items()
+                    if isinstance(value, ByItem) or isinstance(signal, Function)
+                },
                 x=x[sample[:, None], where],
                 question=question[sample],
                 companion=tuple(v[b] for s, v in seen.items() if isinstance(s, Question) for b, _ in entries),

@@ -286,8 +286,11 @@ class ModelCall(Protocol):
     def advance(self) -> None:
         """Say that a step is done in which no batch was read."""
 
-    def logits(self, recipe: Any) -> Tensor:
-        """Last prompt token's logits ``[S, V]`` of every sample, the model running under ``recipe``."""
+    def logits(self, recipe: Any, without_head: int | None = None) -> Tensor:
+        """Last prompt token's logits ``[S, V]`` of every sample, the model running under ``recipe``.
+
+        What head ``without_head`` of each decoder layer makes is zero.
+        """
 
     def read(self, *signals: Signal) -> Iterator[tuple[Layout, Seen]]:
         """Layout and signals of each batch of samples; nothing is dropped."""

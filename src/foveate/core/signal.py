@@ -65,7 +65,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class Features:
-    """What the projector is fed: encoder features of each image ``[I, n, D]``, CLS dropped."""
+    """What the projector is fed: encoder features of each image ``[I, n, D]``, CLS dropped.
+
+    Attributes:
+        cells: all rows that a token is made of, end to end ``[I, n, g * D]``, instead of their mean.
+    """
+
+    cells: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,8 @@ class Function:
     * ``norm``: ``f(x)``, the input norm of decoder ``layer``, or the final norm if ``layer`` is None.
     * ``head``: ``f(x [..., D])`` -> logits ``[..., V]``, without the final norm.
     * ``embedding``: ``f(ids)`` -> ``[..., D]``.
-    * ``projector``: ``f(features)``, the projector.
+    * ``projector``: ``f(cells [..., g * D])`` -> ``[..., D']``, the tokens that the projector makes of these rows
+      (see `Features`), in float32 if they are; only where `foveate.core.traits.Traits.projects`.
     * ``rotate``, ``unrotate``: ``f(x [B, H, n, d], positions [R, B, n])``.
     """
 

@@ -34,6 +34,8 @@ class Traits:
         one_grid: whether every picture gets the same grid, whatever its size.
         experts: how many experts the router chooses for each row; None for a dense model.
         sparse: decoder layers with experts.
+        heads: of a decoder layer's attention.
+        projects: whether single tokens can be asked for what the projector makes of them.
     """
 
     family: str
@@ -55,6 +57,8 @@ class Traits:
     one_grid: bool = False
     experts: int | None = None
     sparse: tuple[int, ...] = ()
+    heads: int = 1
+    projects: bool = False
 
     def numbers(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The numbers of the artifact of ``method``, None if there is none.

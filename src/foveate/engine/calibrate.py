@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -114,14 +115,36 @@ class Calibration:
         return weight
 
     @torch.no_grad()
-    def logits(self, recipe: Recipe) -> Tensor:
-        """Last prompt token's logits ``[S, V]`` under ``recipe``; prompts are padded on the left or not at all."""
+    def logits(self, recipe: Recipe, without_head: int | None = None) -> Tensor:
+        """Last prompt token's logits ``[S, V]`` under ``recipe``; prompts are padded on the left or not at all.
+
+        Raises:
+            FoveateError: if ``without_head`` is not None and heads cannot be taken out of the model.
+        """
         found = []
-        with attach(self._model, recipe):
+        with self._silenced(without_head), attach(self._model, recipe):
             for batch in self._batches:
                 found.append(self._model(**batch, logits_to_keep=1).logits[:, -1].float())
                 self.advance()
         return torch.cat(found)
+
+    @contextmanager
+    def _silenced(self, head: int | None) -> Iterator[None]:
+        """What the head makes in each decoder layer is zero meanwhile; None: nothing is."""
+
+        def silence(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            made = args[0].unflatten(-1, (self.traits.heads, -1)).clone()
+            made[..., head, :] = 0
+            return made.flatten(-2), *args[1:]
+
+        parts = anatomy(self._model)
+        layers = [layer for layer in range(self.traits.decoder_layers) if head is not None and layer not in parts.recurrent]
+        hooks = [parts.output(layer).register_forward_pre_hook(silence) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def cells(self) -> Iterator[tuple[Tensor, Tensor, Layout]]:
         """Cells ``[I, N, P]`` of each batch's pictures, which of them show what is marked ``[I, N]``, and their layout.

@@ -40,7 +40,7 @@ def function(anatomy: Anatomy, signal: Function) -> Callable[..., Any]:
         "norm": lambda x: anatomy.norm(layer)(x),
         "head": model.get_output_embeddings(),
         "embedding": model.get_input_embeddings(),
-        "projector": anatomy.encoder.projector if anatomy.encoder else None,
+        "projector": anatomy.encoder.project if anatomy.encoder else None,
     }
     called = made[signal.name]
     # Where accelerate runs a part elsewhere, what it makes comes back to the rows.

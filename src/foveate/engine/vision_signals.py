@@ -181,7 +181,7 @@ class PictureSignals:
         return _one(self._of_views(signal, [view]), 0)
 
     def _of_views(self, signal: Signal, views: Sequence[int]) -> Any:
-        """By token of the full grid: ``[I, count, ...]``, the mean over the patches of each token."""
+        """By token of the full grid: ``[I, count, ...]``, the mean over the patches of each token, or all of them."""
         if isinstance(signal, Pixels) and self.pixels is not None:
             of_view = self.pixels.split([view.rows * view.columns for view in self._views])
             return torch.stack([of_view[view] for view in views])
@@ -192,6 +192,11 @@ class PictureSignals:
             family = self.program.anatomy.family
             raise FoveateError(f"{family}: encoder signals cannot be told apart by token for this input")
         value = self._seen[signal]
+        if isinstance(signal, Features) and signal.cells:
+            # A token that is a cell is as good as one between so many copies of it.
+            most = max(c.shape[1] for c in known)
+            every = upload(torch.stack([c.repeat(1, most // c.shape[1]) for c in known]), value.device)
+            return (value if self._encoder.packed else value.flatten(0, 1))[every].flatten(2)
         if len({c.shape[1] for c in known}) > 1:
             apart = [self._of_views(signal, [view]) for view in views]
             if isinstance(value, Attention):

@@ -9,6 +9,7 @@ from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.embedlens import EmbedLens
+from foveate.methods.before_llm.hawk import Hawk
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.merge3d import Merge3D
 from foveate.methods.before_llm.pool import Pool
@@ -19,6 +20,7 @@ from foveate.methods.before_llm.scope import Scope
 from foveate.methods.before_llm.score import SCoRe
 from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.before_llm.visionzip import VisionZip
+from foveate.methods.before_llm.zoo_prune import ZOOPrune
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
@@ -46,12 +48,13 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 
 __all__ = [
     "ALVTS",
-    "ApET",
     "BTP",
-    "CDPruner",
     "CORE",
-    "CoIn",
     "DART",
+    "PPE",
+    "ApET",
+    "CDPruner",
+    "CoIn",
     "DivPrune",
     "Downsample",
     "DuetVLM",
@@ -60,6 +63,7 @@ __all__ = [
     "Feather",
     "Folder",
     "HalfV",
+    "Hawk",
     "HiDrop",
     "HiLoPrune",
     "HiPrune",
@@ -68,7 +72,6 @@ __all__ = [
     "InformationHorizon",
     "Merge3D",
     "MixKV",
-    "PPE",
     "PixelPrune",
     "Pool",
     "PrefixKV",
@@ -88,4 +91,5 @@ __all__ = [
     "V2Drop",
     "VLMPruner",
     "VisionZip",
+    "ZOOPrune",
 ]

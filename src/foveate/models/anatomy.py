@@ -103,6 +103,7 @@ class Encoder:
         shuffled: whether the projector is fed a row for each token (pixel shuffle in front of it), not one for each cell.
         tile: patches of an image (tile), where all have the same number.
         sites: kinds of vision sites where rows may go (see `foveate.core.traits.Traits.vision_sites`).
+        pools: whether the projector joins the rows of a whole picture to tokens itself, so that it takes nothing less.
         packed: whether all images lie in one sequence ``[P, D]`` instead of a batch ``[T, n, D]``.
         order: for packed encoders, given the bound arguments of the feature call: where the rows that block ``i`` works on
             stand in raster order (``[P]`` raster number of each row), or None where they are in the cells' own order.
@@ -118,6 +119,7 @@ class Encoder:
     shuffled: bool = False
     tile: int | None = None
     sites: frozenset[str] = frozenset()
+    pools: bool = False
     packed: bool = False
     order: Callable[[Mapping[str, Any], int], Tensor | None] = lambda bound, layer: None
     halves: Callable[[nn.Module], Halves] | None = None
@@ -133,6 +135,28 @@ class Encoder:
     def heads(self) -> int:
         """Of its attention."""
         return int(self.attention[0].num_heads)  # type: ignore[arg-type]
+
+    def project(self, cells: Tensor) -> Tensor:
+        """Tokens ``[..., D']`` of the rows ``cells`` ``[..., g * D]`` that each is made of, in the wider dtype of both.
+
+        Where a projector takes rows one by one, a token of several is the mean of what it makes of them.
+        """
+        if self.packed:  # it takes g rows after the other for one token
+            return self._run_projector(cells.reshape(-1, self.width)).unflatten(0, cells.shape[:-1])
+        if self.shuffled:
+            return self._run_projector(cells)
+        return self._run_projector(cells.unflatten(-1, (-1, self.width))).mean(-2)
+
+    def _run_projector(self, x: Tensor) -> Tensor:
+        weights = dict(self.projector.named_parameters())
+        floating = [weight.dtype for weight in weights.values() if weight.is_floating_point()]
+        own = floating[0] if floating else x.dtype
+        wide = torch.promote_types(own, x.dtype)
+        # What is offloaded or quantized cannot be widened.
+        if own == wide or len(floating) < len(weights) or any(weight.is_meta for weight in weights.values()):
+            return self.projector(x.to(own))  # type: ignore[no-any-return]
+        widened = {name: weight.to(wide) for name, weight in weights.items()}
+        return torch.func.functional_call(self.projector, widened, (x,))  # type: ignore[no-any-return]
 
     def fed(self, view: View) -> Tensor | None:
         """``[rows * columns, g]`` rows of the projector's input that a view's tokens are made of, counted as cells are."""
@@ -257,6 +281,20 @@ class Anatomy:
             raise FoveateError(
                 f"decoder layer {layer}: its {name} is not made by a plain linear projection, whose weight could be read; "
                 "use a model with such projections, adapters merged and weights not quantized"
+            )
+        return found
+
+    def output(self, layer: int) -> nn.Module:
+        """What mixes the heads of a decoder layer's attention, called with all that they made ``[B, n, H * d]``.
+
+        Raises:
+            FoveateError: if there is no such part.
+        """
+        found = getattr(self.attention(layer), "o_proj", None)
+        if not isinstance(found, nn.Module):
+            raise FoveateError(
+                f"decoder layer {layer}: its attention has no output projection that is known, so no head can be taken out; "
+                "use a text model of another family, such as llama or qwen2"
             )
         return found
 
@@ -445,6 +483,8 @@ class Anatomy:
             one_grid=self.one_grid,
             experts=experts if sparse else None,
             sparse=sparse,
+            heads=self.config.num_attention_heads,
+            projects=encoder is not None and not encoder.pools,
         )
 
     @property

@@ -34,6 +34,7 @@ def anatomy(model: Any) -> Anatomy:
             feature_layer=len(layers) - 1,
             prefix=0,
             projector=inner.multi_modal_projector,
+            pools=True,
         ),
         one_grid=True,
         config=config.text_config,

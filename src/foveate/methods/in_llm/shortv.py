@@ -26,17 +26,12 @@ from foveate.core.signal import Seen
 from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
+from foveate.ops.divergence import divergence
 
 # Least contributing layer first, as published.
 LLAVA_7B = (31, 29, 30, 28, 0, 26, 27, 25, 24, 22, 23, 21, 2, 3, 20, 18, 17, 12, 19)
 LLAVA_13B = (39, 32, 28, 36, 27, 37, 29, 30, 1, 38, 25, 31, 2, 26, 23, 34, 0, 33, 35, 22, 24, 21, 20, 17)
 PRESETS = {Fingerprint("llava", 32, 4096, 32064): LLAVA_7B, Fingerprint("llava", 40, 5120, 32064): LLAVA_13B}
-
-
-def layer_contribution(original: Tensor, modified: Tensor) -> Tensor:
-    """``KL(softmax(modified) || softmax(original))`` over the vocabulary: logits ``[..., V]`` to nats ``[...]``."""
-    p, q = modified.double().log_softmax(-1), original.double().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
 
 
 @register
@@ -100,7 +95,7 @@ class ShortV(Routing, Offline):
         original = call.logits(Recipe())
         contribution = torch.stack(
             [
-                layer_contribution(original, call.logits(Recipe((replace(self, layers=(layer,)),)))).mean()
+                divergence(original, call.logits(Recipe((replace(self, layers=(layer,)),)))).mean()
                 for layer in range(call.traits.decoder_layers)
             ]
         )
