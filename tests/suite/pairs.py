@@ -23,7 +23,7 @@ from foveate.engine.check import check
 from foveate.methods import ALVTS
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
-from tests.suite.bodies import BODIES, ONE, Body
+from tests.suite.bodies import BODIES, FILMS, ONE, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -31,6 +31,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
+    "evs": [{"rate": 0.5}, {"rate": 0.7, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
@@ -63,6 +64,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "v2drop": [{}, {"layers": (1, 3), "ratios": (0.5, 0.4)}],
 }
+
+
+FILMED = {"evs"}
+"""Methods that look from one frame of a video to the next: the suite shows them videos, too."""
 
 
 def variants(name: str) -> list[Method]:
@@ -114,11 +119,11 @@ def _params(hosted: bool) -> list[Any]:
     found = []
     for name in registry.methods():
         for number, method in enumerate(variants(name)):
-            for body in BODIES.values():
+            for body in (*BODIES.values(), *(FILMS.values() if name in FILMED else ())):
                 if (refusal(method, body) is None) != hosted:
                     continue
                 # First tier: each method on one anatomy, each anatomy with one method.
-                first = body.name == "llava-clip" or (name == "fastv" and number == 0)
+                first = body.name in ("llava-clip", "qwen2_vl-video") or (name == "fastv" and number == 0)
                 marks = [] if first or not hosted else [pytest.mark.slow]
                 found.append(pytest.param(method, body, id=f"{body.name}-{method}", marks=marks))
     return found

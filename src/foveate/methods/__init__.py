@@ -5,6 +5,7 @@ from foveate.methods.before_encoder.pixelprune import PixelPrune
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
+from foveate.methods.before_llm.evs import EVS
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
@@ -31,6 +32,7 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 
 __all__ = [
     "ALVTS",
+    "EVS",
     "PPE",
     "CDPruner",
     "CoIn",
