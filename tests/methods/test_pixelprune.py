@@ -110,7 +110,7 @@ def test_each_frame_of_a_flat_video_keeps_a_cell(family: str) -> None:
     model = BODIES[family].model()
     with attach(model, PixelPrune()) as session, torch.no_grad():
         model(**prompt(family, torch.zeros(1, 3, 3, 16, 24)))
-    assert [len(item) for item in session.trace.alive(1)[0]] == [3] if family == "qwen2_5_vl" else [1, 1, 1]
+    assert [len(item) for item in session.trace.alive(1)[0]] == [3]
 
 
 def test_a_threshold_is_in_the_pictures_own_values() -> None:

@@ -33,6 +33,7 @@ class Body:
         type_key: model input that marks placeholders, if there is one.
         size: the usual size.
         views: tokens of each grid of an image of the usual size.
+        token: what holds their place.
         count: placeholders of an image of some size; None: as many as `tokens`, whatever the size.
     """
 
@@ -44,6 +45,7 @@ class Body:
     size: Size = (32, 32)
     count: Callable[[Size], int] | None = None
     views: tuple[int, ...] = (16,)
+    token: int = tiny.IMAGE
 
     def model(self, **options: Any) -> Any:
         """A fresh model with the same weights every time."""
@@ -71,7 +73,7 @@ class Body:
             ids = [1, *words[:before]]
             mine = [sizes[image % len(sizes)] for image in range(count)]
             for image, size in enumerate(mine):
-                ids += [tiny.IMAGE] * self.placeholders(size) + [words[before + image]]
+                ids += [self.token] * self.placeholders(size) + [words[before + image]]
             rows.append(ids + words[before + count :])
             pictures.append(self.images(mine, generator))
         width = max(map(len, rows))
@@ -79,8 +81,8 @@ class Body:
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         inputs = {"input_ids": ids, "attention_mask": mask}
         if self.type_key:
-            inputs[self.type_key] = (ids == tiny.IMAGE).long()
-        if bool((ids == tiny.IMAGE).any()):
+            inputs[self.type_key] = types(ids)
+        if bool((ids == self.token).any()):
             for key in pictures[0]:
                 inputs[key] = joined([picture[key] for picture in pictures])
         return inputs
@@ -90,12 +92,17 @@ class Body:
         longer = dict(inputs, input_ids=torch.cat([inputs["input_ids"], ids], dim=1))
         longer["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(ids)], dim=1)
         if self.type_key:
-            longer[self.type_key] = (longer["input_ids"] == tiny.IMAGE).long()
+            longer[self.type_key] = types(longer["input_ids"])
         return longer
 
     def without_pictures(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inputs of a later turn, whose images are in the cache."""
         return {key: value for key, value in inputs.items() if key in ("input_ids", "attention_mask", self.type_key)}
+
+
+def types(ids: Tensor) -> Tensor:
+    """What marks placeholders: 1 for those of images, 2 for those of videos."""
+    return (ids == tiny.IMAGE).long() + 2 * (ids == tiny.VIDEO).long()
 
 
 def joined(of_samples: list[Tensor]) -> Tensor:
@@ -122,6 +129,15 @@ def _patches(sizes: Sequence[Size], generator: torch.Generator) -> dict[str, Ten
     return {
         "pixel_values": torch.randn(count * 64, 48, generator=generator),
         "image_grid_thw": torch.tensor([[1, 8, 8]]).repeat(count, 1),
+    }
+
+
+def _videos(sizes: Sequence[Size], generator: torch.Generator) -> dict[str, Tensor]:
+    """Four frames of 2x2 tokens each."""
+    count = len(sizes)
+    return {
+        "pixel_values_videos": torch.randn(count * 64, 48, generator=generator),
+        "video_grid_thw": torch.tensor([[4, 4, 4]]).repeat(count, 1),
     }
 
 
@@ -191,3 +207,6 @@ BODIES = {
         Body("qwen3_5", tiny.qwen3_5, _patches, 16, "mm_token_type_ids"),
     )
 }
+# Not Qwen2.5-VL: transformers' own later turns number their text differently behind a video.
+FILMS = {"qwen2_vl-video": Body("qwen2_vl-video", tiny.qwen2_vl, _videos, 16, "mm_token_type_ids", token=tiny.VIDEO)}
+"""The same, shown videos instead of images: for methods that look from one frame to the next."""

@@ -25,6 +25,7 @@ from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, Body
+from tests.suite.bodies import BODIES, FILMS, ONE, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -45,6 +46,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"dominant": 6, "contextual": 3, "pool": 2},
         {"dominant": 0.3, "contextual": 0.2, "place": "embeddings", "layers": (1, 3), "ratios": (0.6, 0.3)},
     ],
+    "evs": [{"rate": 0.5}, {"rate": 0.7, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
@@ -106,6 +108,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+FILMED = {"evs"}
+"""Methods that look from one frame of a video to the next: the suite shows them videos, too."""
+
+
 def variants(name: str) -> list[Method]:
     """The settings in which the suite runs a method."""
     if name in VARIANTS:
@@ -157,14 +163,14 @@ def _params(hosted: bool) -> list[Any]:
     found = []
     for name in registry.methods():
         for number, method in enumerate(variants(name)):
-            for body in BODIES.values():
+            for body in (*BODIES.values(), *(FILMS.values() if name in FILMED else ())):
                 if (refusal(method, body) is None) != hosted:
                     continue
                 # Bodies are given pixels: pictures come before (tests/methods/test_downsample.py).
                 if hosted and isinstance(method, Pictures):
                     continue
                 # First tier: each method on one anatomy, each anatomy with one method.
-                first = body.name == "llava-clip" or (name == "fastv" and number == 0)
+                first = body.name in ("llava-clip", "qwen2_vl-video") or (name == "fastv" and number == 0)
                 marks = [] if first or not hosted else [pytest.mark.slow]
                 found.append(pytest.param(method, body, id=f"{body.name}-{method}", marks=marks))
     return found

@@ -10,7 +10,7 @@ import foveate
 from foveate.core.method import Cache, Method
 from foveate.engine.intake import answers
 from tests import tiny
-from tests.suite.bodies import BODIES, RAGGED, Body
+from tests.suite.bodies import BODIES, RAGGED, Body, types
 from tests.suite.conversation import generate, logits
 from tests.suite.kept import kept
 from tests.suite.pairs import HOSTED, artifacts, parts
@@ -40,7 +40,7 @@ def answered(body: Body, on: str) -> tuple[dict[str, Tensor], Tensor, list[range
         ends.append(end)
     inputs = double(inputs | {"input_ids": ids, "attention_mask": mask})
     if body.type_key:
-        inputs[body.type_key] = (ids == tiny.IMAGE).long()
+        inputs[body.type_key] = types(ids)
     if parts(body).rotary_rows == 1:
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     return inputs, labels, prompts, ends

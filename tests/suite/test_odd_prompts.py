@@ -16,8 +16,7 @@ from foveate.core.recipe import Recipe
 from foveate.core.reduction import Reduction
 from foveate.core.signal import Seen, Site
 from foveate.core.state import State
-from tests import tiny
-from tests.suite.bodies import BODIES, Body, joined
+from tests.suite.bodies import BODIES, Body, joined, types
 from tests.suite.conversation import generate, logits
 from tests.suite.oracle import noting
 from tests.suite.pairs import HOSTED, artifacts, parts
@@ -41,13 +40,13 @@ PROMPTS: dict[str, list[list[int]]] = {
 def prompted(body: Body, prompts: list[list[int]]) -> dict[str, Tensor]:
     """Left-padded model inputs."""
     pictures = [prompt.count(PICTURE) for prompt in prompts]
-    rows = [[i for t in prompt for i in ([tiny.IMAGE] * body.placeholders() if t == PICTURE else [t])] for prompt in prompts]
+    rows = [[i for t in prompt for i in ([body.token] * body.placeholders() if t == PICTURE else [t])] for prompt in prompts]
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     inputs = {"input_ids": ids, "attention_mask": mask}
     if body.type_key:
-        inputs[body.type_key] = (ids == tiny.IMAGE).long()
+        inputs[body.type_key] = types(ids)
     if any(pictures):
         generator = torch.Generator().manual_seed(0)
         shown = [body.images([body.size] * count, generator) for count in pictures]

@@ -17,7 +17,7 @@ from foveate.core.method import Tokens
 from foveate.core.parameters import Keep
 from foveate.core.positions import Positions
 from foveate.core.ranking import about
-from foveate.core.roles import Role
+from foveate.core.roles import Item, Role
 from foveate.core.shape import Shape
 from foveate.core.signal import ByItem, Function, Question, Seen, Signal, Site
 from foveate.core.state import State
@@ -26,10 +26,11 @@ from foveate.core.traits import Traits
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """Images of one grid, batched: what `ItemTokens.select` sees.
+    """Images or videos of one grid, batched: what `ItemTokens.select` sees.
 
     Attributes:
         rows, columns: the original grid.
+        frames: frames of a video, which lie one below the other in its grid; one for an image.
         ordinal: ``[I, n]`` raster index of each token still alive; all of them, in order, unless something came before.
         number: place of each image within its sample.
         seen: the method's encoder signals, ``[I, n, ...]`` by token (attention rows: ``[I, H, Q, n]``), and functions.
@@ -50,6 +51,7 @@ class ItemBatch:
     companion: tuple[Tensor, ...]
     seed: int
     device: torch.device
+    frames: int = 1
 
     @property
     def count(self) -> int:
@@ -61,8 +63,8 @@ class ItemTokens(Tokens):
     """Chooses among the tokens of each image on its own, before the language model.
 
     Subclasses are dataclasses with the fields ``keep`` and ``positions`` and implement `select`. Budgets are shares of the
-    original count. Positions are ``"auto"`` by default: contiguous where they are one row, original under M-RoPE, which is
-    what published code does.
+    original count; where they are no `Budget`, a subclass overrides `wanted` instead of having ``keep``. Positions are
+    ``"auto"`` by default: contiguous where they are one row, original under M-RoPE, which is what published code does.
     """
 
     keep: Annotated[int | float, Keep()]
@@ -78,6 +80,10 @@ class ItemTokens(Tokens):
     def budget(self) -> Budget:
         """Tokens to keep of each image."""
         return Budget(self.keep)
+
+    def wanted(self, item: Item) -> int:
+        """Tokens to keep of an image or video, of all that it had."""
+        return self.budget().of(item.count)
 
     def workspace(self, shape: Shape) -> int:
         """Beside the edit, each image's tokens and question."""
@@ -101,24 +107,25 @@ class ItemTokens(Tokens):
         """Group the images by grid, select in each group, keep all other rows."""
         alive = layout.alive
         images = [(sample, number) for sample, items in enumerate(layout.items) for number in range(len(items))]
-        kept_of = {(b, j): min(self.budget().of(layout.items[b][j].count), alive[b][j]) for b, j in images if alive[b][j]}
+        kept_of = {(b, j): min(self.wanted(layout.items[b][j]), alive[b][j]) for b, j in images if alive[b][j]}
         if all(count == alive[b][j] for (b, j), count in kept_of.items()):
             return None
 
-        groups: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+        groups: dict[tuple[int, int, int, int], list[tuple[int, int]]] = {}
         for b, j in kept_of:
             item = layout.items[b][j]
-            groups.setdefault((item.rows, item.columns, alive[b][j]), []).append((b, j))
+            groups.setdefault((item.rows, item.columns, item.frames, alive[b][j]), []).append((b, j))
         kept = torch.zeros_like(layout.valid)
         asking = layout.question_rows
         asking = asking.masked_fill(layout.role.gather(1, asking.clamp(min=0)) != Role.TEXT, -1)[..., None]
         question = x.gather(1, asking.clamp(min=0).expand(-1, -1, x.shape[2])).masked_fill(asking < 0, 0)
-        for (rows, columns, _), entries in groups.items():
+        for (rows, columns, frames, _), entries in groups.items():
             sample = upload([b for b, _ in entries], x.device)
             where = layout.where(entries)
             batch = ItemBatch(
                 rows=rows,
                 columns=columns,
+                frames=frames,
                 ordinal=layout.ordinal[sample[:, None], where],
                 number=tuple(j for _, j in entries),
                 seen={

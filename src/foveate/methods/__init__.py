@@ -10,6 +10,7 @@ from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.embedlens import EmbedLens
 from foveate.methods.before_llm.hawk import Hawk
+from foveate.methods.before_llm.evs import EVS
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.merge3d import Merge3D
 from foveate.methods.before_llm.pool import Pool
@@ -50,6 +51,8 @@ __all__ = [
     "ALVTS",
     "ApET",
     "BTP",
+    "EVS",
+    "PPE",
     "CDPruner",
     "CORE",
     "CoIn",
