@@ -24,7 +24,6 @@ from foveate.methods import ALVTS
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
-from tests.suite.bodies import BODIES, ONE, Body
 from tests.suite.bodies import BODIES, FILMS, ONE, Body
 from tests.thirdparty import installed
 

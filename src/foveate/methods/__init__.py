@@ -9,8 +9,8 @@ from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.embedlens import EmbedLens
-from foveate.methods.before_llm.hawk import Hawk
 from foveate.methods.before_llm.evs import EVS
+from foveate.methods.before_llm.hawk import Hawk
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.merge3d import Merge3D
 from foveate.methods.before_llm.pool import Pool
@@ -49,14 +49,14 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 
 __all__ = [
     "ALVTS",
-    "ApET",
     "BTP",
+    "CORE",
+    "DART",
     "EVS",
     "PPE",
+    "ApET",
     "CDPruner",
-    "CORE",
     "CoIn",
-    "DART",
     "DivPrune",
     "Downsample",
     "DuetVLM",
@@ -74,7 +74,6 @@ __all__ = [
     "InformationHorizon",
     "Merge3D",
     "MixKV",
-    "PPE",
     "PixelPrune",
     "Pool",
     "PrefixKV",
