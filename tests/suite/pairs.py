@@ -29,6 +29,10 @@ from tests.thirdparty import installed
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
+    "blink": [
+        {"band": (1, 2), "region": 2, "expand": 1.0, "drop": 0.5},
+        {"band": (1, 3), "region": 3, "expand": 1.3, "drop": 1.3},
+    ],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
     "core": [{"similarity": 0.3}, {"keep": 6}, {"keep": 0.4, "similarity": 1.0}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],

@@ -16,6 +16,7 @@ from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
+from foveate.methods.in_llm.blink import Blink
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.hidrop import HiDrop
@@ -34,6 +35,7 @@ __all__ = [
     "ALVTS",
     "CORE",
     "PPE",
+    "Blink",
     "CDPruner",
     "CoIn",
     "DivPrune",
