@@ -39,6 +39,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
+    "omnizip_av": [{}, {"steps": 1, "context": 0.0}],
     "ppe": [{"keep": 0.45}, {"keep": 0.6, "order": "distance", "arrange": "raster"}],
     "feather": [{}, {"kappa": 0.4, "stride": 2, "layers": (1, 3), "keep2": 0.5}],
     "hidrop": [
@@ -52,6 +53,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 6, "geometry": "none"},
         {"keep": 0.4, "geometry": "none", "pool": "item", "positions": "anchor"},
     ],
+    "meteor": [{"factor": 10.0}, {"factor": 20.0, "heads": 1, "layer": 2}],
     "mixkv": [
         {"keep": 0.5, "window": 4},
         {"keep": 0.5, "window": 4, "host": "adakv"},

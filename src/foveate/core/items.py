@@ -74,8 +74,6 @@ class ItemTokens(Tokens):
     identity_at = {"keep": 1.0}  # noqa: RUF012
     asks: ClassVar[bool] = False
     """Whether it reads the question, so that a prompt must come in one forward."""
-    needs_grid: ClassVar[bool] = False
-    """Whether it works only on a whole grid, so that nothing may be dropped or merged before it."""
 
     def budget(self) -> Budget:
         """Tokens to keep of each image."""

@@ -87,6 +87,8 @@ class Tokens(Method):
 
     cuts_caches: ClassVar[bool] = False
     """Whether its edits are for all layers (`Edit.all_layers`): earlier ones' caches are scored once they are made."""
+    needs_grid: ClassVar[bool] = False
+    """Whether it works only on whole grids at the sequence site, so that nothing may be dropped or merged before it."""
     inserts: ClassVar[bool] = False
     """Whether its edits put rows in (`Edit.inserted`), which no layer may route and no earlier cache lose."""
 

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 from foveate.core.errors import FoveateError, NeedsTraining
-from foveate.core.items import ItemTokens
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.signal import Aligned, Features, Function, Halves, Numbers, Question, Side
@@ -183,7 +182,7 @@ def _check_grids(recipe: Recipe, traits: Traits) -> None:
     on_sequence = [method for method, kinds in editing if "sequence" in kinds]
     for place, method in enumerate(on_sequence):
         before = [other for other in (*on_pictures, *on_sequence[:place]) if other is not method]
-        if isinstance(method, ItemTokens) and method.needs_grid and before:
+        if method.needs_grid and before:
             remedy = "use one of them" if before[0] in on_pictures else "put it first, or use one of them"
             raise FoveateError(
                 f"{before[0].name} + {method.name}: {method.name} needs whole grids, and {before[0].name} drops tokens "

@@ -7,6 +7,7 @@ from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.merge3d import Merge3D
+from foveate.methods.before_llm.omnizip_av import OmniZipAV
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
 from foveate.methods.before_llm.random import Random
@@ -21,6 +22,7 @@ from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.hidrop import HiDrop
 from foveate.methods.in_llm.ivc_prune import IVCPrune
+from foveate.methods.in_llm.meteor import Meteor
 from foveate.methods.in_llm.prune2drive import Prune2Drive
 from foveate.methods.in_llm.pyramiddrop import PyramidDrop
 from foveate.methods.in_llm.shortv import ShortV
@@ -47,7 +49,9 @@ __all__ = [
     "IVCPrune",
     "IndexPreserving",
     "Merge3D",
+    "Meteor",
     "MixKV",
+    "OmniZipAV",
     "PrefixKV",
     "PruMerge",
     "Prune2Drive",
