@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.core.layout import Edit, Layout
 from foveate.core.report import Trace
+from foveate.core.roles import Role
 from foveate.engine.decoding import Decoding
 from foveate.engine.rows import Rows
 from foveate.engine.run import Run
@@ -28,6 +29,7 @@ class Notes:
         deepstack: with them, what the model adds to them in its first layers ``[B, n, L, D]``, if it does.
         remade: with them, for each layer before which rows were merged or given new values: the tokens ``[B, k]`` in whose
             places they stand, their hidden states ``[B, k, D]``, and what the model adds to them later.
+        entering: with them, for each layer what entered it and what is added to it (as the above), after its edits.
         trace: of all turns, one after the other (that of a session is of the last one).
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
         moving: rows of which an edit has moved positions (not those of ``"anchor"`` with text that keeps its own).
@@ -37,6 +39,7 @@ class Notes:
     arriving: list[Tensor | None] = field(default_factory=list)
     deepstack: list[Tensor | None] = field(default_factory=list)
     remade: list[dict[int, tuple[Tensor, Tensor, Tensor | None]]] = field(default_factory=list)
+    entering: list[list[tuple[Tensor, Tensor | None]]] = field(default_factory=list)
     trace: Trace = field(default_factory=Trace)
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
     moving: list[Rows] = field(default_factory=list)
@@ -51,7 +54,7 @@ def noting() -> Iterator[Notes]:
 
     def applied(run: Run, layer: int, change: Edit, x: Tensor) -> Tensor:
         out = apply(run, layer, change, x)
-        if layer > 0 and (change.values is not None or change.reduction.entries is not None):
+        if layer > 0 and change.inserted is None and (change.values is not None or change.reduction.entries is not None):
             notes.remade[-1][layer] = run.rows.layout.origin, out, run.state.get("prefill", "deepstack")
         return out
 
@@ -69,11 +72,13 @@ def noting() -> Iterator[Notes]:
             if run.rows.has_pictures:
                 notes.arriving.append(None if run.routes[0] is not None else result[0])
                 notes.deepstack.append(run.state.get("prefill", "deepstack"))
+                notes.entering.append([])
                 notes.trace.log.append(run.layouts)
                 notes.trace.routes.append(run.routes)
                 notes.moved.append([])
         if run.rows.has_pictures:
             notes.moved[-1].append(any(run.rows is rows for rows in notes.moving))
+            notes.entering[-1].append((result[0], run.state.get("prefill", "deepstack")))
         cache = run.keeping.layers[layer]
         ledger = getattr(cache, "ledger", None)  # layers with a recurrent state have none
         notes.held[-1][2].append(None if ledger is None else ledger.tokens(x.shape[0], x.device))
@@ -196,7 +201,8 @@ def masked_logits(
 def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Notes) -> Tensor:
     """Logits ``[B, L, V]`` of the decoder layers run on just the rows that are there, sample by sample (0 elsewhere).
 
-    The oracle of models with a recurrent state, where a row that is gone was never there; one turn with images.
+    The oracle of models with a recurrent state, where a row that is gone was never there, and of methods that put rows in;
+    one turn with images.
     """
     parts, ids = anatomy(model), inputs["input_ids"]
     out = torch.zeros(*ids.shape, parts.config.vocab_size, dtype=parts.dtype)
@@ -208,15 +214,23 @@ def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Not
         later = torch.arange(prompt, ids.shape[1])
         tokens = torch.cat([layouts[0].origin[sample, there], later])
         x = torch.cat([arriving[sample, there], model.get_input_embeddings()(ids[sample, prompt:])])[None]
+        inserted = torch.zeros_like(tokens, dtype=torch.bool)
         for layer, module in enumerate(parts.layers):
             layout = layouts[layer]
             mine = layout.valid[sample]
-            alive = torch.isin(tokens, torch.cat([layout.origin[sample, mine], later]))
-            x, tokens = x[:, alive], tokens[alive]
+            now = torch.cat([layout.origin[sample, mine], later])
+            new = torch.cat([layout.role[sample, mine] == Role.INSERTED, torch.zeros_like(later, dtype=torch.bool)])
+            entered, added = notes.entering[0][layer]
+            rows = x.new_empty(1, len(now), x.shape[2])
+            rows[:, ~new] = x[:, ~inserted & torch.isin(tokens, now[~new])]
+            if bool(new.any()):
+                put_in = entered[sample, layout.role[sample] == Role.INSERTED]
+                rows[:, new] = x[:, inserted] if bool(inserted.any()) else put_in[None]
+            x, tokens, inserted = rows, now, new
             if layer in notes.remade[0]:
-                origin, rows, _ = notes.remade[0][layer]
-                now = torch.isin(tokens, origin[sample])
-                x = x.masked_scatter(now[:, None], rows[sample, origin[sample] >= 0])
+                origin, made, _ = notes.remade[0][layer]
+                there = torch.isin(tokens, origin[sample]) & ~inserted
+                x = x.masked_scatter(there[:, None], made[sample, origin[sample] >= 0])
             last = layout.positions[:, sample, -1:]
             positions = torch.cat([layout.positions[:, sample, mine], last + 1 + later - prompt], dim=1)[:, None]
             held = [(past, rows, layers[layer]) for past, rows, layers in notes.held]
@@ -225,13 +239,16 @@ def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Not
                 mask = mask.repeat_interleave(parts.config.num_attention_heads // mask.shape[1], dim=1)
             positions = positions[1:] if len(positions) == 4 else positions
             x = module(x, position_embeddings=parts.rotary(layer, x, positions), attention_mask=mask)
-        out[sample, tokens] = model.lm_head(parts.language_model.norm(x))[0]
+            if added is not None and layer < added.shape[2]:
+                x[:, : int(mine.sum())] += added[sample, mine, layer]
+        out[sample, tokens[~inserted]] = model.lm_head(parts.language_model.norm(x))[0, ~inserted]
     return out
 
 
 def _held_mask(tokens: Tensor, held: list[tuple[int, int, Any]], sample: int) -> Tensor:
     """``[1, h, n, n]``: causal, and only what the cache held when each query came."""
-    mask = (tokens <= tokens[:, None])[None]
+    row = torch.arange(len(tokens))
+    mask = ((tokens < tokens[:, None]) | ((tokens == tokens[:, None]) & (row <= row[:, None])))[None]
     for past, rows, keys in held:
         now = (tokens >= past) & (tokens < past + rows)
         there = torch.stack([torch.isin(tokens, head[sample]) for head in keys.unbind(1)])

@@ -32,6 +32,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
     "apet": [{"keep": 4, "basis": 2}, {"keep": 0.3, "basis": 2, "entering": 2.0, "layer": 1, "blend": 0.5, "ridge": 0.1}],
+    "blink": [
+        {"band": (1, 2), "region": 2, "expand": 1.0, "drop": 0.5},
+        {"band": (1, 3), "region": 3, "expand": 1.3, "drop": 1.3},
+    ],
     "coin": [{"keep": 6}, {"keep": 0.4, "scale": "raw", "positions": "anchor"}],
     "dart": [
         {"keep": 6},
@@ -49,6 +53,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
+    "omnizip_av": [{}, {"steps": 1, "context": 0.0}],
     "ppe": [{"keep": 0.45}, {"keep": 0.6, "order": "distance", "arrange": "raster"}],
     "feather": [{}, {"kappa": 0.4, "stride": 2, "layers": (1, 3), "keep2": 0.5}],
     "halfv": [
@@ -76,6 +81,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 6, "geometry": "none"},
         {"keep": 0.4, "geometry": "none", "pool": "item", "positions": "anchor"},
     ],
+    "meteor": [{"factor": 10.0}, {"factor": 20.0, "heads": 1, "layer": 2}],
     "mixkv": [
         {"keep": 0.5, "window": 4},
         {"keep": 0.5, "window": 4, "host": "adakv"},

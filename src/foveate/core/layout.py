@@ -11,40 +11,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.device import upload
-from foveate.core.positions import Positions, TextAfter, renumbered
+from foveate.core.edit import Edit
+from foveate.core.positions import Positions, renumbered
 from foveate.core.reduction import Reduction
 from foveate.core.roles import VISUAL, Item, Role, behind, in_order, last_of, pinned
 
-
-@dataclass(frozen=True)
-class Edit:
-    """A `Reduction` and what a linear map cannot say.
-
-    Attributes:
-        reduction: maps the site's rows to the rows that go on. Text rows stay, in their order.
-        positions: rotary positions of the rows that go on: ``"anchor"`` keeps the anchors' own, ``"contiguous"`` renumbers
-            them without gaps (later text follows), ``"rank"`` does so for each axis of each item, as if the grid had been
-            smaller, ``"auto"`` is contiguous where positions are one row and anchor under M-RoPE. A tensor ``[R, B, k]``
-            sets them; R may be a multiple K of the model's own rows, the K-th part of each axis' frequencies then turns
-            by the K-th row of that axis (see `foveate.methods.before_llm.ppe`).
-        text_after: with ``"anchor"``, text behind an item keeps its positions, or follows the largest one kept.
-        values: ``[B, k, D]`` replaces what the reduction makes of the hidden states (a result that is not linear).
-        key_bias: ``[B, k]`` added to the attention logits of the rows as keys, from here on; at encoder sites only.
-        all_layers: whether the rows that go are cut from the caches of earlier layers, too; at decoder sites only.
-        live: rows that go on in each sample, padding not counted, where the method knows them (saves a host sync).
-        visual: the same for visual rows.
-        by_item: the same for visual rows of each item of each sample.
-    """
-
-    reduction: Reduction
-    positions: Positions | Tensor = "anchor"
-    text_after: TextAfter = "keep"
-    values: Tensor | None = None
-    key_bias: Tensor | None = None
-    all_layers: bool = False
-    live: tuple[int, ...] | None = None
-    visual: tuple[int, ...] | None = None
-    by_item: tuple[tuple[int, ...], ...] | None = None
+__all__ = ["Edit", "Layout"]
 
 
 @dataclass(frozen=True)
@@ -243,6 +215,8 @@ class Layout:
             visual=edit.visual or (),
             by_item=edit.by_item,
         )
+        if edit.inserted is not None:
+            edited = edited._with_inserted(edit.inserted, follow(self.origin, -1), follow(self.size, 0))
         if edit.live is None:
             edited = replace(edited, live=tuple(edited.valid.sum(1).tolist()))
         if edit.visual is None:
@@ -250,6 +224,17 @@ class Layout:
         if any(self.pinned):
             edited = replace(edited, origin=edited.origin.scatter(1, edited.last, self.origin.gather(1, self.last)))
         return edited
+
+    def _with_inserted(self, rows: Tensor, origin: Tensor, size: Tensor) -> Layout:
+        """With ``rows`` ``[B, N]`` (bool) put in between others that have ``origin`` and ``size`` ``[B, N]``."""
+        return replace(
+            self,
+            origin=origin.masked_fill(rows, -1).cummax(1).values,
+            role=self.role.masked_fill(rows, int(Role.INSERTED)),
+            item=self.item.masked_fill(rows, -1),
+            ordinal=self.ordinal.masked_fill(rows, -1),
+            size=size.masked_fill(rows, 0),
+        )
 
     @property
     def originals(self) -> tuple[int, ...]:

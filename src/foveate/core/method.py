@@ -115,6 +115,8 @@ class Tokens(Method):
     """Whether its edits are for all layers (`Edit.all_layers`): earlier ones' caches are scored once they are made."""
     needs_grid: ClassVar[bool] = False
     """Whether, before the language model, it works only on whole grids: nothing may be dropped or merged before it."""
+    inserts: ClassVar[bool] = False
+    """Whether its edits put rows in (`Edit.inserted`), which no layer may route and no earlier cache lose."""
 
     @abstractmethod
     def sites(self, traits: Traits) -> tuple[Site, ...]:

@@ -23,6 +23,8 @@ class Role(IntEnum):
     """Summary rows of an encoder, before the first patch; at vision sites only."""
     ANSWER = 6
     """Text behind the prompt: an answer that is given to be learned or measured, or was generated without a cache."""
+    INSERTED = 7
+    """A row that a method put in (`foveate.core.layout.Edit.inserted`): no visual token of the prompt's, nor any other."""
 
 
 VISUAL = (Role.IMAGE, Role.VIDEO)

@@ -70,6 +70,14 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
             routed[layer] = method.name
     for method in recipe.methods:
         _check_parts(method, parts, traits)
+    inserting = next((m.name for m in recipe.methods if isinstance(m, Tokens) and m.inserts), None)
+    cutting = (m.name for m in recipe.methods if isinstance(m, Routing) or (isinstance(m, Tokens) and m.cuts_caches))
+    other = next(cutting, None) if inserting else None
+    if other:
+        raise FoveateError(
+            f"{inserting} + {other}: {inserting} puts rows in, which {other} knows nothing of in caches and routes; use one "
+            "of them"
+        )
 
 
 def _check_kernel(parts: Anatomy) -> None:

@@ -12,7 +12,15 @@ from torch import Tensor
 from foveate.core.errors import FoveateError
 
 
-def pick(base: Tensor | None, queries: Tensor, keys: Tensor, past: int, kernel: str, x: Tensor) -> Tensor:
+def pick(
+    base: Tensor | None,
+    queries: Tensor,
+    keys: Tensor,
+    past: int,
+    kernel: str,
+    x: Tensor,
+    in_order: bool = False,
+) -> Tensor:
     """The mask of rows ``queries`` over entries ``keys``.
 
     Args:
@@ -23,6 +31,8 @@ def pick(base: Tensor | None, queries: Tensor, keys: Tensor, past: int, kernel: 
         past: tokens seen before this forward; row 0 of ``base`` is token ``past``.
         kernel: attention implementation, which decides the form of a mask made from None.
         x: any tensor of the layer's dtype and device.
+        in_order: whether several rows may have one number. The last n keys are then the rows themselves, and of those with
+            one number a row does not see the later ones.
 
     Returns:
         ``[B, 1 or Hkv, n, m]``, or ``[B, m]`` for FlashAttention.
@@ -36,6 +46,12 @@ def pick(base: Tensor | None, queries: Tensor, keys: Tensor, past: int, kernel: 
         sample = torch.arange(base.shape[0], device=x.device).reshape(-1, 1, 1, 1)
         rows = (queries - past).clamp(min=0)[:, None, :, None]
         allowed = base[sample, 0, rows, keys.clamp(min=0)[:, :, None]]
+    if in_order:
+        n, m = queries.shape[1], keys.shape[2]
+        row = torch.arange(m, device=keys.device) - (m - n)
+        later = (keys[:, :, None] == queries[:, None, :, None]) & (row > row[m - n :, None])
+        plain = base is None or base.dtype == torch.bool
+        allowed = allowed & ~later if plain else allowed.masked_fill(later, torch.finfo(allowed.dtype).min)
     if base is None or base.dtype == torch.bool:
         # A padding row may look anywhere: what it computes is never read, but a row that sees nothing gives NaN.
         allowed = (allowed & there[:, :, None]) | ~real[:, None, :, None]

@@ -91,7 +91,8 @@ class Recording:
         def mean(counts: tuple[int, ...]) -> float:
             return sum(counts) / len(counts)
 
-        before = [tuple(n - v + full for n, v, full in zip(lay.live, lay.visual, lay.originals)) for lay in entering]
+        full = [tuple(n - v + all_ for n, v, all_ in zip(lay.live, lay.visual, lay.originals)) for lay in entering[:1]]
+        before = full * len(entering)  # text is there in every layer
         live = [rows for rows, _ in self._ran]
         active = [running for _, running in self._ran]
         visual = [

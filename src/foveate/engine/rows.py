@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
+from foveate.core.roles import Role
 from foveate.engine import masks
 from foveate.engine.intake import Intake
 from foveate.engine.ledger import Ledger
@@ -28,14 +29,14 @@ class Rows:
         past: tokens that came before.
         given: rows that the caller handed in.
         has_pictures: whether some of them are visual.
-        edited: whether any were dropped, merged or moved.
+        edited: whether any were dropped, merged or moved; ``inserted``: whether any were put in.
     """
 
     def __init__(self, anatomy: Anatomy, intake: Intake, positions: Tensor, past: int) -> None:
         self.anatomy, self.intake, self.past = anatomy, intake, past
         self.given = positions.shape[2]
         self.has_pictures = any(map(len, intake.items))
-        self.edited = False
+        self.edited = self.inserted = False
         self.device = positions.device
         self._positions = positions
         self._shift: Tensor | None = None
@@ -70,6 +71,7 @@ class Rows:
             down = _end(self.layout) - _end(after)
             self._shift = down if self._shift is None else self._shift + down
         self.layout, self.edited = after, True
+        self.inserted = self.inserted or edit.inserted is not None
         self._memo.clear()
 
     # Ledgers.
@@ -146,7 +148,7 @@ class Rows:
     def pick(self, base: Tensor | None, queries: Tensor, keys: Tensor, x: Tensor) -> Tensor:
         """The mask of rows with the token numbers ``queries`` over entries ``keys``, as the kernel wants it."""
         base = None if base is None else base.to(x.device)
-        mask = masks.pick(base, queries, keys, self.past, self.anatomy.kernel, x)
+        mask = masks.pick(base, queries, keys, self.past, self.anatomy.kernel, x, in_order=self.inserted)
         return masks.by_head(mask, self.anatomy.config.num_attention_heads)
 
     def once(self, what: str, key: Any, make: Callable[[], Any], keep: Any = None) -> Any:
@@ -174,8 +176,8 @@ class Rows:
         return alive.scatter(1, index, True)[:, : self.given]
 
     def _places(self, layout: Layout) -> Tensor:
-        """``[B, n]`` places of rows in the caller's layout; padding rows have a spare one behind its last."""
-        return layout.origin.masked_fill(layout.origin < 0, self.given)
+        """``[B, n]`` places of rows in the caller's layout; padding and rows put in have a spare one behind its last."""
+        return layout.origin.masked_fill((layout.origin < 0) | (layout.role == Role.INSERTED), self.given)
 
 
 def _end(layout: Layout) -> Tensor:

@@ -13,6 +13,7 @@ from foveate.methods.before_llm.evs import EVS
 from foveate.methods.before_llm.hawk import Hawk
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.merge3d import Merge3D
+from foveate.methods.before_llm.omnizip_av import OmniZipAV
 from foveate.methods.before_llm.pool import Pool
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
@@ -25,6 +26,7 @@ from foveate.methods.before_llm.zoo_prune import ZOOPrune
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
+from foveate.methods.in_llm.blink import Blink
 from foveate.methods.in_llm.btp import BTP
 from foveate.methods.in_llm.dart import DART
 from foveate.methods.in_llm.duet_vlm import DuetVLM
@@ -35,6 +37,7 @@ from foveate.methods.in_llm.hi_lo_prune import HiLoPrune
 from foveate.methods.in_llm.hidrop import HiDrop
 from foveate.methods.in_llm.information_horizon import InformationHorizon
 from foveate.methods.in_llm.ivc_prune import IVCPrune
+from foveate.methods.in_llm.meteor import Meteor
 from foveate.methods.in_llm.prune2drive import Prune2Drive
 from foveate.methods.in_llm.pyramiddrop import PyramidDrop
 from foveate.methods.in_llm.shortv import ShortV
@@ -55,6 +58,7 @@ __all__ = [
     "EVS",
     "PPE",
     "ApET",
+    "Blink",
     "CDPruner",
     "CoIn",
     "DivPrune",
@@ -73,7 +77,9 @@ __all__ = [
     "IndexPreserving",
     "InformationHorizon",
     "Merge3D",
+    "Meteor",
     "MixKV",
+    "OmniZipAV",
     "PixelPrune",
     "Pool",
     "PrefixKV",
