@@ -55,9 +55,8 @@ def farthest_first(
         points = torch.nn.functional.normalize(points, dim=-1)
     out = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device) if valid is None else ~valid
     every = distances(points, points, metric) if points.shape[1] <= WORTH * k else None
-    if taken is None:
-        chosen = (isolation(points, out, metric).argmax(1) if first is None else first)[:, None]
-        nearest = torch.full_like(points[..., 0], FAR)
+    chosen = (isolation(points, out, metric, every).argmax(1) if first is None else first)[:, None]
+    nearest = torch.full_like(points[..., 0], FAR)
     else:
         out, nearest = out | taken, _nearest(points, ~taken, metric)
         chosen = _farthest(nearest, weight, out)
@@ -87,28 +86,18 @@ def spread_out(x: Tensor, rows: Tensor, counts: Sequence[int]) -> Tensor:
     return first_rows(order, index, counts, x.shape[1])
 
 
-def isolation(points: Tensor, out: Tensor, metric: Metric = "cosine") -> Tensor:
+def isolation(points: Tensor, out: Tensor, metric: Metric = "cosine", every: Tensor | None = None) -> Tensor:
     """``[I, N]`` distance of each of ``points`` ``[I, N, D]`` (unit, if cosine) to the nearest other.
 
-    Those ``out`` ``[I, N]`` (bool) are nobody's neighbour, and at -inf themselves.
+    Those ``out`` ``[I, N]`` (bool) are nobody's neighbour, and at -inf themselves. ``every``: all distances ``[I, N, N]``,
+    where they are known already.
     """
-    return _nearest(points, out, metric, others=True).masked_fill(out, float("-inf"))
-
-
-def _nearest(points: Tensor, absent: Tensor, metric: Metric, others: bool = False) -> Tensor:
-    """``[I, N]`` distance of each point to the nearest (of ``others``, if so) that is not ``absent`` ``[I, N]``."""
     place, nearest = torch.arange(points.shape[1], device=points.device), []
     for start in range(0, points.shape[1], BLOCK):
         some = place[start : start + BLOCK]
-        hidden = (some[:, None] == place) | absent[:, None] if others else absent[:, None]
-        nearest.append(distances(points[:, some], points, metric).masked_fill_(hidden, FAR).amin(2))
-    return torch.cat(nearest, dim=1)
-
-
-def _farthest(nearest: Tensor, weight: Tensor | None, out: Tensor) -> Tensor:
-    """``[I, 1]`` the token not ``out`` with the largest weighed distance."""
-    score = nearest if weight is None else nearest * weight
-    return score.masked_fill(out, float("-inf")).argmax(1, keepdim=True)
+        rows = distances(points[:, some], points, metric) if every is None else every[:, some]
+        nearest.append(rows.masked_fill((some[:, None] == place) | out[:, None], float("inf")).amin(2))
+    return torch.cat(nearest, dim=1).masked_fill(out, float("-inf"))
 
 
 def distances(a: Tensor, b: Tensor, metric: Metric = "cosine") -> Tensor:
