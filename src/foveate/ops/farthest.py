@@ -55,10 +55,11 @@ def farthest_first(
         points = torch.nn.functional.normalize(points, dim=-1)
     out = torch.zeros(points.shape[:2], dtype=torch.bool, device=points.device) if valid is None else ~valid
     every = distances(points, points, metric) if points.shape[1] <= WORTH * k else None
-    chosen = (isolation(points, out, metric, every).argmax(1) if first is None else first)[:, None]
-    nearest = torch.full_like(points[..., 0], FAR)
+    if taken is None:
+        chosen = (isolation(points, out, metric, every).argmax(1) if first is None else first)[:, None]
+        nearest = torch.full_like(points[..., 0], FAR)
     else:
-        out, nearest = out | taken, _nearest(points, ~taken, metric)
+        out, nearest = out | taken, _nearest(points, ~taken, metric, every)
         chosen = _farthest(nearest, weight, out)
     order = [chosen]
     for _ in range(k - 1):
@@ -90,14 +91,26 @@ def isolation(points: Tensor, out: Tensor, metric: Metric = "cosine", every: Ten
     """``[I, N]`` distance of each of ``points`` ``[I, N, D]`` (unit, if cosine) to the nearest other.
 
     Those ``out`` ``[I, N]`` (bool) are nobody's neighbour, and at -inf themselves. ``every``: all distances ``[I, N, N]``,
-    where they are known already.
+    where they are known.
     """
+    return _nearest(points, out, metric, every, others=True).masked_fill(out, float("-inf"))
+
+
+def _nearest(points: Tensor, absent: Tensor, metric: Metric, every: Tensor | None, others: bool = False) -> Tensor:
+    """``[I, N]`` distance of each point to the nearest (of ``others``, if so) that is not ``absent`` ``[I, N]``."""
     place, nearest = torch.arange(points.shape[1], device=points.device), []
     for start in range(0, points.shape[1], BLOCK):
         some = place[start : start + BLOCK]
+        hidden = (some[:, None] == place) | absent[:, None] if others else absent[:, None]
         rows = distances(points[:, some], points, metric) if every is None else every[:, some]
-        nearest.append(rows.masked_fill((some[:, None] == place) | out[:, None], float("inf")).amin(2))
-    return torch.cat(nearest, dim=1).masked_fill(out, float("-inf"))
+        nearest.append(rows.masked_fill(hidden, FAR).amin(2))
+    return torch.cat(nearest, dim=1)
+
+
+def _farthest(nearest: Tensor, weight: Tensor | None, out: Tensor) -> Tensor:
+    """``[I, 1]`` the token not ``out`` with the largest weighed distance."""
+    score = nearest if weight is None else nearest * weight
+    return score.masked_fill(out, float("-inf")).argmax(1, keepdim=True)
 
 
 def distances(a: Tensor, b: Tensor, metric: Metric = "cosine") -> Tensor:
