@@ -168,7 +168,10 @@ def masked_logits(
             assert added is not None
             index = log[0].origin.clamp(min=0)[..., None, None].expand_as(added) + start
             rows = rows.scatter(1, index, added)
-        return args, dict(kwargs, deepstack_visual_embeds=list(rows[where].unbind(1)))
+        levels = list(rows.unbind(2))  # the l-th is added behind layer l
+        for merge in notes.merges:
+            levels[merge.layer :] = [_merged(level, merge, starts[merge.turn]) for level in levels[merge.layer :]]
+        return args, dict(kwargs, deepstack_visual_embeds=[level[where] for level in levels])
 
     handles = [parts.language_model.register_forward_pre_hook(ask, with_kwargs=True)]
     handles += [module.register_forward_pre_hook(before(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
@@ -282,7 +285,7 @@ def _arrived(x: Tensor, notes: Notes, trace: Trace, starts: tuple[int, ...]) -> 
 
 
 def _merged(x: Tensor, merge: Merge, start: int) -> Tensor:
-    """The oracle's own hidden states, summed in the same way."""
+    """The oracle's own rows ``[B, L, D]``, summed in the same way."""
     rows = x.gather(1, (merge.before.origin.clamp(min=0) + start)[..., None].expand(-1, -1, x.shape[2]))
     made = merge.reduction.matrix().to(x.dtype) @ rows
     index = torch.where(merge.after.origin >= 0, merge.after.origin + start, x.shape[1])

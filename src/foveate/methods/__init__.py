@@ -5,6 +5,7 @@ from foveate.methods.before_llm.apet import ApET
 from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
+from foveate.methods.before_llm.duet_vlm import DuetVLM
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
@@ -16,7 +17,6 @@ from foveate.methods.before_llm.visionzip import VisionZip
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
-from foveate.methods.in_llm.duet_vlm import DuetVLM
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.hidrop import HiDrop
