@@ -13,8 +13,8 @@ from foveate.core.signal import Columns, Function, Keys, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.methods import DuetVLM
+from foveate.methods.before_llm.duet_vlm import asked_for
 from foveate.methods.before_llm.visionzip import edit_of, zipped
-from foveate.methods.in_llm.duet_vlm import asked_for
 from foveate.ops.select import top_rows
 from tests.methods.bodiless import layout, traits
 from tests.methods.vision import vision_layout

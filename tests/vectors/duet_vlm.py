@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from foveate.core.signal import Seen
+from foveate.methods.before_llm.duet_vlm import asked_for
 from foveate.methods.before_llm.visionzip import Zipped, edit_of, salience, zipped
-from foveate.methods.in_llm.duet_vlm import asked_for
 from foveate.ops.select import top_rows
 from tests.methods.vision import vision_layout
 from tests.vectors import Case

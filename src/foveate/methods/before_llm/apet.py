@@ -49,13 +49,13 @@ def approximation_errors(x: Tensor, basis: Tensor, used: Tensor, ridge: float = 
     Returns:
         ``[I, N]`` Euclidean norms, float32.
     """
-    x = x.float()
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     rows = _rows(x, basis).masked_fill(~used[..., None], 0)
     # Tokens that are alike make the products all but singular: in float32 the ridge would be lost among them.
     products = (rows @ rows.mT).double() + ridge * torch.eye(rows.shape[1], dtype=torch.float64, device=x.device)
     weights: Tensor = torch.linalg.solve_ex(products, (rows @ x.mT).double())[0]
     errors: Tensor = (x - weights.mT.to(x.dtype) @ rows).norm(dim=2)
-    return errors
+    return errors.float()
 
 
 def compressed(

@@ -52,7 +52,7 @@ class DuetVLM(Tokens):
 
     name = "duet_vlm"
     title = "DUET-VLM"
-    group = "in_llm"
+    group = "before_llm"
     paper = "arXiv 2602.18846"
     helps = (
         "Very small budgets: what the picture itself calls for is chosen before the LLM, what the question asks for within."
