@@ -8,10 +8,10 @@ from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
+from foveate.methods.before_llm.duet_vlm import DuetVLM
 from foveate.methods.before_llm.embedlens import EmbedLens
 from foveate.methods.before_llm.evs import EVS
 from foveate.methods.before_llm.hawk import Hawk
-from foveate.methods.before_llm.duet_vlm import DuetVLM
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.merge3d import Merge3D
 from foveate.methods.before_llm.omnizip_av import OmniZipAV
