@@ -91,6 +91,23 @@ def test_a_sample_gets_in_a_batch_what_it_gets_alone(preset: str) -> None:
         assert [one.tolist() for one in both.ordinals()[sample]] == [one.tolist() for one in alone.ordinals()[0]]
 
 
+def test_tokens_that_the_last_row_does_not_see_go_before_padding() -> None:
+    method = BTP(layers=(1,), ratios=(0.6,))
+    prompts = "." * 12 + "t" + "1" * 8 + "t" * 4, "t" + "1" * 20 + "t" * 4
+
+    def kept(*some: str) -> list[int]:
+        prompt = layout(*some)
+        x = torch.randn(1, 25, 6, generator=torch.Generator().manual_seed(0)).expand(*prompt.shape, -1)
+        unseen = torch.full((len(some), 2, 1, 25), float("-inf"))
+        seen: Seen = {Rows(Site("decoder", 0)): Attention(unseen, torch.zeros(len(some), 2, 1))}
+        edit = method.edit(Site("decoder", 1), x, prompt, seen, State())
+        assert edit is not None
+        return [row for row in edit.reduction.anchor[0].tolist() if row >= 0]
+
+    assert len(kept(prompts[0])) == 5 + 4
+    assert kept(*prompts) == kept(prompts[0])
+
+
 def test_it_says_what_does_not_fit() -> None:
     assert "one for each of layers=(3, 6, 14, 22)" in str(BTP(ratios=(0.5,)).check(traits()))
     assert "must be in 1..31" in str(BTP(layers=(32,), ratios=(0.5,)).check(traits()))

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.errors import FoveateError
+from foveate.core.recipe import Recipe
 from foveate.core.signal import Function, Seen, Site
 from foveate.core.state import State
 from foveate.engine.calibrate import Calibration
@@ -101,3 +103,14 @@ def test_calibration_finds_the_heads_that_matter() -> None:
     assert weights[1] == pytest.approx(0, abs=1e-9)
     assert min(weights[:1] + weights[2:]) > 1e-6
     assert torch.equal(model(**body.inputs(RAGGED)).logits, plain)
+
+
+def test_a_head_that_cannot_be_taken_out_is_refused() -> None:
+    body = BODIES["llava-clip"]
+    model = body.model()
+    attention = model.model.language_model.layers[1].self_attn
+    attention.mixed = attention.o_proj
+    del attention.o_proj
+
+    with pytest.raises(FoveateError, match="decoder layer 1: its attention has no output projection"):
+        Calibration(model, [body.inputs(RAGGED)]).logits(Recipe(), without_head=0)

@@ -15,6 +15,7 @@ from foveate.core.signal import Features, Function
 from foveate.methods import ZOOPrune
 from foveate.methods.before_llm import zoo_prune
 from foveate.methods.before_llm.zoo_prune import relative, sensitivity
+from foveate.models import anatomy
 from foveate.ops.farthest import farthest_first
 from tests.methods.bodiless import images, traits
 from tests.suite.bodies import BODIES, ONE, Body
@@ -109,3 +110,15 @@ def test_a_token_is_what_the_projector_makes_of_its_own_rows(body: Body) -> None
     for batch in Watching.shown:
         made = batch.seen[Function("projector")](batch.seen[Features(cells=True)])
         assert_close(made, batch.x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_projector_in_half_precision_is_asked_in_float32() -> None:
+    exact, half = (anatomy(BODIES["llava-clip"].model().to(dtype)) for dtype in (torch.float32, torch.bfloat16))
+    assert exact.encoder is not None
+    assert half.encoder is not None
+    exact.encoder.projector.load_state_dict(half.encoder.projector.state_dict())
+    cells = drawn(1, 4, exact.encoder.width)
+
+    assert_close(half.encoder.project(cells), exact.encoder.project(cells))
+    assert half.encoder.project(cells.bfloat16()).dtype == torch.bfloat16
+    assert exact.encoder.project(cells.bfloat16()).dtype == torch.float32

@@ -166,7 +166,9 @@ class BTP(Tokens):
         index = rows.clamp(min=0)
         with about(torch.arange(len(x), device=x.device), index, layout.shape):
             logits = seen[Rows(Site("decoder", site.layer - 1))].logits[:, :, -1].mean(1).gather(1, index)
-            chosen = self._choose(stage, x, rows, logits.masked_fill(rows < 0, float("-inf")), layout, counts)
+            # A token that the last row does not see (sliding attention) still goes before padding.
+            logits = logits.clamp(min=torch.finfo(logits.dtype).min).masked_fill(rows < 0, float("-inf"))
+            chosen = self._choose(stage, x, rows, logits, layout, counts)
         return layout.keeping(chosen, counts)
 
     def _choose(
