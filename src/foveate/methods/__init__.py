@@ -30,7 +30,6 @@ from foveate.methods.in_llm.alvts import ALVTS
 from foveate.methods.in_llm.blink import Blink
 from foveate.methods.in_llm.btp import BTP
 from foveate.methods.in_llm.dart import DART
-from foveate.methods.in_llm.duet_vlm import DuetVLM
 from foveate.methods.in_llm.fastv import FastV
 from foveate.methods.in_llm.feather import Feather
 from foveate.methods.in_llm.halfv import HalfV
