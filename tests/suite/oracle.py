@@ -28,6 +28,8 @@ class Notes:
         deepstack: with them, what the model adds to them in its first layers ``[B, n, L, D]``, if it does.
         trace: of all turns, one after the other (that of a session is of the last one).
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
+        merging: rows of which some were merged in front of the layer that is entered next.
+        merged: for each forward that read images, the rows that entered each later layer in front of which some were merged.
         moving: rows of which an edit has moved positions (not those of ``"anchor"`` with text that keeps its own).
         moved: for each forward that read images, whether that had happened when each layer was entered.
     """
@@ -36,6 +38,8 @@ class Notes:
     deepstack: list[Tensor | None] = field(default_factory=list)
     trace: Trace = field(default_factory=Trace)
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
+    merging: list[Rows] = field(default_factory=list)
+    merged: list[dict[int, Tensor]] = field(default_factory=list)
     moving: list[Rows] = field(default_factory=list)
     moved: list[list[bool]] = field(default_factory=list)
 
@@ -49,6 +53,8 @@ def noting() -> Iterator[Notes]:
     def edited(rows: Rows, change: Edit) -> None:
         if not (isinstance(change.positions, str) and change.positions == "anchor" and change.text_after == "keep"):
             notes.moving.append(rows)
+        if change.reduction.entries is not None or change.values is not None:
+            notes.merging.append(rows)
         edit(rows, change)
 
     def noted(run: Run, layer: int, x: Tensor, kwargs: dict[str, Any]) -> Any:
@@ -61,7 +67,11 @@ def noting() -> Iterator[Notes]:
                 notes.trace.log.append(run.layouts)
                 notes.trace.routes.append(run.routes)
                 notes.moved.append([])
+                notes.merged.append({})
         if run.rows.has_pictures:
+            if layer and any(run.rows is rows for rows in notes.merging):
+                notes.merged[-1][layer] = result[0]
+            notes.merging.clear()
             notes.moved[-1].append(any(run.rows is rows for rows in notes.moving))
         cache = run.keeping.layers[layer]
         ledger = getattr(cache, "ledger", None)  # layers with a recurrent state have none
@@ -114,8 +124,9 @@ def masked_logits(
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             x = args[0]
-            if layer == 0 and notes is not None:
-                x = _arrived(x, notes, trace, starts)
+            if notes is not None:
+                entering = [notes.arriving, [turn.get(layer) for turn in notes.merged]][layer > 0]
+                x = _entered(x, entering, [log[layer] for log in trace.log], starts)
             if layer == 0:
                 given = positions[0] if positions else torch.arange(length).expand(1, batch, -1)
                 positions[:] = [_positions(given, trace, starts, number, notes) for number in range(layers)]
@@ -252,13 +263,13 @@ def _unheld(notes: Notes, layer: int, batch: int, length: int, groups: int) -> T
     return closed
 
 
-def _arrived(x: Tensor, notes: Notes, trace: Trace, starts: tuple[int, ...]) -> Tensor:
-    """Hidden states with the rows that really entered layer 0 in their places."""
-    for rows, start, log in zip(notes.arriving, starts, trace.log):
+def _entered(x: Tensor, entering: list[Tensor | None], layouts: list[Layout], starts: tuple[int, ...]) -> Tensor:
+    """Hidden states with the rows that really entered a layer in their places, turn by turn; None = nothing to put there."""
+    for rows, start, layout in zip(entering, starts, layouts):
         if rows is None:
             continue
         spare = torch.cat([x, x[:, :1]], dim=1)
-        index = torch.where(log[0].origin >= 0, log[0].origin + start, x.shape[1])
+        index = torch.where(layout.origin >= 0, layout.origin + start, x.shape[1])
         x = spare.scatter(1, index[..., None].expand_as(rows), rows.to(x.dtype))[:, : x.shape[1]]
     return x
 

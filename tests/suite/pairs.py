@@ -44,6 +44,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
     "ivc_prune": [{}, {"layer": 1, "mode": "fixed"}, {"mode": "union", "context": 0.3, "anchor": 0.1}],
     "index_preserving": [{}, {"text_after": "keep"}],
+    "metom": [
+        {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
+        {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
+    ],
     "mixkv": [
         {"keep": 0.5, "window": 4},
         {"keep": 0.5, "window": 4, "host": "adakv"},
@@ -66,7 +70,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-FILMED = {"evs"}
+FILMED = {"evs", "metom"}
 """Methods that look from one frame of a video to the next: the suite shows them videos, too."""
 
 

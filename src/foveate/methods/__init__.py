@@ -7,6 +7,7 @@ from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.divprune import DivPrune
 from foveate.methods.before_llm.evs import EVS
 from foveate.methods.before_llm.hiprune import HiPrune
+from foveate.methods.before_llm.metom import MeToM
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
 from foveate.methods.before_llm.random import Random
@@ -44,6 +45,7 @@ __all__ = [
     "HiPrune",
     "IVCPrune",
     "IndexPreserving",
+    "MeToM",
     "MixKV",
     "PixelPrune",
     "PrefixKV",
