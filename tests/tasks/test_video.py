@@ -11,7 +11,7 @@ from torch import Tensor
 
 import foveate
 from foveate.core.errors import FoveateError
-from foveate.video import Video, read_video
+from foveate.tasks.video import Video, read_video
 from tests import tiny
 from tests.suite.bodies import BODIES
 from tests.videos import prompt
