@@ -25,7 +25,7 @@ class Notes:
 
     Attributes:
         arriving: rows ``[B, n, D]`` that entered layer 0 in each forward that read images, None if the layer was routed.
-        deepstack: with them, what the model adds to them in its first layers ``[B, n, L, D]``, if it does.
+        deepstack: for each forward that read images, what the model adds to the rows ``[B, n, D]`` of its first layers.
         trace: of all turns, one after the other (that of a session is of the last one).
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
         merging: rows of which some were merged in front of the layer that is entered next.
@@ -35,7 +35,7 @@ class Notes:
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
-    deepstack: list[Tensor | None] = field(default_factory=list)
+    deepstack: list[list[Tensor]] = field(default_factory=list)
     trace: Trace = field(default_factory=Trace)
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
     merging: list[Rows] = field(default_factory=list)
@@ -63,12 +63,15 @@ def noting() -> Iterator[Notes]:
             notes.held.append((run.rows.past, run.rows.given, []))
             if run.rows.has_pictures:
                 notes.arriving.append(None if run.routes[0] is not None else result[0])
-                notes.deepstack.append(run.state.get("prefill", "deepstack"))
+                notes.deepstack.append([])
                 notes.trace.log.append(run.layouts)
                 notes.trace.routes.append(run.routes)
                 notes.moved.append([])
                 notes.merged.append({})
         if run.rows.has_pictures:
+            levels = run.state.get("prefill", "deepstack")
+            if levels is not None and layer < levels.shape[2]:
+                notes.deepstack[-1].append(levels[:, :, layer])
             if layer and any(run.rows is rows for rows in notes.merging):
                 notes.merged[-1][layer] = result[0]
             notes.merging.clear()
@@ -161,12 +164,15 @@ def masked_logits(
         if notes is None or kwargs.get("deepstack_visual_embeds") is None:
             return None
         where = kwargs["visual_pos_masks"]
-        rows = torch.zeros(batch, length, *notes.deepstack[0].shape[2:])  # type: ignore[union-attr]
-        for added, start, log in zip(notes.deepstack, starts, trace.log):
-            assert added is not None
-            index = log[0].origin.clamp(min=0)[..., None, None].expand_as(added) + start
-            rows = rows.scatter(1, index, added)
-        return args, dict(kwargs, deepstack_visual_embeds=list(rows[where].unbind(1)))
+        levels = []
+        for layer, first in enumerate(notes.deepstack[0]):
+            rows = torch.zeros(batch, length, first.shape[2], dtype=first.dtype)
+            for added, start, log in zip(notes.deepstack, starts, trace.log):
+                layout = log[layer]
+                index = torch.where(layout.origin >= 0, layout.origin + start, length)[..., None].expand_as(added[layer])
+                rows = torch.cat([rows, rows[:, :1]], dim=1).scatter(1, index, added[layer])[:, :length]
+            levels.append(rows[where])
+        return args, dict(kwargs, deepstack_visual_embeds=levels)
 
     handles = [parts.language_model.register_forward_pre_hook(ask, with_kwargs=True)]
     handles += [module.register_forward_pre_hook(before(i), with_kwargs=True) for i, module in enumerate(parts.layers)]

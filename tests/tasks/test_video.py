@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import tiny
+from tests.suite.bodies import BODIES
+from tests.videos import prompt
 from torch import Tensor
 
 import foveate
 from foveate.core.errors import FoveateError
 from foveate.tasks.video import Video, read_video
-from tests import tiny
-from tests.suite.bodies import BODIES
-from tests.videos import prompt
 
 av = pytest.importorskip("av")
 SIZE, COUNT, GROUP = 64, 24, 8
