@@ -15,7 +15,7 @@ from tests.test_imports import LARGER, MAY_IMPORT, PACKAGE, REPOSITORY, imported
 
 BASE_FLOORS = ("core", "ops", "methods", "models", "engine")
 OTHER_FLOORS = {*MAY_IMPORT} - {*BASE_FLOORS, LARGER}
-OPTIONAL = {"datasets", "rapidfuzz", "pyarrow", "lmms_eval", "optuna", "ray", "skimage", "sklearn"}
+OPTIONAL = {"av", "datasets", "rapidfuzz", "pyarrow", "lmms_eval", "optuna", "ray", "skimage", "sklearn"}
 """Imported when they are asked for, with a line that names the extra."""
 COME_ALONG = {"tokenizers", "markupsafe"}
 """With transformers and Jinja, which are nothing without them."""

@@ -82,6 +82,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.4, "geometry": "none", "pool": "item", "positions": "anchor"},
     ],
     "meteor": [{"factor": 10.0}, {"factor": 20.0, "heads": 1, "layer": 2}],
+    "metom": [
+        {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
+        {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
+    ],
     "mixkv": [
         {"keep": 0.5, "window": 4},
         {"keep": 0.5, "window": 4, "host": "adakv"},
@@ -113,7 +117,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-FILMED = {"evs"}
+FILMED = {"evs", "metom"}
 """Methods that look from one frame of a video to the next: the suite shows them videos, too."""
 
 

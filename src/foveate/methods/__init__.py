@@ -16,6 +16,7 @@ from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.merge3d import Merge3D
 from foveate.methods.before_llm.omnizip_av import OmniZipAV
 from foveate.methods.before_llm.pool import Pool
+from foveate.methods.before_llm.metom import MeToM
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
 from foveate.methods.before_llm.random import Random
@@ -78,6 +79,7 @@ __all__ = [
     "InformationHorizon",
     "Merge3D",
     "Meteor",
+    "MeToM",
     "MixKV",
     "OmniZipAV",
     "PixelPrune",

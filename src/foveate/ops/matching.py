@@ -103,3 +103,43 @@ def matching_bytes(shape: Shape) -> int:
     similarities = 3 * shape.images * shape.image_rows**2
     numbers = 32 * shape.images * shape.image_rows * INDEX
     return similarities + numbers + 4 * shape.features + 4 * shape.floats(shape.features)
+
+
+def joining(target: Tensor, weight: Tensor, live: Sequence[int]) -> Reduction:
+    """Rows that go to others as a `Reduction`: those that go to themselves stay, in their order.
+
+    Args:
+        target: ``[B, N]`` the row that each row goes to, -1 = padding.
+        weight: ``[B, N]`` its share of the sum.
+        live: rows that stay of each sample.
+    """
+    place = torch.arange(target.shape[1], device=target.device)
+    anchor = Reduction.keeping(target == place, tuple(live)).anchor
+    slot = torch.full((len(target), target.shape[1] + 1), -1, device=target.device)
+    rank = torch.arange(anchor.shape[1], device=target.device).expand_as(anchor)
+    slot = slot.scatter(1, torch.where(anchor < 0, target.shape[1], anchor), rank)
+    return Reduction.merging(slot.gather(1, target.clamp(min=0)).masked_fill(target < 0, -1), weight, anchor)
+
+
+def greedy_pairs(a: Tensor, b: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Which pairs one takes who always takes the best that is left; nobody is in two of them. On the host.
+
+    A pair that is the best of both its partners is taken in any case: all such pairs are taken at once, until none is left.
+
+    Args:
+        a, b: ``[E]`` partners, numbered from 0.
+        scores: ``[E]`` of the pairs; among equals the first goes first.
+        count: how many partners there are.
+
+    Returns:
+        ``[E]`` bool.
+    """
+    rank = torch.empty_like(a).scatter(0, scores.sort(descending=True, stable=True).indices, torch.arange(len(a)))
+    taken, left = torch.zeros(len(a), dtype=torch.bool), torch.ones(len(a), dtype=torch.bool)
+    while bool(left.any()):
+        open_rank = rank.masked_fill(~left, len(a))
+        best = torch.full((count,), len(a)).scatter_reduce(0, a, open_rank, "amin").scatter_reduce(0, b, open_rank, "amin")
+        now = left & (rank == best[a]) & (rank == best[b])
+        used = torch.zeros(count, dtype=torch.bool).index_fill(0, torch.cat([a[now], b[now]]), True)
+        taken, left = taken | now, left & ~used[a] & ~used[b]
+    return taken
