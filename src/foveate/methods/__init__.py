@@ -14,9 +14,9 @@ from foveate.methods.before_llm.evs import EVS
 from foveate.methods.before_llm.hawk import Hawk
 from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.methods.before_llm.merge3d import Merge3D
+from foveate.methods.before_llm.metom import MeToM
 from foveate.methods.before_llm.omnizip_av import OmniZipAV
 from foveate.methods.before_llm.pool import Pool
-from foveate.methods.before_llm.metom import MeToM
 from foveate.methods.before_llm.ppe import PPE
 from foveate.methods.before_llm.prumerge import PruMerge
 from foveate.methods.before_llm.random import Random
@@ -53,18 +53,17 @@ from foveate.methods.kv_cache.sparsevila import SparseVILA
 
 __all__ = [
     "ALVTS",
-    "BTP",
-    "CORE",
-    "DART",
-    "EVS",
-    "PPE",
     "ApET",
+    "BTP",
     "Blink",
     "CDPruner",
+    "CORE",
     "CoIn",
+    "DART",
     "DivPrune",
     "Downsample",
     "DuetVLM",
+    "EVS",
     "EmbedLens",
     "FastV",
     "Feather",
@@ -77,11 +76,12 @@ __all__ = [
     "IVCPrune",
     "IndexPreserving",
     "InformationHorizon",
+    "MeToM",
     "Merge3D",
     "Meteor",
-    "MeToM",
     "MixKV",
     "OmniZipAV",
+    "PPE",
     "PixelPrune",
     "Pool",
     "PrefixKV",
