@@ -179,6 +179,7 @@ class Anatomy:
         encoder: its parts, or None where nothing in it can be read.
         rotary_rows: rows of the rotary positions.
         video_tokens: placeholder ids of videos.
+        audio_tokens: placeholder ids of sound.
     """
 
     family: str
@@ -192,6 +193,7 @@ class Anatomy:
     encoder: Encoder | None = None
     rotary_rows: int = 1
     video_tokens: tuple[int, ...] = ()
+    audio_tokens: tuple[int, ...] = ()
     config: Any = field(repr=False, default=None)
 
     @cached_property
