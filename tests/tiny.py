@@ -186,7 +186,10 @@ def qwen2_5_omni(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -
         audio_start_token_id=4,
         audio_end_token_id=5,
     )
-    return _ready(Qwen2_5OmniThinkerForConditionalGeneration(config), attention)
+    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    # It takes any such token for the beginning of something, those that it says itself, too.
+    model.lm_head.weight.data[:11] = 0
+    return _ready(model, attention)
 
 
 def qwen3_vl(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> Qwen3VLForConditionalGeneration:

@@ -75,4 +75,10 @@ def test_a_class_without_source_says_nothing_of_its_fields() -> None:
 
 
 def test_methods_that_their_papers_train_say_so() -> None:
-    assert {name for name, kind in registry.methods().items() if kind.trained} == {"hidrop", "ppe", "prumerge"}
+    assert {name for name, kind in registry.methods().items() if kind.trained} == {
+        "core",
+        "hidrop",
+        "merge3d",
+        "ppe",
+        "prumerge",
+    }
