@@ -23,6 +23,8 @@ from transformers import (
     MistralConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5OmniThinkerConfig,
+    Qwen2_5OmniThinkerForConditionalGeneration,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -42,6 +44,8 @@ IMAGE = 7
 """Id of the image placeholder in every tiny vocabulary."""
 VIDEO = 10
 """Id of the video placeholder."""
+AUDIO = 6
+"""Id of the placeholder of sound."""
 VOCABULARY = 64
 
 
@@ -150,6 +154,42 @@ def qwen2_5_vl(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> 
         **_qwen_ids(),
     )
     return _ready(Qwen2_5_VLForConditionalGeneration(config), attention)
+
+
+def qwen2_5_omni(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    """The thinker of a Qwen2.5-Omni: the same, and two blocks that encode sound."""
+    torch.manual_seed(seed)
+    config = Qwen2_5OmniThinkerConfig(
+        vision_config=dict(
+            _qwen_vision(temporal),
+            hidden_size=32,
+            intermediate_size=64,
+            out_hidden_size=48,
+            window_size=16,
+            fullatt_block_indexes=[1, 3],
+        ),
+        text_config=_qwen_text(5, rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 2, 2])),
+        audio_config=dict(
+            d_model=32,
+            encoder_layers=2,
+            encoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            output_dim=48,
+            num_mel_bins=16,
+            n_window=8,
+        ),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        audio_token_index=AUDIO,
+        vision_start_token_id=8,
+        vision_end_token_id=9,
+        audio_start_token_id=4,
+        audio_end_token_id=5,
+    )
+    model = Qwen2_5OmniThinkerForConditionalGeneration(config)
+    # It takes any such token for the beginning of something, those that it says itself, too.
+    model.lm_head.weight.data[:11] = 0
+    return _ready(model, attention)
 
 
 def qwen3_vl(*, attention: str = "sdpa", temporal: int = 1, seed: int = 0) -> Qwen3VLForConditionalGeneration:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import WhisperFeatureExtractor
 
 import foveate
 from foveate.core.errors import FoveateError
+from foveate.core.roles import Role
 from foveate.methods.before_llm.omnizip_av import drop_rates, interleaved, kept_audio, peaks
 from tests import tiny
 from tests.suite.bodies import BODIES
@@ -100,6 +102,25 @@ def of_video(steps: int) -> dict[str, Any]:
     }
 
 
+def with_sound(steps: int, file: bytes) -> dict[str, Any]:
+    """A prompt with a video and, behind it, its sound, for a model that listens."""
+    with wave.open(io.BytesIO(file)) as sound:
+        samples = np.frombuffer(sound.readframes(sound.getnframes()), dtype="<i2") / 32768
+    extractor = WhisperFeatureExtractor(feature_size=16, sampling_rate=RATE)
+    heard = extractor(samples, sampling_rate=RATE, padding=False, return_attention_mask=True, return_tensors="pt")
+    count = ((heard["input_features"].shape[2] - 1) // 2 + 1 - 2) // 2 + 1
+    ids = torch.tensor([[1, 20, 8, *[tiny.VIDEO] * 16 * steps, 9, 4, *[tiny.AUDIO] * count, 5, 30, 31]])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values_videos": of_video(steps)["pixel_values_videos"],
+        "video_grid_thw": torch.tensor([[steps, 8, 8]]),
+        "video_second_per_grid": torch.ones(1),
+        "input_features": heard["input_features"],
+        "feature_attention_mask": heard["attention_mask"],
+    }
+
+
 def by_step(kept: Tensor, steps: int) -> list[int]:
     return (kept // 16).bincount(minlength=steps).tolist()
 
@@ -115,6 +136,21 @@ def test_what_is_loud_is_seen_better() -> None:
     # All of the sound that counts is in the second half: 75 and 35 % are dropped.
     assert len(sound) == 100
     assert by_step(kept, 4) == [4, 4, 10, 10]
+
+
+@torch.no_grad()
+def test_a_model_that_listens_gets_all_of_the_sound_and_less_of_the_video() -> None:
+    file = recording(4.0)
+    model, inputs = tiny.qwen2_5_omni(), with_sound(4, file)
+    recipe = "omnizip_av(audio=0.5, context=0.0)"
+    with foveate.attach(model, recipe) as session, session.side(videos={"audio": [loudness(file)]}):
+        answer = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    layout = session.trace.log[-1][0]
+
+    assert answer.shape[1] == inputs["input_ids"].shape[1] + 2
+    assert by_step(session.trace.alive(0)[0][0], 4) == [4, 4, 10, 10]
+    assert int((layout.role == Role.AUDIO).sum()) == 100
+    assert layout.question[0].nonzero()[:, 0].tolist() == [31, 32, 133, 134, 135]  # what is heard asks nothing
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ class Body:
         views: tokens of each grid of an image of the usual size.
         token: what holds their place.
         count: placeholders of an image of some size; None: as many as `tokens`, whatever the size.
+        bounds: tokens before and behind the placeholders of an image, where the model goes by them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Body:
     count: Callable[[Size], int] | None = None
     views: tuple[int, ...] = (16,)
     token: int = tiny.IMAGE
+    bounds: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
     def model(self, **options: Any) -> Any:
         """A fresh model with the same weights every time."""
@@ -73,7 +75,8 @@ class Body:
             ids = [1, *words[:before]]
             mine = [sizes[image % len(sizes)] for image in range(count)]
             for image, size in enumerate(mine):
-                ids += [self.token] * self.placeholders(size) + [words[before + image]]
+                start, end = self.bounds
+                ids += [*start, *[self.token] * self.placeholders(size), *end, words[before + image]]
             rows.append(ids + words[before + count :])
             pictures.append(self.images(mine, generator))
         width = max(map(len, rows))
@@ -195,6 +198,7 @@ BODIES = {
         Body("gemma3", tiny.gemma3, _square(64), 16, "token_type_ids"),
         Body("qwen2_vl", tiny.qwen2_vl, _patches, 16, "mm_token_type_ids"),
         Body("qwen2_5_vl", tiny.qwen2_5_vl, _patches, 16, "mm_token_type_ids"),
+        Body("qwen2_5_omni_thinker", tiny.qwen2_5_omni, _patches, 16, bounds=((8,), (9,))),
         Body("qwen3_vl", tiny.qwen3_vl, _patches, 16, "mm_token_type_ids"),
         Body("llava_next", tiny.llava_next, _tiled, 32, size=(20, 64), count=_tiled_count(NEXT), views=(16, 16)),
         Body(

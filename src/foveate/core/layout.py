@@ -64,6 +64,7 @@ class Layout:
         placement: tuple[Tensor, Tensor] | None = None,
         newline: Tensor | None = None,
         video: Tensor | None = None,
+        audio: Tensor | None = None,
         answer: Tensor | None = None,
     ) -> Layout:
         """The layout of an unedited sequence.
@@ -76,6 +77,7 @@ class Layout:
             placement: item and ordinal of each row, ``[B, N]`` each; None: the k-th visual row of a sample is token k.
             newline: ``[B, N]`` bool: line ends between visual tokens.
             video: ``[B, N]`` bool: visual rows of videos.
+            audio: ``[B, N]`` bool: rows of sound.
             answer: ``[B, N]`` bool: rows behind the prompt, all of them text; None where there are none.
         """
         device = positions.device
@@ -83,6 +85,8 @@ class Layout:
         role = torch.where(visual, int(Role.IMAGE), int(Role.TEXT))
         if video is not None:
             role = role.masked_fill(video, int(Role.VIDEO))
+        if audio is not None:
+            role = role.masked_fill(audio, int(Role.AUDIO))
         if newline is not None:
             role = role.masked_fill(newline, int(Role.NEWLINE))
         if answer is not None:

@@ -25,6 +25,8 @@ class Role(IntEnum):
     """Text behind the prompt: an answer that is given to be learned or measured, or was generated without a cache."""
     INSERTED = 7
     """A row that a method put in (`foveate.core.layout.Edit.inserted`): no visual token of the prompt's, nor any other."""
+    AUDIO = 8
+    """A row of sound: no text, so it asks nothing, and no visual token."""
 
 
 VISUAL = (Role.IMAGE, Role.VIDEO)

@@ -25,7 +25,7 @@ class Intake:
     """What a call of the multimodal model says about its rows, on the host.
 
     Attributes:
-        visual, newline, video: ``[B, q]`` rows that are visual tokens, line ends between them, of a video.
+        visual, newline, video, audio: ``[B, q]`` rows that are visual tokens, line ends between them, of a video, of sound.
         valid: ``[B, q]`` rows that are not padding.
         item, ordinal: ``[B, q]`` grid of each visual row and its place there, -1 elsewhere.
         items: grids of each sample, in the order of the prompt.
@@ -37,6 +37,7 @@ class Intake:
     visual: Tensor
     newline: Tensor
     video: Tensor
+    audio: Tensor
     valid: Tensor
     item: Tensor
     ordinal: Tensor
@@ -49,7 +50,7 @@ class Intake:
     def plain(cls, batch: int, rows: int) -> Intake:
         """Text only, nothing padded."""
         no, nowhere = torch.zeros(batch, rows, dtype=torch.bool), torch.full((batch, rows), -1)
-        return cls(no, no, no, ~no, nowhere, nowhere, ((),) * batch)
+        return cls(no, no, no, no, ~no, nowhere, nowhere, ((),) * batch)
 
     @classmethod
     def read(
@@ -103,7 +104,8 @@ class Intake:
         if labels is not None:
             answer = answers(labels.cpu(), placeholder, valid)
         newline, video = placeholder & ~visual, shown["video"] & visual
-        return cls(visual, newline, video, valid, item, ordinal, tuple(items), host, before, answer)
+        audio = torch.isin(host, torch.tensor(anatomy.audio_tokens, dtype=host.dtype))
+        return cls(visual, newline, video, audio, valid, item, ordinal, tuple(items), host, before, answer)
 
     def refuse_packed(self, kwargs: Mapping[str, Any]) -> None:
         """Refuse rows that hold several prompts: what of a picture is kept would depend on another's question.
@@ -144,6 +146,7 @@ class Intake:
             placement=(self.item, self.ordinal),
             newline=self.newline,
             video=self.video,
+            audio=self.audio,
             answer=self.answer,
         )
 
@@ -169,7 +172,7 @@ class Intake:
     @property
     def question(self) -> Tensor:
         """``[B, q]`` text rows of the prompt behind the last visual row of each sample."""
-        question = self.valid & behind(self.visual | self.newline)
+        question = self.valid & behind(self.visual | self.newline) & ~self.audio
         return question if self.answer is None else question & ~self.answer
 
 

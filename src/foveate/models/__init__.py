@@ -12,6 +12,7 @@ from foveate.models import (
     llava,
     llava_next,
     llava_onevision,
+    qwen2_5_omni,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_5,
@@ -35,6 +36,7 @@ _FAMILIES = {
     "qwen2_5_vl": qwen2_5_vl.anatomy,
     "qwen3_5": qwen3_5.anatomy,
     "qwen3_vl_moe": qwen3_vl.anatomy,
+    "qwen2_5_omni_thinker": qwen2_5_omni.anatomy,
 }
 
 

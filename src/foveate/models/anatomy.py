@@ -202,6 +202,7 @@ class Anatomy:
         rotary_rows: rows of the rotary positions.
         video_tokens: placeholder ids of videos.
         one_grid: whether every picture gets the same grid, whatever its size.
+        audio_tokens: placeholder ids of sound.
     """
 
     family: str
@@ -216,6 +217,7 @@ class Anatomy:
     rotary_rows: int = 1
     video_tokens: tuple[int, ...] = ()
     one_grid: bool = False
+    audio_tokens: tuple[int, ...] = ()
     config: Any = field(repr=False, default=None)
 
     @cached_property

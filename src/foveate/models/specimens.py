@@ -75,6 +75,16 @@ SHAPES: dict[str, dict[str, Any]] = {
             moe_intermediate_size=16,
         ),
     ),
+    "qwen2_5_omni_thinker": dict(
+        _QWEN_IDS,
+        video_token_index=5,
+        audio_token_index=8,
+        vision_config=dict(_PACKED, fullatt_block_indexes=[3, 7]),
+        text_config=dict(_TEXT, rope_parameters=_mrope()),
+        audio_config=dict(
+            d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, output_dim=32, num_mel_bins=16
+        ),
+    ),
     "qwen3_5": dict(
         _QWEN_IDS,
         vision_config=_PACKED,

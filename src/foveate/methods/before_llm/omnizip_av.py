@@ -5,8 +5,8 @@ published code (its newer core) cuts video: sound is kept where it is important 
 a window keeps of its sound says how much of its video is dropped, within a budget; in every other frame of a window the
 peaks of density stay, in the frames between what changed most. Original positions. The importance of sound is side data:
 ``audio`` ``[n]`` of each video, a number for each 40 ms or so, such as the attention that it gets in the last layer of an
-audio encoder, or its loudness; the track lasts as long as the video. Differs: the families here have no rows of audio in
-their prompts, so none are dropped or merged into anchors. Reconstructed: windows are so many steps of the video's grid (2
+audio encoder, or its loudness; the track lasts as long as the video. Differs: rows of sound in the prompt (Qwen2.5-Omni)
+all stay, none are dropped or merged into anchors. Reconstructed: windows are so many steps of the video's grid (2
 are the paper's 4 sampled frames), with as many values of sound each. A video without sound stays whole.
 
 How much sound each window keeps has to come to the host once for each forward: the prompt's length depends on it.
