@@ -14,13 +14,13 @@ from foveate.core.recipe import Recipe
 def test_reference_points_are_planned_first_whatever_is_asked_for() -> None:
     cells = plan(["shape"], ["fastv"], [0.5])
 
-    assert [cell.method for cell in cells] == ["none", "random", "uniform", "fastv"]
+    assert [cell.method for cell in cells] == ["none", "random", "uniform", "downsample", "pool", "fastv"]
 
 
 def test_methods_that_are_named_twice_are_planned_once() -> None:
     cells = plan(["shape"], ["random", "none", "fastv", "fastv"], [0.5])
 
-    assert [cell.method for cell in cells] == ["none", "random", "uniform", "fastv"]
+    assert [cell.method for cell in cells] == ["none", "random", "uniform", "downsample", "pool", "fastv"]
 
 
 def test_every_method_with_a_budget_meets_every_budget_and_every_task() -> None:
@@ -29,7 +29,10 @@ def test_every_method_with_a_budget_meets_every_budget_and_every_task() -> None:
     assert [(cell.task, cell.method, cell.keep) for cell in cells] == [
         (task, method, keep)
         for task in ("shape", "reading")
-        for method, keep in (("none", None), ("random", 0.5), ("random", 16), ("uniform", 0.5), ("uniform", 16))
+        for method, keep in (
+            ("none", None),
+            *((name, keep) for name in ("random", "uniform", "downsample", "pool") for keep in (0.5, 16)),
+        )
     ]
 
 

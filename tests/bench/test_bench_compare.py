@@ -57,7 +57,7 @@ def test_cells_of_the_same_task_method_and_budget_are_paired(results: Any) -> No
 
     assert [each.task for each in compared] == ["shape", "existence"]
     assert all(pair.a.key == pair.b.key for each in compared for pair in each.pairs)
-    assert len(compared[0].pairs) == 1 + 3 * 2
+    assert len(compared[0].pairs) == 1 + 5 * 2
     assert compared[0].judged == 2
     assert {each.verdict for each in compared} == {"no difference beyond noise"}
 

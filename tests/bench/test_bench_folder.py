@@ -69,7 +69,7 @@ def test_retention_is_unknown_where_the_unmodified_model_scores_nothing(folder: 
 
 def test_records_and_failures_stand_in_the_order_of_the_plan_whichever_was_finished_first(folder: ResultFolder) -> None:
     cells = plan(["shape"], ["fastv"], [0.5])
-    _, random, uniform, _ = cells
+    _, random, uniform, *_ = cells
     folder.begin(cells)
     folder.keep(record("hiprune", keep=0.5), MEASURED)  # of an earlier plan
     folder.keep(record("fastv", keep=0.5), MEASURED)
@@ -111,7 +111,7 @@ def test_a_resumed_folder_knows_its_finished_cells(folder: ResultFolder, setting
 
     resumed = ResultFolder(folder.path, settings, resume=True)
 
-    assert [resumed.finished(cell) for cell in plan(["shape"], [], [0.5])] == [True, False, False]
+    assert [resumed.finished(cell) for cell in plan(["shape"], [], [0.5])] == [True, *[False] * 4]
 
 
 def test_what_a_record_was_made_from_is_read_back(folder: ResultFolder) -> None:

@@ -35,7 +35,7 @@ def nodes() -> Iterator[Nodes]:
 def test_a_killed_worker_loses_nothing_and_a_failing_cell_only_itself(
     nodes: Nodes, folder: ResultFolder, settings: Settings, tmp_path: Path, log: Any
 ) -> None:
-    none, random, _, hiprune, fastv, scope = plan(["shape"], ["hiprune", "fastv", "scope"], [0.5])
+    none, random, _, _, _, hiprune, fastv, scope = plan(["shape"], ["hiprune", "fastv", "scope"], [0.5])
     alone = ResultFolder(tmp_path / "alone", settings)
     run([none, random, hiprune], ask, made_up, alone, log)
     marks, said = tmp_path / "marks", []
@@ -56,7 +56,7 @@ def test_a_killed_worker_loses_nothing_and_a_failing_cell_only_itself(
 def test_a_cell_that_kills_its_workers_is_given_up(
     nodes: Nodes, folder: ResultFolder, settings: Settings, tmp_path: Path, log: Any
 ) -> None:
-    none, _, uniform = plan(["shape"], [], [0.5])
+    none, _, uniform, *_ = plan(["shape"], [], [0.5])
 
     run_on_ray([uniform, none], ask, partial(deadly, tmp_path), folder, log, Crew.fitting(nodes, "cpu", 2, 1), EVERY)
 

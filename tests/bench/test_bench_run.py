@@ -28,10 +28,12 @@ def test_every_cell_is_measured_on_the_same_questions_and_kept(folder: ResultFol
         ("none", 0.9),
         ("random", 0.5),
         ("uniform", 0.5),
+        ("downsample", 0.5),
+        ("pool", 0.5),
         ("hiprune", 0.8),
     ]
     assert all(prompts == asked[0] and len(prompts) == 20 for prompts in asked)
-    assert log.questions == 80
+    assert log.questions == 120
 
 
 def test_the_interval_encloses_the_score(folder: ResultFolder, measure: Any, log: Any) -> None:
@@ -55,7 +57,7 @@ def test_finished_cells_are_not_measured_again(folder: ResultFolder, settings: S
 
     run(CELLS, ask, measure, ResultFolder(folder.path, settings, resume=True), log)
 
-    assert [cell.method for cell in log.started_cells] == ["none", "random", "uniform", "hiprune"]
+    assert [cell.method for cell in log.started_cells] == ["none", "random", "uniform", "downsample", "pool", "hiprune"]
 
 
 def test_a_failing_cell_is_reported_and_the_others_go_on(folder: ResultFolder, measure: Any, log: Any) -> None:
@@ -66,7 +68,7 @@ def test_a_failing_cell_is_reported_and_the_others_go_on(folder: ResultFolder, m
 
     run(CELLS, ask, fail_once, folder, log)
 
-    assert [each.method for each in folder.records] == ["none", "uniform", "hiprune"]
+    assert [each.method for each in folder.records] == ["none", "uniform", "downsample", "pool", "hiprune"]
     (entry,) = json.loads((folder.path / "failures.json").read_text())
     assert (entry["task"], entry["method"], entry["keep"]) == ("shape", "random", 0.5)
     assert entry["error"] == log.failures[0].error == "RuntimeError: out of memory"

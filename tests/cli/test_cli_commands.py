@@ -125,6 +125,7 @@ def test_a_bench_writes_its_results_and_shows_them(bench: Any, tmp_path: Path) -
         ("none", None),
         ("random", 0.25),
         ("uniform", 0.25),
+        ("pool", 0.25),
         ("fastv", 0.25),
         ("hiprune", 0.25),
     ]
@@ -141,6 +142,7 @@ def test_tokens_and_evidence_are_what_the_methods_leave(bench: Any, tmp_path: Pa
         "none": 144,
         "random": 36,
         "uniform": 36,
+        "pool": 36,
         "fastv": 36,
     }
     assert by_method["none"]["evidence_recall"] == 1
@@ -174,9 +176,9 @@ def test_the_encoder_runs_in_every_batch_that_is_timed_for_both(bench: Any, monk
     monkeypatch.setattr(measure_module, "load", watched)
     bench("--methods", "none", "--timed", 2)
 
-    # none, random, uniform: a batch to warm up (and one of the unmodified model once), and two timed under both; the third
-    # batch is encoded once for all.
-    assert len(encoded) == 3 * (1 + 2 * 2) + 1 + 1
+    # none, random, uniform, pool: a batch to warm up (and one of the unmodified model once), and two timed under both; the
+    # third batch is encoded once for all.
+    assert len(encoded) == 4 * (1 + 2 * 2) + 1 + 1
 
 
 def test_answers_are_kept_question_by_question(bench: Any, tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_resume_measures_only_what_is_missing(bench: Any, tmp_path: Path, monkey
 
     assert result.exit_code == 0, result.output
     assert measured == ["fastv"]
-    assert results(tmp_path)[:3] == before
+    assert results(tmp_path)[:4] == before
 
 
 @pytest.mark.parametrize(("options", "batches"), [((), 3), (("--timed", 1), 1)])
@@ -214,7 +216,7 @@ def test_timed_batches(bench: Any, monkeypatch: pytest.MonkeyPatch, options: tup
     result = bench("--methods", "none", *options)
 
     assert result.exit_code == 0, result.output
-    cells = 3  # none, random and uniform
+    cells = 4  # none, random, uniform and pool
     assert len(timed) == cells * batches
 
 
@@ -248,7 +250,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_are_shown(
 
     assert result.exit_code == 1
     assert "failed: shape · fastv 0.25: RuntimeError: out of memory" in result.stderr
-    assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform"]
+    assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform", "pool"]
     assert "uniform" in result.stdout
 
 
@@ -261,13 +263,15 @@ def test_a_recipe_that_the_model_refuses_ends_a_bench_before_it_starts(bench: An
 
 
 def test_all_methods_are_those_that_the_model_takes(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = {name: kind for name, kind in registry.methods().items() if name in ("random", "uniform", "hiprune", "shortv")}
+    few = ("random", "uniform", "downsample", "pool", "hiprune", "shortv")
+    some = {name: kind for name, kind in registry.methods().items() if name in few}
     monkeypatch.setattr(registry, "methods", lambda: some)
     result = bench("--methods", "all")
 
     assert result.exit_code == 0, result.output
     assert "left out: shortv: no layer order is known" in result.stderr
-    assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform", "hiprune"]
+    assert [each["method"] for each in results(tmp_path)] == ["none", "random", "uniform", "pool", "hiprune"]
+    assert "left out: downsample(most=0.25): llava makes the same grid of every picture" in result.stderr
     again = bench("--methods", "all", "--resume")
     assert (again.exit_code, again.stdout) == (0, result.stdout)
 

@@ -12,8 +12,10 @@ from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE, Recipe, lies_elsewhere
 from foveate.core.text import split_outside_brackets
 
-REFERENCE_POINTS = (NONE, "random", "uniform")
-"""Always measured: what is there to lose, and what any method has to beat."""
+SMALLER = ("downsample", "pool")
+"""Plain image operations: the picture made smaller, and, where a model cannot see that, its tokens averaged."""
+REFERENCE_POINTS = (NONE, "random", "uniform", *SMALLER)
+"""Always measured where the model takes it: what is there to lose, and what any method has to beat."""
 
 ALL = "all"
 """Stands for every method that the model takes."""

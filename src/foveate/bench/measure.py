@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median
 
+from PIL import Image
 from torch import Tensor
 
 from foveate.bench.cells import Cell
@@ -47,8 +48,10 @@ class _Batch:
 class Bench:
     """A model on which cells are measured."""
 
-    def __init__(self, checkpoint: Checkpoint, settings: Settings) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: Settings, shown: Sequence[Image.Image] = ()) -> None:
+        """``shown``: pictures that are asked about; a recipe that cannot change them as it wants is refused."""
         self._checkpoint = checkpoint
+        self._shown = shown
         self._encodings = Encodings(checkpoint.model)
         self._settings = settings
 
@@ -60,7 +63,7 @@ class Bench:
         loaded = load(settings.model, device, settings.dtype, *beside)
         if settings.data is not None:
             loaded.refuse_placeholders(turn.prompt for each in ask(settings, task) for turn in each.turns)
-        return cls(loaded, settings)
+        return cls(loaded, settings, ask(replace(settings, n=1) if settings.data is None else settings, task)[0].images)
 
     def __call__(self, cell: Cell, questions: Questions, advance: Callable[[int], None]) -> Measurement:
         """Measure a cell on its questions."""
@@ -72,7 +75,8 @@ class Bench:
 
     def _refusal(self, recipe: Recipe) -> str | None:
         try:
-            self._checkpoint.attach(recipe).detach()
+            with self._checkpoint.attach(recipe) as session:
+                session.pictures(self._shown, self._checkpoint.processor)
         except FoveateError as error:
             return str(error)
         return None

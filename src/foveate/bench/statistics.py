@@ -8,6 +8,7 @@ from statistics import geometric_mean, median
 
 import numpy as np
 
+from foveate.core.errors import FoveateError
 from foveate.core.statistics import wilson
 
 RESAMPLES = 2000
@@ -55,6 +56,28 @@ def ratio_over(groups: Sequence[Sequence[float]], seed: int = 0) -> Ratio:
     medians = [np.median(rng.choice(pairs, (RESAMPLES, count, len(pairs))), axis=2) for pairs in groups]
     drawn = np.take_along_axis(np.stack(medians), rng.integers(count, size=(1, RESAMPLES, count)), axis=0)[0]
     low, high = np.quantile(np.exp(np.log(drawn).mean(axis=1)), (0.025, 0.975))
+    return Ratio(value, min(float(low), value), max(float(high), value))
+
+
+def retained(groups: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Ratio:
+    """The mean over groups (benchmarks) of what is left of a mean score, with its 95 % interval.
+
+    A group has the scores of the same questions with and without a recipe; questions are drawn anew in pairs.
+
+    Raises:
+        FoveateError: if the unmodified model scores nothing on one.
+    """
+    pairs = [(np.asarray(scores, float), np.asarray(base, float)) for scores, base in groups]
+    if not all(base.mean() > 0 for _, base in pairs):
+        raise FoveateError("score: the unmodified model scores 0, so no share of it is kept; ask other questions, or more")
+    value = float(np.mean([scores.mean() / base.mean() for scores, base in pairs]))
+    rng, drawn = np.random.default_rng(seed), np.zeros(RESAMPLES)
+    for scores, base in pairs:
+        for draw in range(RESAMPLES):
+            index = rng.integers(len(base), size=len(base))
+            # A draw in which nothing is answered says nothing of a share.
+            drawn[draw] += scores[index].sum() / total if (total := base[index].sum()) else np.nan
+    low, high = np.nanquantile(drawn / len(pairs), (0.025, 0.975))
     return Ratio(value, min(float(low), value), max(float(high), value))
 
 

@@ -158,6 +158,54 @@ def compare(
 
 
 @app.command()
+def claims(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A system, or a .yaml file of your own.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what papers claim: model, benchmark, recipe, tokens kept, score kept, speed-up, hardware.
+
+    \b
+    foveate claims
+    foveate claims hiprune
+    """
+    from foveate.cli.claims import claims as work
+
+    work(name)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A system with claims, or a .yaml file of your own.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the runs and reproduction.json.")],
+    row: Annotated[int, typer.Option(metavar="N", min=1, help="Which of its claims, as foveate claims numbers them.")] = 1,
+    limit: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="So many questions of each benchmark; all, if not given.", show_default=False),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Benchmarks of lmms-eval instead of the claim's own.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in a folder that holds runs.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 1,
+    companion: Companion = None,
+    artifacts: Artifacts = None,
+) -> None:
+    """Run a claim's benchmark on its model, without and with the recipe, and print the claim beside what was measured.
+
+    \b
+    foveate reproduce hiprune --row 3 --tasks pope --limit 500 --out runs/hiprune-64
+    """
+    from foveate.cli.claims import ReproduceRequest
+    from foveate.cli.claims import reproduce as work
+
+    work(ReproduceRequest(name, row, out, limit, tasks, resume, device, dtype, batch_size, companion, artifacts))
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a bench, finished or not.")],
     out: Annotated[

@@ -15,6 +15,7 @@ from foveate import checkpoint
 from foveate.bench.admission import Refusals, admitted
 from foveate.bench.cells import Cell, parse_keeps, parse_methods, plan, spread_out
 from foveate.bench.chance import chance
+from foveate.bench.difficulty import difficulties
 from foveate.bench.folder import TIMED, ResultFolder, Settings
 from foveate.bench.machine import device_name
 from foveate.bench.measure import Bench
@@ -144,11 +145,13 @@ def _show(folder: ResultFolder) -> None:
         f"{settings.model} on {device_name(settings.device)}, {settings.dtype}; {settings.n} questions a task in batches of "
         f"{settings.batch_size} (conversations one by one), {settings.timed} batches of each cell timed"
     )
-    console.print(bench_tables(records, over_tasks, notes, weak, drops(folder, records), about))
+    apart = difficulties(folder, records)
+    console.print(bench_tables(records, over_tasks, notes, weak, drops(folder, records), about, apart))
     counted = f"{len(notes)} task{'s' * (len(notes) > 1)}, {settings.n} questions each"
     title = f"{settings.model}: {counted}, {settings.device} {settings.dtype}"
     draw_quality_speed(over_tasks, folder.path / "quality_speed.png", title)
     write_json(folder.path / "tasks.json", {task: asdict(note) for task, note in notes.items()})
+    write_json(folder.path / "difficulty.json", [asdict(each) for each in apart])
     write_page(folder, folder.path / "report.html")
     written = (folder.path / name for name in ("results.json", "quality_speed.png", "report.html"))
     console.print(Text("\n" + "\n".join(map(str, written))))

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from PIL import Image
-
 from foveate.core.errors import FoveateError
+from foveate.core.method import Method
 from foveate.engine.program import Program
+
+Picture = Any
+"""A ``PIL.Image.Image``; its package is no dependency of the base, but who has pictures has it."""
+_NEAREST, _BICUBIC = 0, 3
+"""Numbers of filters, as PIL counts them."""
 
 
 class Prepares:
@@ -17,7 +21,7 @@ class Prepares:
 
     _program: Program
 
-    def pictures(self, pictures: Sequence[Image.Image], processor: Any) -> list[Image.Image]:
+    def pictures(self, pictures: Sequence[Picture], processor: Any) -> list[Picture]:
         """The pictures as the recipe wants them, to be given to the processor instead; others as they are.
 
         >>> small = session.pictures(images, processor)  # doctest: +SKIP
@@ -35,22 +39,21 @@ class Prepares:
             return list(pictures)
         program.reshaped = program.reshaped or set()
         counts: dict[tuple[int, int], int] = {}
-        return [
-            self._prepared(picture, partial(_tokens, processor, program.anatomy.image_tokens, counts))
-            for picture in pictures
-        ]
+        return [self._prepared(picture, processor, counts, program.reshaped) for picture in pictures]
 
-    def _prepared(self, picture: Image.Image, tokens: Any) -> Image.Image:
+    def _prepared(
+        self, picture: Picture, processor: Any, counts: dict[tuple[int, int], int], reshaped: set[Method]
+    ) -> Picture:
         program = self._program
-        assert program.reshaped is not None
+        tokens = partial(_tokens, processor, program.anatomy.image_tokens, counts, picture)
         for method in program.pictures:
             size = (picture.height, picture.width)
             rows, columns = method.resize(size, tokens)
             if (rows, columns) != size:
-                program.reshaped.add(method)
+                reshaped.add(method)
                 # Indices of a palette have nothing in between.
                 whole = picture.convert("RGB") if picture.mode in ("1", "P") else picture
-                picture = whole.resize((columns, rows), Image.Resampling.BICUBIC)
+                picture = whole.resize((columns, rows), _BICUBIC)
         return picture
 
 
@@ -64,11 +67,17 @@ def refuse_unprepared(program: Program) -> None:
         )
 
 
-def _tokens(processor: Any, placeholders: Sequence[int], counts: dict[tuple[int, int], int], size: tuple[int, int]) -> int:
-    """Visual tokens of a picture of a size: the processor is asked about an empty one; ``counts`` are known already."""
+def _tokens(
+    processor: Any,
+    placeholders: Sequence[int],
+    counts: dict[tuple[int, int], int],
+    picture: Picture,
+    size: tuple[int, int],
+) -> int:
+    """Visual tokens of a picture of a size, as the processor says of any; ``counts`` are known already."""
     if size not in counts:
-        empty = Image.new("RGB", (size[1], size[0]))
-        asked = [{"role": "user", "content": [{"type": "image", "image": empty}]}]
+        any_of_size = picture.convert("RGB").resize((size[1], size[0]), _NEAREST)
+        asked = [{"role": "user", "content": [{"type": "image", "image": any_of_size}]}]
         inputs = processor.apply_chat_template([asked], tokenize=True, return_dict=True, return_tensors="pt")
         counts[size] = sum(int((inputs["input_ids"] == each).sum()) for each in placeholders)
     return counts[size]

@@ -11,12 +11,14 @@ from statistics import fmean
 from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
+from rich.console import Group as Parts
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
 from foveate.bench.chance import Chance
+from foveate.bench.difficulty import LEAST, Difficulty, Group
 from foveate.bench.records import Record
 from foveate.bench.statistics import Difference
 from foveate.bench.summary import Mean, kept_everything, pareto
@@ -42,7 +44,7 @@ _WORDS = (
     "the geometric mean. Of limit: the time of the plain layers on just the live rows over that of the prefill."
 )
 
-Row = TypeVar("Row", Record, Mean)
+Row = TypeVar("Row", Record, Mean, Difficulty)
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,12 @@ def bench_tables(
     weak: Collection[Record],
     drops: Mapping[Key, Difference],
     about: str,
+    apart: Sequence[Difficulty] = (),
 ) -> RenderableType:
     """Everything to show when a bench is done; ``weak`` are the records that do not beat random beyond noise.
 
-    ``drops`` as `foveate.bench.summary.drops` makes them; ``about``: model, device and batches in a line.
+    ``drops`` as `foveate.bench.summary.drops` makes them, ``apart`` as
+    `foveate.bench.difficulty.difficulties` does; ``about``: model, device and batches in a line.
     """
     parts = chance_panel([note.chance for note in notes.values() if note.chance])
     parts += [Text(f"{about}\n")]
@@ -83,7 +87,7 @@ def bench_tables(
         ]
     trained = footnote(record.method for record in records)
     below = [_WORDS, *([f" {trained}"] if trained else [])]
-    return Group(*parts, *(_means_tables(means, notes, drops) if means else []), *map(Text, below))
+    return Parts(*parts, *(_means_tables(means, notes, drops) if means else []), *_difficulty(apart), *map(Text, below))
 
 
 def _task_table(task: str, note: TaskNote, records: Sequence[Record], drops: Mapping[Key, Difference]) -> Table:
@@ -169,6 +173,31 @@ def _means_tables(
         quality.add_section()
         cost.add_section()
     return [title, quality, cost]
+
+
+def _difficulty(apart: Sequence[Difficulty]) -> list[RenderableType]:
+    """How methods score on questions that a smaller picture still answers, and on those that only the full one does."""
+    known = [row for row in apart if row.simple or row.difficult]
+    if not known:
+        return []
+    by = " or ".join(dict.fromkeys(row.by for row in known))
+    title = Text("the same: by difficulty", style="bold")
+    title.append(f" · difficult is what the unmodified model answers and {by} at that budget does not", style="not bold")
+    table = _table(
+        Text(), ("simple\nscore %", "[95 %]", "n", "difficult\nscore %", "[95 %]", "n"), [row.method for row in known]
+    )
+    for section in _by_keep(known):
+        for row in section:
+            groups = (cell for group in (row.simple, row.difficult) for cell in _group(group))
+            table.add_row(row.method + mark(row.method), keep_text(row.keep), *groups, style=_style(row.method))
+        table.add_section()
+    return [title, table]
+
+
+def _group(group: Group | None) -> tuple[str, str, str]:
+    if group is None:
+        return NOTHING, NOTHING, f"< {LEAST}"
+    return percent(group.score), points(group.low, group.high), str(group.n)
 
 
 def _line(what: str, records: Sequence[Record]) -> list[Text]:

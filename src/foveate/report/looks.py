@@ -22,8 +22,10 @@ MARKERS = (
     "M-4-4L4 4M4-4L-4 4",
     "M0-5V5M-5 0H5",
     "M0-6L5.2-3V3L0 6-5.2 3V-3Z",
+    "M-5-2H5L0 5Z",
+    "M-5-3H5V3H-5Z",
 )
-"""Paths around the origin; the last three are for ``random``, ``uniform`` and the unmodified model."""
+"""Paths around the origin; the last five are for ``random``, ``uniform``, the unmodified model, ``downsample``, ``pool``."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,14 @@ class Look:
     dashes: str = ""
 
 
-_MARKERS = len(MARKERS) - 3
-_REFERENCES = {NONE: Look("ink", 9), "random": Look("grey", 7, "5 4"), "uniform": Look("grey", 8, "1.5 3.5")}
+_MARKERS = len(MARKERS) - 5
+_REFERENCES = {
+    NONE: Look("ink", 9),
+    "random": Look("grey", 7, "5 4"),
+    "uniform": Look("grey", 8, "1.5 3.5"),
+    "downsample": Look("grey", 10, "9 3"),
+    "pool": Look("grey", 11, "9 3 2 3"),
+}
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 

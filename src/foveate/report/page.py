@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
 from foveate.bench.chance import REASONS
+from foveate.bench.difficulty import LEAST, difficulties
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.statistics import beats
@@ -96,6 +97,8 @@ def page(folder: Results) -> str:
         gallery=gallery(folder),
         rows=[Row(record, record in weak) for record in records],
         references=REFERENCE_POINTS,
+        apart=[each for each in difficulties(folder, records) if each.simple or each.difficult],
+        least=LEAST,
     )
 
 
@@ -129,7 +132,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = (numbers.between, numbers.percent, numbers.fixed, numbers.factor, numbers.seconds, numbers.size, keep_text)
+    shown = (
+        numbers.between,
+        numbers.percent,
+        numbers.points,
+        numbers.fixed,
+        numbers.factor,
+        numbers.seconds,
+        numbers.size,
+        keep_text,
+    )
     environment.filters.update({function.__name__: function for function in shown})
     return environment
 

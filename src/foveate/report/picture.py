@@ -41,6 +41,8 @@ _LEGEND: dict[str, Any] = {
 _REFERENCES: dict[str, PictureLook] = {
     "random": {"color": "#808080", "linestyle": "--", "marker": "x"},
     "uniform": {"color": "#808080", "linestyle": ":", "marker": "+"},
+    "downsample": {"color": "#808080", "linestyle": "-.", "marker": "v"},
+    "pool": {"color": "#808080", "linestyle": (0, (6, 2)), "marker": "s"},
 }
 
 

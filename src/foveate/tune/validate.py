@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from foveate.bench.cells import REFERENCE_POINTS
+from foveate.core import registry
+from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe, build
 from foveate.tasks import Question
 from foveate.tune.answer import Answer
@@ -53,7 +55,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Random or uniform selection at the cost of the winner, on the questions that validated it.
+    """A point of reference (random or uniform selection, a smaller picture) at the winner's cost, on the same questions.
 
     ``ahead``: by how much the winner scores better.
     """
@@ -96,7 +98,7 @@ def validate(
 def baselines(
     goal: Goal, winner: Look, answer: Answer, held: Held, arena: Arena, hosted: Sequence[str], watcher: Watcher
 ) -> Iterator[Baseline]:
-    """What random and uniform selection reach at the winner's cost."""
+    """What the points of reference reach at the winner's cost; those that no picture can be given are left out."""
     methods = {method.name for method in Recipe.parse(winner.recipe).methods}
     names = [name for name in REFERENCE_POINTS if name in hosted and {name} != methods]
     if not names:
@@ -105,9 +107,13 @@ def baselines(
     # What they cost depends on how many tokens they keep, not on which.
     keep = _keep_at_cost(goal.cost, names[0], winner.evidence.shares[goal.cost].value, arena)
     for name in names:
-        recipe = Recipe((build(name, {"keep": keep}),))
+        recipe = _at(name, keep)
         watcher.validating(str(recipe), len(questions), len(questions))
-        answered = answer(recipe, questions)
+        try:
+            answered = answer(recipe, questions)
+        except FoveateError:
+            # A family may have no picture as small as that.
+            continue
         yield Baseline(
             str(recipe), Evidence.of(answered, winner.unmodified), paired(winner.answered.scores, answered.scores)
         )
@@ -124,11 +130,16 @@ def _look(
     return Look(recipe, *numbers, evidence, goal.within(evidence), limited.high <= goal.bound, answered, before)
 
 
+def _at(name: str, keep: float) -> Recipe:
+    """A point of reference with a budget."""
+    return Recipe((build(name, {registry.get(name).budgeted: keep}),))
+
+
 def _keep_at_cost(cost: str, name: str, most: float, arena: Arena) -> float:
     """The largest budget at which a baseline costs no more than ``most`` (the smallest, if all cost more)."""
 
     def costs(keep: float) -> float:
-        return next(arena.climb(Recipe((build(name, {"keep": keep}),)))).shares[cost].value
+        return next(arena.climb(_at(name, keep))).shares[cost].value
 
     low, high = float(KEEP.low), float(KEEP.high)
     for _ in range(_HALVINGS):
