@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import pytest
+import torch
 
 import foveate
 from foveate.core.method import Method
@@ -13,6 +14,8 @@ from tests.suite.bodies import BODIES, ONE, Body
 from tests.suite.conversation import generate
 from tests.suite.pairs import HOSTED, lent
 
+SIDE = {"omnizip_av": {"audio": torch.ones(8)}}
+"""What a method does nothing without, by its name."""
 HERE = [pair for pair in HOSTED if pair.values[1].name == "llava-clip"]
 # Whether a picture has any background is for an untrained classifier to say.
 AT_WORK = [pair for pair in HERE if pair.values[0].name != "index_preserving"]
@@ -21,7 +24,8 @@ WITH_BUDGET = [pair for pair in AT_WORK if any(field.name == "keep" for field in
 
 def report(body: Body, *methods: Method) -> Report:
     model = body.model()
-    with foveate.attach(model, foveate.Recipe(methods), artifacts=lent(body, model)) as session:
+    side = {name: value for method in methods for name, value in SIDE.get(method.name, {}).items()}
+    with foveate.attach(model, foveate.Recipe(methods), artifacts=lent(body, model)) as session, session.side(images=side):
         generate(model, body.inputs(ONE), 2)
         return session.report
 
