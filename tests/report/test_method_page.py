@@ -11,8 +11,7 @@ from tests.suite.pairs import artifacts, parts, variants
 from foveate.core import registry
 from foveate.core.description import describe
 from foveate.core.errors import FoveateError
-from foveate.core.items import ItemTokens
-from foveate.core.method import Method
+from foveate.core.method import Method, Tokens
 from foveate.core.recipe import Recipe
 from foveate.engine.check import check
 from foveate.engine.hosting import Verdict
@@ -43,7 +42,7 @@ def test_what_it_says_not_to_go_together_is_what_attach_refuses() -> None:
     methods = {name: variants(name)[0] for name in KNOWN}
     alone = {name for name, method in methods.items() if refusal(method) is None}
     named = {name: " ".join(combinations(KNOWN[name], KNOWN)) for name in KNOWN}
-    needs_grid = {name for name, kind in KNOWN.items() if issubclass(kind, ItemTokens) and kind.needs_grid}
+    needs_grid = {name for name, kind in KNOWN.items() if issubclass(kind, Tokens) and kind.needs_grid}
 
     for one, other in permutations(sorted(alone), 2):
         refused = refusal(methods[one], methods[other])

@@ -58,12 +58,12 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
     if issubclass(kind, Routing):
         others = [f"`{name}`" for name, other in known.items() if issubclass(other, Routing) and other is not kind]
         found.append(f"A layer is routed by one method: with {', '.join(others)} only where they act on different layers.")
-    if issubclass(kind, ItemTokens) and kind.needs_grid:
+    if issubclass(kind, Tokens) and kind.needs_grid:
         found.append(
             "It needs whole grids: put it first, and not together with methods that drop or merge tokens before it can act."
         )
     elif issubclass(kind, ItemTokens) or (issubclass(kind, Tokens) and kind.group in _BEFORE_THE_LLM):
-        others = [f"`{name}`" for name, other in known.items() if issubclass(other, ItemTokens) and other.needs_grid]
+        others = [f"`{name}`" for name, other in known.items() if issubclass(other, Tokens) and other.needs_grid]
         found.append(f"{', '.join(others)} need whole grids: put them first; they are refused where it acts before them.")
     return [*found, "It goes with all others."]
 
