@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from foveate import FoveateError, checkpoint
+from foveate import FoveateError, Recipe, checkpoint
+from foveate.bench.folder import Settings
+from foveate.bench.measure import Bench
 from foveate.checkpoint import Checkpoint
 from foveate.methods import Downsample
 from tests.hub import write_checkpoint
@@ -104,3 +106,13 @@ def test_palettes_are_made_colours_first(loaded: Callable[[str], Checkpoint]) ->
         (small,) = session.pictures([PICTURE.convert("P")], model.processor)
     assert small.mode == "RGB"
     assert small.width < PICTURE.width
+
+
+def test_a_bench_finds_out_before_it_starts_how_small_pictures_can_be(loaded: Callable[[str], Checkpoint]) -> None:
+    settings = Settings("tiny", 1, 0, "cpu", "float32", 1)
+    bench = Bench(loaded("qwen2_5_vl"), settings, [PICTURE])
+
+    low, fine = bench.refusals([Recipe.of("downsample(most=0.05)"), Recipe.of("downsample(most=0.5)")])
+
+    assert "use pool" in str(low)
+    assert fine is None

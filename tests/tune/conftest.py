@@ -13,6 +13,7 @@ import pytest
 
 from foveate.bench.probes import Hints
 from foveate.core.errors import FoveateError
+from foveate.core.method import Method
 from foveate.core.recipe import Recipe
 from foveate.tune.answer import Answer
 from foveate.tune.evidence import Answered
@@ -21,7 +22,7 @@ from foveate.tune.journal import Tried
 from foveate.tune.run import Ask, Budget, Folder, Result, Settings, tune
 from tests.methods.bodiless import traits
 
-LOSS = {"uniform": 0.5, "random": 0.6, "hiprune": 0.05, "scope": 0.2, "snapkv": 0.02}
+LOSS = {"uniform": 0.5, "random": 0.6, "hiprune": 0.05, "scope": 0.2, "snapkv": 0.02, "downsample": 0.5, "pool": 0.5}
 """Of the made-up methods' answers, the share that is lost with all tokens."""
 
 
@@ -37,13 +38,17 @@ class MadeUp:
     def __call__(self, recipe: Recipe, questions: Sequence[Any]) -> Answered:
         self.before(recipe)
         self.calls.append((str(recipe), len(questions)))
-        keep = np.prod([method.keep for method in recipe.methods]) if recipe.methods else 1.0
-        loss = sum(LOSS[method.name] * (1 - method.keep) for method in recipe.methods)
+        keep = np.prod([_keep(method) for method in recipe.methods]) if recipe.methods else 1.0
+        loss = sum(LOSS[method.name] * (1 - _keep(method)) for method in recipe.methods)
         scores = tuple(
             float(hard < 0.95 - max(0.0, loss - (self.luck if part == "search" else 0))) for part, hard in questions
         )
         ratios = {"prefill": (0.1 + 0.9 * float(keep),) * 2} if recipe.methods else {}
         return Answered(scores, (1000.0 * float(keep),) * len(questions), ratios)
+
+
+def _keep(method: Method) -> float:
+    return float(getattr(method, method.budgeted))
 
 
 @dataclass

@@ -95,6 +95,19 @@ def test_the_winner_stands_beside_the_baselines_at_its_cost(tuned: Tune) -> None
     assert [baseline.recipe.partition("(")[0] for baseline in found.baselines] == ["random", "uniform"]
 
 
+def test_a_smaller_picture_stands_beside_the_winner_where_there_is_one(tuned: Tune) -> None:
+    def no_picture(recipe: Recipe) -> None:
+        if any(method.name == "downsample" for method in recipe.methods):
+            raise FoveateError("downsample: the model makes more of any smaller one")
+
+    found = tuned(MadeUp(before=no_picture), methods=("hiprune", "random", "uniform", "downsample", "pool"))
+
+    assert found.winner is not None
+    assert "hiprune" in found.winner.recipe
+    assert [baseline.recipe.partition("(")[0] for baseline in found.baselines] == ["random", "uniform", "pool"]
+    assert "most=" in found.baselines[-1].recipe
+
+
 def test_a_baseline_that_wins_is_compared_with_the_other_and_does_not_beat_it(tuned: Tune) -> None:
     found = tuned(aim=goal(bound=0.2), methods=("random", "uniform"))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.errors import FoveateError
 from foveate.core.items import ItemTokens
-from foveate.core.method import Cache
+from foveate.core.method import Cache, Pictures
 from foveate.engine.call import Call
 from foveate.engine.program import Program
 
@@ -26,7 +26,11 @@ def prefill(
 ) -> Any:
     """Read a prompt, in one forward or in parts."""
     in_parts = generation_config.prefill_chunk_size is not None
-    inside = [m.name for m in program.methods if not isinstance(m, ItemTokens) or isinstance(m, Cache) or m.asks]
+    inside = [
+        m.name
+        for m in program.methods
+        if not isinstance(m, Pictures) and (not isinstance(m, ItemTokens) or isinstance(m, Cache) or m.asks)
+    ]
     if inside and in_parts:
         raise FoveateError(
             f"prefill_chunk_size={generation_config.prefill_chunk_size}: {inside[0]} needs the prompt in one forward; use "
