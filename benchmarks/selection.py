@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 import foveate
 from foveate.methods.before_llm.cdpruner import EPSILON, likeness, scaled
 from foveate.methods.before_llm.hiprune import hierarchical
-from foveate.methods.before_llm.ppe import cluster_tokens, merged
+from foveate.methods.before_llm.ppe import cluster_tokens
 from foveate.methods.before_llm.prumerge import full_width, importance, merging, outliers, published_grid
 from foveate.methods.in_encoder.folder import folded
 from foveate.methods.kv_cache.snapkv import best_entries, window_scores
@@ -40,6 +40,7 @@ from foveate.ops.attention import columns, row_logits
 from foveate.ops.cover import greedy_cover
 from foveate.ops.dpp import greedy_map
 from foveate.ops.matching import averaging, bipartite
+from foveate.ops.means import means
 from foveate.ops.select import top_k, top_rows
 
 HEADS, HEAD, WIDTH = 16, 64, 1024
@@ -253,7 +254,7 @@ def our_ppe(x: Tensor, count: int) -> Tensor:
     centres, cluster = cluster_tokens(x, count, 5)
     owner, place = centres.gather(1, cluster), torch.full(x.shape[:2], -1)
     place[0, centres[0]] = torch.arange(count)
-    return merged(owner, place, (count,)).apply(x)
+    return means(owner, place, (count,)).apply(x)
 
 
 def published_ppe(x: Tensor, count: int) -> Tensor:
