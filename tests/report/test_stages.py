@@ -21,11 +21,7 @@ from foveate.methods import IndexPreserving
 from foveate.report.stages import Stage, story
 
 CACHE = ("in the KV cache", "read from the KV cache")
-<<<<<<< HEAD
-UNSCORED = {"core", "random", "uniform", "shortv"}
-=======
-UNSCORED = {"pool", "random", "uniform", "shortv"}
->>>>>>> m-f
+UNSCORED = {"core", "pool", "random", "uniform", "shortv"}
 """They rank nothing."""
 ONE_OF_EACH_KIND = (
     "tome(keep=6)",
@@ -86,11 +82,11 @@ def test_nothing_is_remembered_where_nobody_watches(recipe: str) -> None:
     assert (session.trace.steps, session.trace.held, session.trace.pictures) == ([], [], [])
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", [name for name in registry.methods() if name != "omnizip_av"])  # no sound, no ranking
-=======
-@pytest.mark.parametrize("name", [name for name, kind in registry.methods().items() if not issubclass(kind, Pictures)])
->>>>>>> m-f
+HERE = [name for name, kind in registry.methods().items() if name != "omnizip_av" and not issubclass(kind, Pictures)]
+"""Without a sound there is no ranking, and pictures are none of rows."""
+
+
+@pytest.mark.parametrize("name", HERE)
 def test_methods_show_what_they_rank_by(name: str) -> None:
     method = IndexPreserving(kernel=1) if name == "index_preserving" else variants(name)[0]
     told = story(watched(method, BODIES["llava-clip"], ONE).trace, 1)
