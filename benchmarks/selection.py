@@ -33,7 +33,7 @@ import foveate
 from foveate.methods.before_llm.cdpruner import EPSILON, likeness, scaled
 from foveate.methods.before_llm.hiprune import hierarchical
 from foveate.methods.before_llm.ppe import cluster_tokens
-from foveate.methods.before_llm.prumerge import full_width, importance, merging, outliers, published_grid
+from foveate.methods.before_llm.prumerge import cls_attention, full_width, merging, outliers, published_grid
 from foveate.methods.in_encoder.folder import folded
 from foveate.methods.kv_cache.snapkv import best_entries, window_scores
 from foveate.ops.attention import columns, row_logits
@@ -219,7 +219,7 @@ def draw_prumerge(generator: torch.Generator) -> tuple[Tensor, ...]:
 def our_prumerge(x: Tensor, query: Tensor, key: Tensor, plus: bool) -> Tensor:
     key = full_width(key)
     valid = torch.ones(x.shape[:2], dtype=torch.bool)
-    attention = importance(full_width(query), key, CLS)
+    attention = cls_attention(full_width(query), key, CLS)
     place = torch.arange(TILE)[None]
     rank = torch.zeros_like(place).scatter(1, top_k(attention, TILE), place)
     tops = outliers(attention, valid).clamp(min=1)

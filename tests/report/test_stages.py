@@ -14,11 +14,11 @@ from foveate.core import registry
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Pictures
 from foveate.core.report import Trace
-from foveate.core.roles import Role
+from foveate.core.roles import Item, Role
 from foveate.core.signal import Columns, Site
 from foveate.engine.session import Session
 from foveate.methods import IndexPreserving
-from foveate.report.stages import Stage, story
+from foveate.report.stages import Stage, _shown, story
 
 CACHE = ("in the KV cache", "read from the KV cache")
 UNSCORED = {"core", "pool", "random", "uniform", "shortv"}
@@ -188,3 +188,14 @@ def test_the_unmodified_model_has_a_story_of_one_stage() -> None:
 def test_a_trace_without_pictures_is_refused() -> None:
     with pytest.raises(FoveateError, match="trace: holds no picture"):
         story(Trace(), 1)
+
+
+def test_tiles_with_placeholders_of_their_own_show_one_picture() -> None:
+    items = [Item(2, 2, source) for source in range(4)]
+    trace = Trace(pictures=[3, 4, 5, 6])
+
+    assert _shown(trace, 1, items) == (0, 0, 0, 0)
+    assert _shown(trace, 2, items) == (0, 0, 1, 1)
+    assert _shown(trace, 4, items) == (0, 1, 2, 3)
+    with pytest.raises(FoveateError, match="nobody knows which of 3 pictures each of 4 tiles shows"):
+        _shown(trace, 3, items)

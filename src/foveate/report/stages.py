@@ -110,12 +110,22 @@ def story(trace: Trace, pictures: int, sample: int = 0) -> Story:
     for layers in _alike(layouts[:-1], routes):
         stages += _decoder(stages[-1], layers, layouts, routes, steps, items, sample)
     stages += _cache(entered, trace, steps, items, sample)
-    of = (
-        [trace.pictures[item.source] for item in items]
-        if trace.pictures
-        else [n * pictures // len(items) for n in range(len(items))]
-    )
-    return Story(tuple((item.rows, item.columns) for item in items), tuple(n - of[0] for n in of), tuple(stages))
+    of = _shown(trace, pictures, items)
+    return Story(tuple((item.rows, item.columns) for item in items), of, tuple(stages))
+
+
+def _shown(trace: Trace, pictures: int, items: Sequence[Item]) -> tuple[int, ...]:
+    """Which of a sample's ``pictures`` each grid shows.
+
+    Some families have a placeholder for each tile of a picture, so that the model knows more pictures than it was given.
+    """
+    of = [trace.pictures[item.source] for item in items] if trace.pictures else list(range(len(items)))
+    placed = of[-1] - of[0] + 1
+    if placed % pictures:
+        raise FoveateError(
+            f"trace: nobody knows which of {pictures} pictures each of {placed} tiles shows; give one picture"
+        )
+    return tuple((number - of[0]) * pictures // placed for number in of)
 
 
 # Edits.
