@@ -147,12 +147,13 @@ class Reduction:
         return self.matrix() != 0
 
     def goes(self) -> Tensor:
-        """``[B, N]`` the output row that most of each input row goes to (anchors: their own), -1 = none. For reading."""
+        """``[B, N]`` the output row that most of each input row goes to (anchors: their first), -1 = none. For reading."""
         weight = self.matrix().abs()
         to = torch.where(weight.amax(1) > 0, weight.argmax(1), -1)
         spare = torch.cat([to, to[:, :1]], dim=1)
         row = torch.arange(self.anchor.shape[1], device=to.device).expand_as(self.anchor)
-        return spare.scatter(1, self.anchor.masked_fill(~self.valid, self.inputs), row)[:, : self.inputs]
+        own = self.anchor.masked_fill(~self.valid, self.inputs)
+        return spare.scatter_reduce(1, own, row, "amin", include_self=False)[:, : self.inputs]
 
     def __matmul__(self, first: Reduction) -> Reduction:
         """``self @ first``: apply ``first``, then ``self``. Anchors follow the anchors."""
