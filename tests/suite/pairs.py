@@ -129,6 +129,13 @@ def variants(name: str) -> list[Method]:
     return [build(name, {kind.budgeted: 0.4} if kind.takes_budget() else {})]
 
 
+def tier(method: Method) -> Any:
+    """The method as a case: of the first tier in the first of its settings."""
+    known = method.name in registry.methods()
+    marks = [] if known and method == variants(method.name)[0] else [pytest.mark.slow]
+    return pytest.param(method, id=str(method), marks=marks)
+
+
 @cache
 def parts(body: Body | str) -> Anatomy:
     """The anatomy of a body, or of the one of that name."""
@@ -178,9 +185,9 @@ def _params(hosted: bool) -> list[Any]:
                 # Bodies are given pixels: pictures come before (tests/methods/test_downsample.py).
                 if hosted and isinstance(method, Pictures):
                     continue
-                # First tier: each method on one anatomy, each anatomy with one method.
-                first = body.name in ("llava-clip", "qwen2_vl-video") or (name == "fastv" and number == 0)
-                marks = [] if first or not hosted else [pytest.mark.slow]
+                # First tier: each method in one setting on one anatomy, each anatomy with one method.
+                first = body.name in ("llava-clip", "qwen2_vl-video") or name == "fastv" or not hosted
+                marks = [] if first and number == 0 else [pytest.mark.slow]
                 found.append(pytest.param(method, body, id=f"{body.name}-{method}", marks=marks))
     return found
 

@@ -23,7 +23,7 @@ from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe
 from foveate.methods import ToMe
 from tests import tiny
-from tests.suite.pairs import lent, variants
+from tests.suite.pairs import lent, tier, variants
 
 GRID = 12
 LOOSEST = 8
@@ -150,7 +150,7 @@ def _methods() -> list[Method]:
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-@pytest.mark.parametrize("method", _methods(), ids=str)
+@pytest.mark.parametrize("method", map(tier, _methods()))
 def test_a_method_needs_no_more_memory_than_it_declares(method: Method, samples: int) -> None:
     plain, found = unmodified(samples), measure(method, samples)
     assert found.peak <= plain.peak + found.workspace

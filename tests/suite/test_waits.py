@@ -15,7 +15,7 @@ from foveate.core.device import upload
 from foveate.core.method import Cache, Method, Routing
 from tests import pretend, tiny
 from tests.suite.bodies import ONE, RAGGED
-from tests.suite.pairs import refusal, variants
+from tests.suite.pairs import refusal, tier, variants
 from tests.thirdparty import installed
 from tests.waits import Waits, body, calls, elsewhere, kernels, turns, waits
 
@@ -30,12 +30,13 @@ def methods() -> list[Method]:
     return [method for method in found if not any(refusal(method, body(layers)) for layers in (SHALLOW, DEEP))]
 
 
-every = pytest.mark.parametrize("method", METHODS := methods(), ids=str)
+METHODS = methods()
+every = pytest.mark.parametrize("method", map(tier, METHODS))
 BY_HEAD = 0.7
 """Attention over a cache that is stored by head takes so many more kernels: blocks and later entries are joined."""
 # Layers that rows skipped hold different tokens, as compressed caches do.
-compressing = pytest.mark.parametrize("method", [m for m in METHODS if isinstance(m, Cache | Routing)], ids=str)
-idle = pytest.mark.parametrize("method", [m for m in METHODS if not isinstance(m, Cache | Routing)], ids=str)
+compressing = pytest.mark.parametrize("method", [tier(m) for m in METHODS if isinstance(m, Cache | Routing)])
+idle = pytest.mark.parametrize("method", [tier(m) for m in METHODS if not isinstance(m, Cache | Routing)])
 # Whoever renumbers between layers leaves them with tables of their own.
 turning = {"apet", "duet_vlm", "information_horizon", "pyramiddrop", "sparsevlm", "transprune"}
 batch = pytest.mark.parametrize("batch", BATCHES)
