@@ -24,6 +24,8 @@ from foveate.report.training_mark import footnote, mark
 _WIDTH = 8.0
 """Inches; at the 800 pixels of a README's column, nine points are letters of twelve pixels."""
 _COLUMNS = 2
+_SHARED_COLUMNS = 4
+"""Of the legend above all panels."""
 _PLOT, _LEGEND_ROW, _HEAD, _FOOT = 3.0, 0.18, 0.6, 0.45
 """Heights in inches: of a panel, of a row of its legend, of what stands above and below all panels."""
 _SHORT_NAME = 21
@@ -81,11 +83,13 @@ def draw_quality_speed(means: Sequence[Mean], path: Path, title: str) -> None:
     columns = min(_COLUMNS, len(panels))
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     heights = [_PLOT + _LEGEND_ROW * max(panel.legend_rows for panel in row) for row in rows]
-    height = _HEAD + sum(heights) + _FOOT
+    shared = 2 + sum(bool(line.points) for line in references)  # beside the unmodified model and the front
+    head = _HEAD + _LEGEND_ROW * ((shared - 1) // _SHARED_COLUMNS)
+    height = head + sum(heights) + _FOOT
     # Figure, not pyplot: no global state and no display.
     figure = Figure(figsize=(_WIDTH, height), dpi=200)
     # What stands above and below the panels is not known to the layout.
-    between = (0, _FOOT / height, 1, 1 - (_HEAD + _FOOT) / height)
+    between = (0, _FOOT / height, 1, 1 - (head + _FOOT) / height)
     figure.set_layout_engine("constrained", rect=between, hspace=0.05, wspace=0.04)
     axes = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=True, height_ratios=heights)
     front = sorted(pareto(known), key=lambda mean: mean.speedup)
@@ -190,7 +194,7 @@ def _frame(figure: Figure, title: str, common: Sequence[Line2D], caption: str) -
     """The title, what is common to all panels, and the caption."""
     height = figure.get_figheight()
     figure.text(0.01, 1 - 0.08 / height, title, va="top", fontsize=11, fontweight="bold")
-    figure.legend(handles=common, loc="upper left", bbox_to_anchor=(0, 1 - 0.28 / height), ncols=4, **_LEGEND)
+    figure.legend(handles=common, loc="upper left", bbox_to_anchor=(0, 1 - 0.28 / height), ncols=_SHARED_COLUMNS, **_LEGEND)
     figure.text(0.01, 0.08 / height, caption, va="bottom", fontsize=9, color="#444444")
 
 
