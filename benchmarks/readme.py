@@ -30,8 +30,8 @@ def table(results: Results) -> str:
         "of the patches holding the answer that reach the last layer. Speed-ups, with their 95 % intervals, are those of",
         "the picture below: medians of pairs, a batch under the method and unmodified one after the other; geometric mean",
         "over tasks. *First token* has encoder and the methods' own arithmetic in it, *prefill* is the language model's.",
-        f"Measured on {machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}, {settings.dtype},",
-        f"batches of {settings.batch_size}; on a model this small they say little about larger ones.",
+        f"Measured on {machine['processor']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)},",
+        f"{settings.dtype}, batches of {settings.batch_size}; on a model this small they say little about larger ones.",
         "",
     ]
     return "\n".join([*lines, *rows(results)]) + "\n"
