@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -34,10 +36,16 @@ def model_card(family: str, results: Sequence[TaskResult], training: Mapping[str
     )
     named = {"questions": results[0].questions, "rows": rows, "parameters": parameters / 1e6}
     if family == "llava":
-        return _CARD.format(**named, **training)
+        return _card(_CARD.format(**named, **training))
     stages = training["stages"]
     named["stages"] = "\n".join(f"| {' | '.join(str(stage.get(name, '')) for name in _STAGE)} |" for stage in stages)
-    return _EXTENDED.format(**named, **_OF[family], machine=stages[-1]["machine"])
+    return _card(_EXTENDED.format(**named, **_OF[family], machine=stages[-1]["machine"]))
+
+
+def _card(text: str) -> str:
+    """With what the Hub reads of it in front."""
+    about = ModelCardData(library_name="transformers", pipeline_tag="image-text-to-text")
+    return str(ModelCard(f"---\n{about.to_yaml()}\n---\n{text}"))
 
 
 _HOW_QWEN = """\
@@ -63,10 +71,6 @@ _OF = {
 _STAGE = ("kind", "steps", "pictures", "minutes", "looking", "rate", "gain", "seed")
 
 _EXTENDED = """\
----
-library_name: transformers
-pipeline_tag: image-text-to-text
----
 # Foveate reference model {title}
 
 {what} with {parameters:.1f} M parameters, trained on generated pictures, so that methods which remove visual tokens can be
@@ -98,10 +102,6 @@ weights of the small reference model wherever the two have the same. {how}
 """
 
 _CARD = """\
----
-library_name: transformers
-pipeline_tag: image-text-to-text
----
 # Foveate reference model
 
 A LLaVA (CLIP vision tower, two-layer projector, Llama decoder) with {parameters:.1f} M parameters, trained from scratch on
