@@ -116,7 +116,7 @@ def test_a_model_without_the_matrix_is_found_out(call: Any) -> None:
 
 
 def test_a_method_that_is_not_there_brings_the_closest_to_mind(call: Any) -> None:
-    assert_one_line(call("methods", "scpoe"), "unknown method 'scpoe'", "did you mean 'scope'?")
+    assert_one_line(call("methods", "hiprun"), "unknown method 'hiprun'", "did you mean 'hiprune'?")
 
 
 def test_a_method_and_the_matrix_are_two_questions(call: Any) -> None:

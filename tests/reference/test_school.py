@@ -154,6 +154,7 @@ def test_the_eyes_learn_first(tmp_path):
     assert not any("teacher" in name for name in run.pupil.state_dict())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_run(tmp_path):
     course = settings("tiles", steps=2)
     whole = school(tmp_path / "whole", course)

@@ -1,5 +1,6 @@
 """Training computes what the plain model computes, and continues exactly where it stopped."""
 
+import pytest
 import torch
 
 from foveate.reference.model import TOKEN_IDS, USER, Dimensions, build_model
@@ -59,6 +60,7 @@ def test_batches_depend_on_seed_and_step_alone():
     assert not torch.equal(same.pixels, other.pixels)
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_bit_equal(tmp_path):
     torch.set_num_threads(1)
     whole = train(tmp_path / "whole", SETTINGS)

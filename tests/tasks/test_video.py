@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from tests import tiny
+from tests.film import COUNT, GROUP, SIZE, write_film
 from tests.suite.bodies import BODIES
 from tests.videos import prompt
 from torch import Tensor
@@ -17,26 +17,11 @@ from foveate.core.errors import FoveateError
 from foveate.tasks.video import Video, read_video
 
 av = pytest.importorskip("av")
-SIZE, COUNT, GROUP = 64, 24, 8
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A square that stands still for a group of pictures, and runs afterwards, on a noisy ground."""
-    path = tmp_path_factory.mktemp("video") / "square.mp4"
-    ground = torch.randint(0, 80, (SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=Fraction(12))
-        stream.width = stream.height = SIZE
-        stream.pix_fmt, stream.gop_size, stream.max_b_frames, stream.bit_rate = "yuv420p", GROUP, 0, 4_000_000
-        for number in range(COUNT):
-            picture = ground.clone()
-            left = 4 * max(number - GROUP, 0) % 48
-            picture[16:32, left : left + 16] = 255
-            frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    return write_film(tmp_path_factory.mktemp("video") / "square.mp4")
 
 
 @pytest.fixture(scope="module")

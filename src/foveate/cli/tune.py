@@ -78,9 +78,12 @@ def tune(request: TuneRequest) -> None:
 
     goal = parse_goal(request)
     names, asked = parse_names(request.methods), tuple(task_names(request.tasks, request.data, request.model))
-    make_writable(request.out)
-    wording = Wording.of(request.model, request.data.metric) if request.data.path is None else None
+    wording = None
+    if request.data.path is None:
+        make_writable(request.out)
+        wording = Wording.of(request.model, request.data.metric)
     searched, held = questions(request, wording)
+    make_writable(request.out)
     hints = read_hints(request.hints)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from foveate.core.description import PLACES, Description, describe
-from foveate.core.items import ItemTokens
 from foveate.core.method import Cache, Method, Offline, Routing, Tokens
 from foveate.engine.hosting import Verdict
 from foveate.report.training_mark import NEEDS_TRAINING, footnote, mark
@@ -20,8 +19,6 @@ as much of each: with `keep=64`, 128 of two tiles of 144. A count of what is the
 
 BASELINE = "baseline"
 """Stands for the paper of methods that nobody published."""
-
-_BEFORE_THE_LLM = ("before_encoder", "in_encoder", "before_llm")
 
 
 def method_page(kind: type[Method], about: Description, known: Mapping[str, type[Method]], where: Sequence[Verdict]) -> str:
@@ -67,7 +64,7 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
         found.append(
             "It needs whole grids: put it first, and not together with methods that drop or merge tokens before it can act."
         )
-    elif issubclass(kind, ItemTokens) or (issubclass(kind, Tokens) and kind.group in _BEFORE_THE_LLM):
+    elif issubclass(kind, Tokens):
         others = [f"`{name}`" for name, other in known.items() if issubclass(other, Tokens) and other.needs_grid]
         found.append(f"{', '.join(others)} need whole grids: put them first; they are refused where it acts before them.")
     return [*found, "It goes with all others."]
