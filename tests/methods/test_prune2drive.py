@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+import foveate
+from foveate import reference, tasks
 from foveate.core.signal import Site
 from foveate.core.state import State
 from foveate.methods import Prune2Drive
@@ -58,3 +60,19 @@ def _refusal() -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def test_a_rig_of_six_cameras() -> None:
+    model, processor = reference.load("reference-qwen")
+    views = [question.images[0] for question in tasks.questions("attribute", n=6, seed=0)]
+    content = [*({"type": "image", "image": view} for view in views), {"type": "text", "text": "what is there?"}]
+    options = dict(add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options)
+    rates = (1.0, 0.5, 0.5, 0.25, 0.25, 0.25)  # the front shows most of what matters
+    with foveate.attach(model, Prune2Drive(rates=rates)) as session:
+        model.generate(**inputs, max_new_tokens=2)
+    before, after = (session.trace.alive(layer)[0] for layer in (0, model.config.get_text_config().num_hidden_layers))
+
+    counts = [len(view) for view in before]
+    assert len(counts) == 6
+    assert [len(view) for view in after] == [int(count * rate) for count, rate in zip(counts, rates)]
