@@ -10,21 +10,17 @@ counted on paper, and so is the prefill that is saved, of a language model of 7B
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.selection import most_alive
+from benchmarks.selection import most_alive, write
 from rich.progress import track
 from torch import Tensor
 
-import foveate
 from foveate.methods.before_llm.coin import covering
 from foveate.methods.before_llm.score import salient_cover
 from foveate.methods.in_llm.dart import least_like
@@ -178,18 +174,8 @@ def main() -> None:
     plan = [(core, n, batch) for core in CORES for n in SIZES for batch in BATCHES]
     with torch.no_grad():
         records = [measure(*each, args.rounds, args.seed) for each in track(plan, description="cores")]
-    run = {
-        "command": f"python -m benchmarks.greedy --rounds {args.rounds} --seed {args.seed}",
-        "machine": platform.machine(),
-        "rounds": args.rounds,
-        "torch": torch.__version__,
-        "foveate": foveate.__version__,
-    }
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({"run": run, "records": records}, indent=1) + "\n")
-    out.with_suffix(".md").write_text(markdown(run, records))
-    print(out.with_suffix(".md").read_text())
+    command = f"python -m benchmarks.greedy --rounds {args.rounds} --seed {args.seed}"
+    write(args.out, command, args.rounds, records, markdown)
 
 
 if __name__ == "__main__":

@@ -474,6 +474,25 @@ def markdown(run: dict[str, Any], records: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+Page = Callable[[dict[str, Any], list[dict[str, Any]]], str]
+
+
+def write(out: str, command: str, rounds: int, records: list[dict[str, Any]], page: Page) -> None:
+    """<out>.json, and the page that is made of it, which is shown."""
+    run = {
+        "command": command,
+        "machine": platform.machine(),
+        "rounds": rounds,
+        "torch": torch.__version__,
+        "foveate": foveate.__version__,
+    }
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps({"run": run, "records": records}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(run, records))
+    print(path.with_suffix(".md").read_text())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -486,19 +505,8 @@ def main() -> None:
         for number in track(range(args.rounds + 1), description="rounds"):
             for case in found:  # the first round warms up, and counts bytes
                 case.measure(args.seed, number, keep=number > 0)
-    run = {
-        "command": f"python benchmarks/selection.py --rounds {args.rounds} --seed {args.seed}",
-        "machine": platform.machine(),
-        "rounds": args.rounds,
-        "torch": torch.__version__,
-        "foveate": foveate.__version__,
-    }
-    records = [record(case, args.seed) for case in found]
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps({"run": run, "records": records}, indent=1) + "\n")
-    out.with_suffix(".md").write_text(markdown(run, records))
-    print(out.with_suffix(".md").read_text())
+    command = f"python benchmarks/selection.py --rounds {args.rounds} --seed {args.seed}"
+    write(args.out, command, args.rounds, [record(case, args.seed) for case in found], markdown)
 
 
 if __name__ == "__main__":

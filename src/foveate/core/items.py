@@ -99,9 +99,7 @@ class ItemTokens(Tokens):
 
     def check(self, traits: Traits) -> str | None:
         """Contiguous positions have no meaning under M-RoPE."""
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return None
+        return traits.refuse_positions(self.positions)
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Group the images by grid, select in each group, keep all other rows."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.core.artifact import Artifact, Fingerprint
+from foveate.core.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,22 @@ class Traits:
             found.append(max(round(layer * self.decoder_layers / of), found[-1] + 1 if found else 1))
         return tuple(found)
 
-    def refuse_layers(self, parameter: str, value: int | tuple[int, ...], attention: Sequence[int] = ()) -> str | None:
-        """Why rows cannot go before the decoder layers in ``value`` of ``parameter``, given the ``attention`` of others."""
+    def refuse_positions(self, positions: Positions | None) -> str | None:
+        """Why what stays cannot be numbered so: contiguous positions have no meaning under M-RoPE; None if it can."""
+        if positions == "contiguous" and self.rotary_rows > 1:
+            return f"positions='contiguous': {self.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
+        return None
+
+    def refuse_layers(
+        self, parameter: str, value: int | tuple[int, ...], attention: Sequence[int] = (), least: int = 1
+    ) -> str | None:
+        """Why rows cannot go before the decoder layers in ``value`` of ``parameter``, given the ``attention`` of others.
+
+        ``least``: 0 where a method takes 0 for the place before the language model.
+        """
         layers = (value,) if isinstance(value, int) else value
-        if any(not 1 <= layer < self.decoder_layers for layer in layers):
-            return f"{parameter}={value}: must be in 1..{self.decoder_layers - 1}"
+        if any(not least <= layer < self.decoder_layers for layer in layers):
+            return f"{parameter}={value}: must be in {least}..{self.decoder_layers - 1}"
         recurrent = sorted(set(attention) & set(self.recurrent))
         if recurrent:
             return f"{parameter}={value}: reads the attention of layers {recurrent}, which are recurrent; choose others"

@@ -206,9 +206,7 @@ class ApET(Tokens):
         """More tokens than the basis, a layer that exists, and positions that mean something."""
         if isinstance(self.keep, int) and self.keep <= self.basis:
             return f"keep={self.keep}: must be more than basis={self.basis}, which what stays is written over by"
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return traits.refuse_layers("layer", self.fitted(traits).layer or 0)
+        return traits.refuse_positions(self.positions) or traits.refuse_layers("layer", self.fitted(traits).layer or 0)
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """In front of the projector, or behind it where rows there are no tokens, and a decoder layer."""

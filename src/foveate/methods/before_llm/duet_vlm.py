@@ -91,9 +91,11 @@ class DuetVLM(Tokens):
         layers = self.fitted(traits).layers or ()
         if len(layers) != len(self.ratios):
             return f"ratios={self.ratios}: must be one for each of layers={layers}"
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return refuse_place(self.place, traits) or traits.refuse_layers("layers", layers, attention=layers)
+        return (
+            traits.refuse_positions(self.positions)
+            or refuse_place(self.place, traits)
+            or traits.refuse_layers("layers", layers, attention=layers)
+        )
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Before or behind the projector, and the inputs of the layers that begin a stage."""

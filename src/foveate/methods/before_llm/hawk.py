@@ -135,9 +135,7 @@ class Hawk(Tokens, Offline):
         weights = self._weights(traits)
         if weights and len(weights) != traits.heads:
             return f"weights={self.weights}: must be one for each of the {traits.heads} heads, or () for all the same"
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return None
+        return traits.refuse_positions(self.positions)
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Before the language model."""

@@ -143,9 +143,7 @@ class Merge3D(Tokens):
         """Needs attention of the encoder; contiguous positions have no meaning under M-RoPE."""
         if traits.encoder_layers is None:
             return f"needs encoder signals, which are not available on {traits.family}; use divprune, uniform or random"
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return None
+        return traits.refuse_positions(self.positions)
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Before the language model."""

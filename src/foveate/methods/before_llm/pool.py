@@ -79,9 +79,7 @@ class Pool(Tokens):
 
     def check(self, traits: Traits) -> str | None:
         """Contiguous positions have no meaning under M-RoPE."""
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return None
+        return traits.refuse_positions(self.positions)
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Before the language model."""

@@ -81,9 +81,7 @@ class HiLoPrune(ItemTokens):
         """Needs pixels, and a layer that exists."""
         if traits.cell is None:
             return f"needs the pixels of each token, which {traits.family} does not offer; use divprune"
-        if self.layer >= traits.decoder_layers:
-            return f"layer={self.layer}: must be in 0..{traits.decoder_layers - 1}"
-        return super().check(traits)
+        return traits.refuse_layers("layer", self.layer, least=0) or super().check(traits)
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Where tokens are chosen, and where the others go."""

@@ -68,9 +68,7 @@ class InformationHorizon(Tokens):
         horizon = self.fitted(traits).horizon or 1
         if horizon <= self.first_layer:
             return f"horizon={horizon}: must be behind first_layer={self.first_layer}"
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return traits.refuse_layers("horizon", horizon)
+        return traits.refuse_positions(self.positions) or traits.refuse_layers("horizon", horizon)
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """The first stage's input, and the horizon's."""

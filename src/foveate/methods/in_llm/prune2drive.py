@@ -56,11 +56,7 @@ class Prune2Drive(Tokens):
 
     def check(self, traits: Traits) -> str | None:
         """The layer must exist; contiguous positions have no meaning under M-RoPE."""
-        if self.layer >= traits.decoder_layers:
-            return f"layer={self.layer}: must be in 0..{traits.decoder_layers - 1}"
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return None
+        return traits.refuse_layers("layer", self.layer, least=0) or traits.refuse_positions(self.positions)
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """The input of layer ``layer``."""

@@ -60,9 +60,7 @@ class PyramidDrop(Tokens):
         layers = self.fitted(traits).layers or ()
         if len(layers) != len(self.ratios):
             return f"ratios={self.ratios}: must be one for each of layers={layers}"
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return traits.refuse_layers("layers", layers, attention=layers)
+        return traits.refuse_positions(self.positions) or traits.refuse_layers("layers", layers, attention=layers)
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """The inputs of the layers that begin a stage."""

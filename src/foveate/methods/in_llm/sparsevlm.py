@@ -196,9 +196,9 @@ class SparseVLM(Tokens):
         layers = fit.layers or ()
         if self.rank is None and len(fit.counts or ()) != len(layers):
             return f"counts={fit.counts}: must be one for each of layers={layers}"
-        if self.positions == "contiguous" and traits.rotary_rows > 1:
-            return f"positions='contiguous': {traits.family} has multi-row rotary positions; use 'anchor', 'rank' or 'auto'"
-        return traits.refuse_layers("layers", layers, attention=tuple(layer - 1 for layer in layers))
+        return traits.refuse_positions(self.positions) or traits.refuse_layers(
+            "layers", layers, attention=tuple(layer - 1 for layer in layers)
+        )
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
         """Where the words are compared with the picture, and the inputs of the layers."""
