@@ -71,13 +71,17 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
     for method in recipe.methods:
         _check_parts(method, parts, traits)
     inserting = next((m.name for m in recipe.methods if isinstance(m, Tokens) and m.inserts), None)
-    cutting = (m.name for m in recipe.methods if isinstance(m, Routing) or (isinstance(m, Tokens) and m.cuts_caches))
-    other = next(cutting, None) if inserting else None
+    other = next((m.name for m in recipe.methods if minds_inserted(type(m))), None) if inserting else None
     if other:
         raise FoveateError(
             f"{inserting} + {other}: {inserting} puts rows in, which {other} knows nothing of in caches and routes; use one "
             "of them"
         )
+
+
+def minds_inserted(kind: type[Method]) -> bool:
+    """Whether methods of this kind cannot stand beside rows that are put in: they route, or cut earlier caches."""
+    return issubclass(kind, Routing) or (issubclass(kind, Tokens) and kind.cuts_caches)
 
 
 def _check_kernel(parts: Anatomy) -> None:

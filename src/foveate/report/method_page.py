@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.core.description import PLACES, Description, describe
 from foveate.core.method import Cache, Method, Offline, Routing, Tokens
+from foveate.engine.check import minds_inserted
 from foveate.engine.hosting import Verdict
 from foveate.report.training_mark import NEEDS_TRAINING, footnote, mark
 
@@ -56,7 +57,7 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
         others = [f"`{name}`" for name, other in known.items() if issubclass(other, Routing) and other is not kind]
         found.append(f"A layer is routed by one method: with {', '.join(others)} only where they act on different layers.")
     if issubclass(kind, Tokens) and kind.inserts:
-        others = [f"`{name}`" for name, other in known.items() if _minds_inserted(other)]
+        others = [f"`{name}`" for name, other in known.items() if minds_inserted(other)]
         found.append(
             f"It puts rows in, which routes and cuts of earlier caches know nothing of: not with {', '.join(others)}."
         )
@@ -68,10 +69,6 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
         others = [f"`{name}`" for name, other in known.items() if issubclass(other, Tokens) and other.needs_grid]
         found.append(f"{', '.join(others)} need whole grids: put them first; they are refused where it acts before them.")
     return [*found, "It goes with all others."]
-
-
-def _minds_inserted(kind: type[Method]) -> bool:
-    return issubclass(kind, Routing) or (issubclass(kind, Tokens) and kind.cuts_caches)
 
 
 def cell(text: str) -> str:
