@@ -13,7 +13,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe
 from foveate.report.claims_table import claims_overview, claims_table
 
-UNWRITTEN = {"docprune", "flowcut"}
+UNWRITTEN = {"docprune"}
 """Systems whose claims are here, and whose methods are not."""
 
 

@@ -51,6 +51,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "evs": [{"rate": 0.5}, {"rate": 0.7, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
+    "flowcut": [{"keep": 6}, {"keep": 0.4, "entropy": 0.9, "every": 1, "layer": 2, "entering": 2.0}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
     "omnizip_av": [{}, {"steps": 1, "context": 0.0}],

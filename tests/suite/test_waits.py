@@ -20,7 +20,7 @@ from tests.thirdparty import installed
 from tests.waits import Waits, body, calls, elsewhere, kernels, turns, waits
 
 BATCHES = {"one": ONE, "ragged": RAGGED}
-SHALLOW, DEEP = 8, 16
+SHALLOW, DEEP, CLIP = 8, 16, 24
 
 
 def methods() -> list[Method]:
@@ -38,7 +38,9 @@ BY_HEAD = 0.7
 compressing = pytest.mark.parametrize("method", [tier(m) for m in METHODS if isinstance(m, Cache | Routing)])
 idle = pytest.mark.parametrize("method", [tier(m) for m in METHODS if not isinstance(m, Cache | Routing)])
 # Whoever renumbers between layers leaves them with tables of their own.
-turning = {"apet", "duet_vlm", "information_horizon", "pyramiddrop", "sparsevlm", "transprune"}
+turning = {"apet", "duet_vlm", "flowcut", "information_horizon", "pyramiddrop", "sparsevlm", "transprune"}
+# Whose counts, as published, are read off what each block of the encoder shows: every second block waits for its own.
+by_block = {"flowcut"}
 batch = pytest.mark.parametrize("batch", BATCHES)
 
 
@@ -48,6 +50,17 @@ def test_a_prompt_waits_twelve_times_at_most_whatever_the_depth(method: Method) 
     deep, own = (counted(waits, DEEP, "ragged", of)[0] for of in (method, None))
 
     assert len(deep) - len(own) <= 12, listed(deep)
+    if method.name in by_block:
+        assert len(deep) - len(shallow) <= (DEEP - SHALLOW) // 2, listed(deep)
+    else:
+        assert len(deep) == len(shallow), listed(deep)
+
+
+def test_flowcut_waits_twelve_times_at_most_in_the_published_encoder_and_with_its_entropy_set_whatever_the_depth() -> None:
+    published, own = (waits(CLIP, RAGGED, recipe, steps=0)[0] for recipe in ("flowcut(keep=6)", None))
+    shallow, deep = (waits(layers, RAGGED, "flowcut(keep=6, entropy=0.9)", steps=0)[0] for layers in (SHALLOW, DEEP))
+
+    assert len(published) - len(own) <= 12, listed(published)
     assert len(deep) == len(shallow), listed(deep)
 
 

@@ -115,6 +115,13 @@ class QueryKey:
 
 
 @dataclass(frozen=True)
+class Values:
+    """Values ``[I, H, n, d]`` that enter an encoder block's attention, of all rows, CLS included."""
+
+    site: Site
+
+
+@dataclass(frozen=True)
 class KeyValue:
     """Keys (rotated) and values ``[B, Hkv, n, d]`` that a decoder layer made of the current rows."""
 
@@ -193,6 +200,7 @@ Signal = (
     | Aligned
     | Question
     | QueryKey
+    | Values
     | KeyValue
     | Hidden
     | Halves

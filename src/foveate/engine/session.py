@@ -318,7 +318,7 @@ class Session(Shown, Prepares):
     def _tap_encoder(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> None:
         call = self._seat.call
         if call is not None and call.look is not None:
-            call.look.observe(layer, query, key, scale, mask)
+            call.look.observe(layer, query, key, value, scale, mask)
 
     # All that runs inside of `_outer` is not traced, so this costs a step of decoding no more than one call for each layer.
     def _layer(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

@@ -154,11 +154,11 @@ class Look:
             )
         return x
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
+    def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> None:
         """What the attention of encoder block ``layer`` shows."""
         ragged = self._layout is not None and not self._layout.dense
         asking = self._layout.valid.to(query.device) if self._layout is not None and ragged else None
-        self.signals.observe(layer, query, key, scale, mask, asking)
+        self.signals.observe(layer, query, key, value, scale, mask, asking)
 
     def before_projector(self, x: Tensor) -> Tensor:
         """Site *pre_projector*; summary rows are gone."""

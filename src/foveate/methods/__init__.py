@@ -25,6 +25,7 @@ from foveate.methods.before_llm.score import SCoRe
 from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.before_llm.visionzip import VisionZip
 from foveate.methods.before_llm.zoo_prune import ZOOPrune
+from foveate.methods.in_encoder.flowcut import FlowCut
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
@@ -68,6 +69,7 @@ __all__ = [
     "EmbedLens",
     "FastV",
     "Feather",
+    "FlowCut",
     "Folder",
     "HalfV",
     "Hawk",
