@@ -43,6 +43,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 5, "space": "embedding"},
     ],
     "core": [{"similarity": 0.3}, {"keep": 6}, {"keep": 0.4, "similarity": 1.0}],
+    "docprune": [
+        {"tau_bg": 0.02, "tau_att": 0.9, "layer": 2},
+        {"tau_bg": 0.0, "tau_comp": 3.15, "tau_att": 1.0, "score": "kv_group"},
+    ],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "embedlens": [{}, {"drop": "sinks"}, {"ids": tuple(range(0, tiny.VOCABULARY, 7)), "top_k": 2}],
     "duet_vlm": [

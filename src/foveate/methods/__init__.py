@@ -1,5 +1,6 @@
 """One file for each published system, grouped by the place where its main idea acts."""
 
+from foveate.methods.before_encoder.docprune import DocPrune
 from foveate.methods.before_encoder.downsample import Downsample
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_encoder.pixelprune import PixelPrune
@@ -64,6 +65,7 @@ __all__ = [
     "CDPruner",
     "CoIn",
     "DivPrune",
+    "DocPrune",
     "Downsample",
     "DuetVLM",
     "EmbedLens",
