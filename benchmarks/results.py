@@ -98,9 +98,10 @@ def main() -> None:
 
 def measure(model: str, series: Series, workers: int | None, folder: Path) -> None:
     """Run the bench, going on where it stopped; cells that fail are in the folder's failures.json."""
+    learnt = [name for name, found in reference.evaluation(reference.path(model)).items() if not found["below_floor"]]
     request = BenchRequest(
         model=model,
-        tasks=None,
+        tasks=None if series is SERIES["first"] else ",".join(learnt),
         methods=",".join(_of_series(model, series)),
         keep=series.keeps,
         n=series.n,
