@@ -58,6 +58,8 @@ RECIPES = {
     # Prompts of a dozen words have no window of 32.
     "snapkv": "snapkv(window=8)",
     "mixkv": "mixkv(window=8)",
+    # Nobody knows the depth of these pictures.
+    "merge3d": "merge3d(geometry='none')",
     # In CLIP's space the published sign misleads on the reference tower; docs/architecture.md says more.
     "cdpruner": "cdpruner(relevance='embedding')",
 }
