@@ -141,6 +141,9 @@ class Call:
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
         incoming = by_name(original, args, kwargs) if args else kwargs
+        if incoming.get("labels") is not None:  # called without the head, they only say where answers begin
+            incoming = dict(incoming)
+            self._labels = incoming.pop("labels").clone()
         self._incoming = self._read_early(incoming)
         if incoming.get("pixel_values") is not None or incoming.get("pixel_values_videos") is not None:
             self.looks = []  # encoded from now on; what was before has not come to a prompt
@@ -301,7 +304,7 @@ class Call:
 
     def _intake(self, batch: int, rows: int, past: int) -> Intake:
         if self._incoming is None or rows == 1:
-            return Intake.plain(batch, rows)
+            return Intake.plain(batch, rows, (self._incoming or {}).get("input_ids"))
         # Without a cache, generate reads the prompt again with every token, and what it wrote since.
         prompt = self._prompt_rows if past == 0 and self.prompt_is_read else None
         intake = Intake.read(self._program.anatomy, self._incoming, self.looks, prompt=prompt)

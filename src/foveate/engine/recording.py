@@ -182,6 +182,7 @@ class Recording:
             image_heads=encoder.heads if encoder else 0,
             cls=traits.has_cls,
             cell=math.prod(cell) if cell else 0,
+            experts=traits.experts or 0,
         )
 
 
