@@ -169,6 +169,7 @@ def test_at_thresholds_of_zero_every_bit_is_the_models() -> None:
         with attach(model, method) as session:
             assert torch.equal(logits(generate(model, inputs, 6)), plain)
         assert session.report.flops == session.report.flops_unmodified
+        assert session.report.experts == 1
 
 
 def test_beyond_every_factor_only_special_tokens_have_experts() -> None:
@@ -197,6 +198,7 @@ def test_beyond_every_factor_only_special_tokens_have_experts() -> None:
         assert len(calls) == 2
     config = model.config.text_config
     gone = 3 * int((~special).sum()) * len(SPARSE)
+    assert report.experts == pytest.approx(float(special.float().mean()))
     assert report.flops_unmodified - report.flops == gone * 6 * config.hidden_size * config.moe_intermediate_size
 
 
