@@ -61,6 +61,7 @@ class Call:
         self.prompt_is_read = False
         self.looks: list[Look] = []
         self._incoming: Mapping[str, Any] | None = None
+        self._with_head = False
         self._labels: Tensor | None = None
         self._cache: DynamicCache | None = None
         self._rows = 0
@@ -128,6 +129,7 @@ class Call:
 
     def model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model: rows that are dropped need predict nothing."""
+        self._with_head = True
         if self._program.methods:
             check_training(self._program)
             kwargs, args = (by_name(original, args, kwargs) if args else kwargs), ()
@@ -141,7 +143,7 @@ class Call:
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
         incoming = by_name(original, args, kwargs) if args else kwargs
-        if incoming.get("labels") is not None:  # called without the head, they only say where answers begin
+        if not self._with_head and incoming.get("labels") is not None:  # then they only say where answers begin
             incoming = dict(incoming)
             self._labels = incoming.pop("labels").clone()
         self._incoming = self._read_early(incoming)

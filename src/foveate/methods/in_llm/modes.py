@@ -8,13 +8,13 @@ are never skipped: all that the tokenizer calls so, and those that the model's c
 without a tokenizer (``foveate.engine.calibrate`` called without ``special``), the latter alone. Rows of sound, and rows that
 other methods put in, are skipped as little. All else is text, tokens that are generated, too.
 
-Numbers (``foveate calibrate modes``): factors by how far the answers' distributions move when one layer's experts are
-skipped for one modality; thresholds by a search along the frontier of all pairs that skip enough. The published code only
-simulates what is skipped; here it does not run. Where code and paper differ, the code's reading is the default: a factor for
-each layer *and* modality (``factors="layer"``: one for each layer, as in the paper; special tokens run on, and factors add
-up to 1 as the code's, on whose scale the thresholds are, both reconstructed); and tokens whose experts are skipped to find a
-factor get the experts' input for their output (``instead="nothing"``: zeros). Factors of a modality that moves nothing are
-equal (reconstructed).
+Numbers (``foveate calibrate modes``): factors by how far the distributions that predict the right answers, and their ends,
+move when one layer's experts are skipped for one modality; thresholds by a search along the frontier of all pairs that skip
+enough. The published code only simulates what is skipped; here it does not run, for which the host waits for the device once
+in each layer. Where code and paper differ, the code's reading is the default: a factor for each layer *and* modality
+(``factors="layer"``: one for each layer, as in the paper; special tokens run on, and factors add up to 1 as the code's, on
+whose scale the thresholds are, both reconstructed); and tokens whose experts are skipped to find a factor get the experts'
+input for their output (``instead="nothing"``: zeros). Factors of a modality that moves nothing are equal (reconstructed).
 """
 
 from __future__ import annotations
