@@ -243,8 +243,8 @@ class MoDES(Experts, Offline):
         if row < 0:
             most = tried[self.points - 1, self.points - 1][0]
             raise FoveateError(
-                f"{self.name}: skip={self.skip}: the largest thresholds skip {most:.3f} of what the experts do; give larger "
-                f"ones, such as reach_text={self.reach_text + 0.2:.2f}, reach_vision={self.reach_vision + 0.2:.2f}"
+                f"{self.name}: skip={self.skip}: the largest thresholds skip {most:.3f}; give that or less, or larger "
+                "thresholds (reach_text=1.0, reach_vision=1.0 are beyond all factors; special tokens are never skipped)"
             )
         return {
             "skipped": tried[row, column][0],
