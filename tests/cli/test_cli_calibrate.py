@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.cli.test_cli_errors import assert_one_line
+from tests.hub import write_checkpoint
 
 import foveate
 from foveate import checkpoint, reference
@@ -76,6 +77,29 @@ def test_the_matrix_and_a_bench_take_them_too(call: Any, tiny: Path, tmp_path: P
     assert json.loads((tmp_path / "bench" / "settings.json").read_text())["artifacts"] == str(out)
     other = call("bench", "--model", tiny, *few, "--out", tmp_path / "bench", "--resume")
     assert_one_line(other, "artifacts=None", "cannot be mixed")
+
+
+def test_experts_are_weighed_on_own_answers_and_then_skipped(call: Any, run: Any, data: Path, tmp_path: Path) -> None:
+    model, out = write_checkpoint("qwen3_vl_moe", tmp_path / "model"), tmp_path / "out"
+    recipe = "modes(skip=0.5, points=4, reach_text=1.0, reach_vision=1.0)"
+    made = call("calibrate", recipe, "--model", model, "--data", data, "--n", 3, "--batch-size", 2, "--out", out)
+
+    assert made.exit_code == 0, made.output
+    assert made.stdout.startswith("skipped ")
+    numbers = Artifact.load(out / "modes.json").numbers
+    tokenizer = checkpoint.load_processor(str(model)).tokenizer
+    special = tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"])
+    assert set(special) <= set(numbers["special"].tolist())
+    assert run(recipe, "--artifacts", out, model=model).exit_code == 0
+    refused = run("modes", "--artifacts", out, model=model)
+    assert_one_line(refused, "artifact of modes: made with skip=0.5; use that, or calibrate it again with skip=0.6")
+    given = ["--model", model, "--artifacts", out, "--tasks", "shape", "--n", 2, "--batch-size", 2, "--timed", 1]
+    bench = call("bench", *given, "--methods", recipe, "--keep", 0.5, "--out", tmp_path / "bench")
+    assert bench.exit_code == 0, bench.output
+    loaded = checkpoint.load(str(model), "cpu", "float32", artifacts=out)
+    with loaded.attach(recipe) as session:
+        loaded.model(**loaded.inputs([[Image.linear_gradient("L").convert("RGB")]], ["what is it?"]))
+    assert session.report.experts < 1
 
 
 def test_attach_takes_the_folder(call: Any, tiny: Path, tmp_path: Path) -> None:

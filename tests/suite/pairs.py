@@ -20,7 +20,7 @@ from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
 from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
-from foveate.methods import ALVTS
+from foveate.methods import ALVTS, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
@@ -91,6 +91,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.5, "window": 4, "host": "adakv"},
         {"keep": 0.5, "window": 4, "host": "pyramidkv"},
     ],
+    "modes": [{}, {"tau_text": 0.03, "tau_vision": 0.12}, {"tau_text": 2.0, "tau_vision": 2.0}],
     "pixelprune": [{"threshold": 0.38, "metric": "rms"}, {"threshold": 0.303, "metric": "mean", "anchored": False}],
     "pool": [{"most": 6}, {"most": 0.4, "positions": "anchor"}],
     "prefixkv": [{"keep": 0.5, "distance": -4}, {"keep": 8, "search": "bisect"}],
@@ -152,6 +153,11 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(ALVTS().artifact(traits.fingerprint, numbers))
+    if traits.sparse:
+        # Some of every modality's experts go at these thresholds; `tests/methods/test_modes.py` looks for good ones.
+        factors = [[0.2, 0.3] if layer in traits.sparse else [0.0, 0.0] for layer in range(traits.decoder_layers)]
+        numbers = {"factors": torch.tensor(factors), "thresholds": [0.06, 0.09], "special": torch.tensor([1, 8, 9, 20])}
+        made.append(MoDES().artifact(traits.fingerprint, numbers))
     words = range(traits.fingerprint.vocabulary)
     made.append(Artifact("embedlens", traits.fingerprint, {"sinks": [*words[::4]], "dead": [*words[1::4]]}))
     if traits.cell is not None:

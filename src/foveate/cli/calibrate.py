@@ -92,10 +92,13 @@ def calibrate(request: CalibrateRequest) -> None:
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     loaded = checkpoint.load(request.model, device, dtype, model_args=arguments, system=request.system)
     loaded.refuse_placeholders(turn.prompt for each in asked for turn in each.turns)
-    batches, marks = _marked_batches(loaded, pictures, request) if offline.marked else (_batches(loaded, asked, request), [])
+    if offline.marked:
+        batches, marks = _marked_batches(loaded, pictures, request)
+    else:
+        batches, marks = _batches(loaded, asked, request, answered=offline.answered), []
     try:
         with StepProgress(diagnostics()) as progress:
-            artifact = make_artifact(offline, loaded.model, batches, marks=marks, watcher=progress)
+            artifact = make_artifact(offline, loaded.model, batches, marks=marks, watcher=progress, special=loaded.special)
         artifact.save(path)
     except KeyboardInterrupt:
         diagnostics().print("foveate: interrupted; nothing is written")
@@ -155,11 +158,14 @@ def _own(request: CalibrateRequest, n: int) -> list[Question]:
     return asked
 
 
-def _batches(loaded: Checkpoint, asked: Sequence[Question], request: CalibrateRequest) -> Batches:
-    return [
-        loaded.inputs([each.images for each in chunk], [each.turns[0].prompt for each in chunk])
-        for chunk in _chunks(asked, request.batch_size)
-    ]
+def _batches(loaded: Checkpoint, asked: Sequence[Question], request: CalibrateRequest, *, answered: bool = False) -> Batches:
+    """The first turns, with the answers to show behind them, if they are to be answered."""
+    batches: list[dict[str, Tensor]] = []
+    for chunk in _chunks(asked, request.batch_size):
+        pictures, turns = [each.images for each in chunk], [each.turns[0] for each in chunk]
+        prompts, answers = [turn.prompt for turn in turns], [turn.answers[0] for turn in turns]
+        batches.append(loaded.answered(pictures, prompts, answers) if answered else loaded.inputs(pictures, prompts))
+    return batches
 
 
 def _marked_batches(loaded: Checkpoint, pictures: Sequence[Marked], request: CalibrateRequest) -> tuple[Batches, Batches]:

@@ -61,6 +61,7 @@ class Call:
         self.prompt_is_read = False
         self.looks: list[Look] = []
         self._incoming: Mapping[str, Any] | None = None
+        self._with_head = False
         self._labels: Tensor | None = None
         self._cache: DynamicCache | None = None
         self._rows = 0
@@ -128,6 +129,7 @@ class Call:
 
     def model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model: rows that are dropped need predict nothing."""
+        self._with_head = True
         if self._program.methods:
             check_training(self._program)
             kwargs, args = (by_name(original, args, kwargs) if args else kwargs), ()
@@ -141,6 +143,9 @@ class Call:
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
         incoming = by_name(original, args, kwargs) if args else kwargs
+        if not self._with_head and incoming.get("labels") is not None:  # then they only say where answers begin
+            incoming = dict(incoming)
+            self._labels = incoming.pop("labels").clone()
         self._incoming = self._read_early(incoming)
         if incoming.get("pixel_values") is not None or incoming.get("pixel_values_videos") is not None:
             self.looks = []  # encoded from now on; what was before has not come to a prompt
@@ -301,7 +306,7 @@ class Call:
 
     def _intake(self, batch: int, rows: int, past: int) -> Intake:
         if self._incoming is None or rows == 1:
-            return Intake.plain(batch, rows)
+            return Intake.plain(batch, rows, (self._incoming or {}).get("input_ids"))
         # Without a cache, generate reads the prompt again with every token, and what it wrote since.
         prompt = self._prompt_rows if past == 0 and self.prompt_is_read else None
         intake = Intake.read(self._program.anatomy, self._incoming, self.looks, prompt=prompt)

@@ -19,6 +19,7 @@ from foveate.core.signal import (
     Function,
     Halves,
     Hidden,
+    Ids,
     KeyValue,
     Numbers,
     Pixels,
@@ -66,7 +67,7 @@ class Program:
         given: functions and numbers, which no forward changes.
         compiled: decoder layers that are compiled one by one.
         devices: where each decoder layer is run, if accelerate says so.
-        asks_companion: whether the question's embedding is read.
+        asks_companion: whether the question's embedding is read; ``asks_ids``: whether the tokens' ids are.
         passing: queries and keys of encoder blocks that nobody reads behind their own block.
         retain: whether the signals of all layers are to be there at the end (calibration).
         watched: whether each step of a method is to be remembered (inspection).
@@ -118,7 +119,7 @@ class Program:
         self.halves: set[int] = set()
         self.key_value: set[int] = set()
         self.side: list[Side] = []
-        self.asks_companion = False
+        self.asks_companion = self.asks_ids = False
         self.retain = False
         self.watched = False
         self.compiled = {number for number, layer in enumerate(anatomy.layers) if compiled(layer)}
@@ -158,6 +159,8 @@ class Program:
             self.signals_by_item.add(signal)
         elif isinstance(signal, Question):
             self.asks_companion = True
+        elif isinstance(signal, Ids):
+            self.asks_ids = True
         elif isinstance(signal, Hidden | Halves | KeyValue):
             kinds: dict[type, set[int]] = {Hidden: self.hidden, Halves: self.halves, KeyValue: self.key_value}
             kinds[type(signal)].add(signal.site.layer)

@@ -232,8 +232,9 @@ class Session(Shown, Prepares):
             self._stand_in(module, "forward", around, layer)
             if layer not in program.traits.recurrent:
                 put(parts.attention(layer), attention.TAP, Attached(self._tap, layer))
-        for layer in program.experts:
-            self._stand_in(parts.experts(layer), "forward", experts.weighed, functools.partial(self._weigh, layer))
+        for layer, methods in program.experts.items():
+            weigh, echo = functools.partial(self._weigh, layer), any(method.echoes for method in methods)
+            self._stand_in(parts.experts(layer), "forward", experts.weighed, weigh, echo)
         for layer in program.halves:
             for number, part in enumerate(parts.halves(layer)):
                 hook = Attached(self._half, layer, number)

@@ -39,6 +39,7 @@ from foveate.methods.in_llm.hidrop import HiDrop
 from foveate.methods.in_llm.information_horizon import InformationHorizon
 from foveate.methods.in_llm.ivc_prune import IVCPrune
 from foveate.methods.in_llm.meteor import Meteor
+from foveate.methods.in_llm.modes import MoDES
 from foveate.methods.in_llm.prune2drive import Prune2Drive
 from foveate.methods.in_llm.pyramiddrop import PyramidDrop
 from foveate.methods.in_llm.shortv import ShortV
@@ -81,6 +82,7 @@ __all__ = [
     "Merge3D",
     "Meteor",
     "MixKV",
+    "MoDES",
     "OmniZipAV",
     "PixelPrune",
     "Pool",

@@ -339,6 +339,17 @@ class Anatomy:
         called = inspect.signature(type(found).forward).parameters if isinstance(found, nn.Module) else ()
         return found if {"hidden_states", "top_k_index", "top_k_weights"} <= set(called) else None
 
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids that the configuration names: what begins, ends and pads a text, placeholders and what stands around them."""
+        generation = getattr(self.model, "generation_config", None)
+        named: set[int] = set()
+        for config in filter(None, (self.model.config, self.config, generation)):
+            for name, value in config.to_dict().items():  # type: ignore[operator]
+                if name.endswith(("_token_id", "_token_ids", "_token_index")):
+                    named.update(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int))
+        return frozenset(each for each in named if each >= 0)
+
     def norm(self, layer: int | None) -> Callable[[Tensor], Tensor]:
         """The norm in front of a decoder layer's attention (nothing, where there is none), or behind the last layer."""
         if layer is None:
