@@ -45,6 +45,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "core": [{"similarity": 0.3}, {"keep": 6}, {"keep": 0.4, "similarity": 1.0}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "embedlens": [{}, {"drop": "sinks"}, {"ids": tuple(range(0, tiny.VOCABULARY, 7)), "top_k": 2}],
+    "dtr": [{"keep": 6}, {"keep": 0.4, "layer": 3, "rate": 0.3, "lam": 0.01, "steps": 2}],
     "duet_vlm": [
         {"dominant": 6, "contextual": 3, "pool": 2},
         {"dominant": 0.3, "contextual": 0.2, "place": "embeddings", "layers": (1, 3), "ratios": (0.6, 0.3)},
@@ -152,6 +153,8 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(ALVTS().artifact(traits.fingerprint, numbers))
+    direction = torch.randn(traits.decoder_layers, parts(body).config.hidden_size, generator=torch.Generator().manual_seed(0))
+    made.append(Artifact("dtr", traits.fingerprint, {"direction": direction}))
     words = range(traits.fingerprint.vocabulary)
     made.append(Artifact("embedlens", traits.fingerprint, {"sinks": [*words[::4]], "dead": [*words[1::4]]}))
     if traits.cell is not None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
+from foveate.core.model_call import ModelCall as ModelCall
 from foveate.core.parameters import rules
 from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
@@ -271,41 +272,6 @@ class Cache(Method):
         return None
 
 
-class ModelCall(Protocol):
-    """A model with calibration samples, as an `Offline` method sees it.
-
-    Attributes:
-        traits: what methods may know of the model.
-        batches: how many batches of samples there are.
-    """
-
-    traits: Traits
-    batches: int
-
-    def begin(self, what: str, steps: int) -> None:
-        """Say what is done from now on, in how many steps; a batch that is read is one. Unsaid, each batch is read once."""
-
-    def advance(self) -> None:
-        """Say that a step is done in which no batch was read."""
-
-    def logits(self, recipe: Any, without_head: int | None = None) -> Tensor:
-        """Last prompt token's logits ``[S, V]`` of every sample, the model running under ``recipe``.
-
-        What head ``without_head`` of each decoder layer makes is zero.
-        """
-
-    def read(self, *signals: Signal) -> Iterator[tuple[Layout, Seen]]:
-        """Layout and signals of each batch of samples; nothing is dropped."""
-
-    def weight(self, layer: int, name: Literal["query", "key"]) -> Tensor:
-        """Weight ``[out, D]`` of a projection of decoder ``layer``."""
-
-    def cells(self) -> Iterator[tuple[Tensor, Tensor, Layout]]:
-        """Of each batch's pictures the cells ``[I, N, P]`` that the encoder gets, which of them show what is marked in the
-        picture (bool ``[I, N]``), and their layout, one picture a sample.
-        """
-
-
 class Offline(Method):
     """Has numbers that are calibrated on a model before it can run."""
 
@@ -313,6 +279,8 @@ class Offline(Method):
     """Parameters that the numbers depend on: numbers that were made with others are refused."""
     marked: ClassVar[bool] = False
     """Whether it learns from pictures of which is known where they show what counts (`ModelCall.cells`)."""
+    labels: ClassVar[tuple[str, ...]] = ()
+    """The kinds of prompts that it compares, if it does (`ModelCall.labels`); they may be prompts without a picture."""
 
     @abstractmethod
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:

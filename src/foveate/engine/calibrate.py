@@ -23,6 +23,7 @@ from foveate.engine.session import attach
 from foveate.models import anatomy
 
 Batches = Sequence[Mapping[str, Tensor]]
+Labels = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,19 @@ class Calibration:
         marks: of each batch the same with other pictures in it, white where the real ones show what counts, else black; for
             methods that learn to tell such places.
         watcher: follows it.
+        labels: of each batch, what kind of prompt each sample is, for methods that compare kinds.
     """
 
-    def __init__(self, model: nn.Module, batches: Batches, marks: Batches = (), watcher: Watcher | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        marks: Batches = (),
+        watcher: Watcher | None = None,
+        labels: Labels = (),
+    ) -> None:
         self.traits = anatomy(model).traits()
-        self.batches = len(batches)
+        self.batches, self.labels = len(batches), labels
         self._model, self._batches, self._marks, self._watcher = model, batches, marks, watcher
         self.begin("reading", self.batches)
 
@@ -181,18 +190,41 @@ def calibrate(
     batches: Batches,
     *,
     marks: Batches = (),
+    labels: Labels = (),
     watcher: Watcher | None = None,
 ) -> Artifact:
     """The artifact of ``method``, such as ``"alvts(steps=500)"``, for ``model``; the rest as in `Calibration`.
 
     Raises:
-        FoveateError: if the method is unknown or has nothing to calibrate, or the model's weights cannot be read.
+        FoveateError: if the method is unknown or has nothing to calibrate, if it compares kinds of prompts and ``labels`` do
+            not say which are which, or if the model's weights cannot be read.
     """
     method = to_calibrate(method)
+    if method.labels:
+        refuse_labels(method, [label for batch in labels for label in batch])
+    if method.labels and len(labels) != len(batches):
+        raise FoveateError(f"labels: must be a list for each of the {len(batches)} batches, and there are {len(labels)}")
     fingerprint = anatomy(model).traits().fingerprint
     if not any(fingerprint.weights.values()):
         raise FoveateError("model: all of its weights are offloaded; calibrate on a model loaded without offloading")
-    return method.artifact(fingerprint, method.calibrate(Calibration(model, batches, marks, watcher)))
+    return method.artifact(fingerprint, method.calibrate(Calibration(model, batches, marks, watcher, labels)))
+
+
+def refuse_labels(method: Offline, labels: Sequence[str]) -> None:
+    """Refuse ``labels`` of samples that are none of the method's kinds, or that leave one out.
+
+    Raises:
+        FoveateError: if they do.
+    """
+    kinds = " or ".join(map(repr, method.labels))
+    other = next((label for label in labels if label not in method.labels), None)
+    if other is not None:
+        raise FoveateError(f"{method.name}: a sample's label (its answer) is {other!r}; must be {kinds}")
+    missing = [kind for kind in method.labels if kind not in labels]
+    if missing:
+        raise FoveateError(
+            f"{method.name}: no sample has the label (the answer) {missing[0]!r}; give prompts of each kind, {kinds}"
+        )
 
 
 def to_calibrate(method: Method | str) -> Offline:
