@@ -206,7 +206,8 @@ def test_other_methods_neither_act_nor_watch_there() -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(RAGGED)
     told = []
     for before in ("none", recipe()):
-        with attach(model, Recipe((*Recipe.of(before).methods, *Recipe.of("fastv(keep=6) + snapkv(keep=0.5, window=4)").methods))):
+        whole = (*Recipe.of(before).methods, *Recipe.of("fastv(keep=6) + snapkv(keep=0.5, window=4)").methods)
+        with attach(model, Recipe(whole)):
             told.append(logits(generate(model, inputs, 4)))
 
     assert_close(*told)
@@ -224,5 +225,5 @@ def test_without_a_picture_nothing_runs_ahead() -> None:
 
 
 def test_a_layer_with_a_recurrent_state_is_refused() -> None:
-    with pytest.raises(FoveateError, match="foresight: .*decoder layer 0.*recurrent"):
+    with pytest.raises(FoveateError, match=r"foresight: .*decoder layer 0.*recurrent"):
         attach(BODIES["qwen3_5"].model(), recipe())

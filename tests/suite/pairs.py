@@ -153,7 +153,8 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(ALVTS().artifact(traits.fingerprint, numbers))
-    direction = torch.randn(traits.decoder_layers, parts(body).config.hidden_size, generator=torch.Generator().manual_seed(0))
+    width = traits.decoder_layers, parts(body).config.hidden_size
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
     made.append(Artifact("dtr", traits.fingerprint, {"direction": direction}))
     words = range(traits.fingerprint.vocabulary)
     made.append(Artifact("embedlens", traits.fingerprint, {"sinks": [*words[::4]], "dead": [*words[1::4]]}))

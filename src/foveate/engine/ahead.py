@@ -1,8 +1,8 @@
 """Decoder layers that run ahead on rows of a method's own (`foveate.core.signal.Function`, ``through``).
 
-The model itself says what each layer is called with: its forward runs once with layers that do nothing but note it. So masks,
-windows, images that see both ways and rotary tables are the model's own, whatever a family knows; of these each layer gets
-what belongs to the rows that are there, as in the forward proper.
+The model itself says what each layer is called with: its forward runs once with layers that do nothing but note it. So
+masks, windows, images that see both ways and rotary tables are the model's own, whatever a family knows; of these each layer
+gets what belongs to the rows that are there, as in the forward proper.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Ahead:
             model(**kwargs, return_dict=True)
         self._noting = False
 
-    def states(self, layer: int, x: Tensor) -> Tensor:
+    def states(self, layer: int | None, x: Tensor) -> Tensor:
         """What would enter decoder ``layer`` if ``x`` ``[B, N, D]`` entered the first one."""
         run, rows = self._run, self._run.rows
         assert not run.layouts, "through: at the site sequence only, before the first layer"
@@ -107,11 +107,12 @@ class _Earlier:
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """All keys and values, the new ones last."""
-        return torch.cat([self._cache.keys, keys], dim=2), torch.cat([self._cache.values, values], dim=2)
+        cache: Any = self._cache
+        return torch.cat([cache.keys, keys], dim=2), torch.cat([cache.values, values], dim=2)
 
 
 def offer(host: Host, run: Run, model: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
-    """Let methods of ``run`` have layers run ahead; ``kwargs`` are what the language ``model`` is about to be called with."""
+    """Let methods of ``run`` have layers run ahead; ``kwargs`` are what the language ``model`` is to be called with."""
     ahead = Ahead(host, run)
     ahead.note(model, kwargs)
     run.signals.seen |= {signal: functools.partial(ahead.states, signal.layer) for signal in run.program.ahead}

@@ -131,9 +131,9 @@ class Rows:
         return self.once("rope", (kind, id(old.shift)), tables)
 
     def given_to(self, layer: int, x: Tensor, kwargs: dict[str, Any], old: Ledger, new: Ledger) -> dict[str, Any]:
-        """What a layer whose cache holds ``old``, and ``new`` once these rows have come, is called with beside the rows ``x``.
+        """What a layer is called with beside the rows ``x``, ``kwargs`` being the model's own words.
 
-        ``kwargs`` are what the model calls it with.
+        Its cache holds ``old``, and ``new`` once these rows have come.
         """
         if not self.edited and old.complete and old.shift is None:
             return kwargs

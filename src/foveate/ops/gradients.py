@@ -24,10 +24,8 @@ def constant(x: Tensor) -> Tensor:
         return x.clone() if x.is_inference() else x.detach()
 
 
-def descended(
-    loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, rate: float, decay: float = 0.0, low: float = 0, high: float = 1
-) -> Tensor:
-    """Where ``steps`` of AdamW lead from ``start``, each clamped to ``low`` .. ``high``.
+def descended(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, rate: float, decay: float = 0.0) -> Tensor:
+    """Where ``steps`` of AdamW lead from ``start``, each clamped to [0, 1].
 
     Only the gradient with regard to what is sought is formed: parameters of a model inside of ``loss`` get none.
 
@@ -37,7 +35,6 @@ def descended(
         steps: of descent.
         rate: step size.
         decay: decoupled weight decay.
-        low, high: of each number.
 
     Raises:
         FoveateError: if no gradient comes through ``loss``.
@@ -56,5 +53,5 @@ def descended(
             x.grad = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             fit.step()
             with torch.no_grad():
-                x.clamp_(low, high)
+                x.clamp_(0, 1)
         return x.detach()

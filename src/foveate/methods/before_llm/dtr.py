@@ -1,16 +1,19 @@
 """DTR: a few gradient steps turn down the visual tokens that lead a prompt away from refusal; the lowest are evicted.
 
-A defence against pictures that talk a model into answering what it would refuse; what goes makes it cheaper, too. Each visual
-token's embedding gets a weight in [0, 1], 1 at first. A few steps of AdamW lower how far the last prompt token's hidden state
-at a middle layer lies along the direction from harmful to harmless prompts, as seen on text (`foveate calibrate dtr`), and
-hold it near where it was. Paper: "Robustifying Vision-Language Models via Dynamic Token Reweighting", arXiv 2505.17132.
+A defence against pictures that talk a model into answering what it would refuse; what goes makes it cheaper, too. Each
+visual token's embedding gets a weight in [0, 1], 1 at first. A few steps of AdamW lower how far the last prompt token's
+hidden state at a middle layer lies along the direction from harmful to harmless prompts, as seen on text (`foveate calibrate
+dtr`), and hold it near where it was. Paper: "Robustifying Vision-Language Models via Dynamic Token Reweighting", arXiv
+2505.17132.
 
-No code and no text of the paper were at hand: this is made from public notes about it. Reconstructed: one pool for all pictures
+Made from public notes about the paper; neither its code nor its text was at hand. Reconstructed: one pool for all pictures
 of a prompt; the last token is that of the prompt with its template; weights scale the embeddings before the first layer, and
-the prompt is then read once more, exactly, where others may scale cached keys and values; features that a family adds in later
-layers (DeepStack) are not scaled. How low a weight must be for its token to go is not published: AdamW moves a weight by about
-``rate`` a step, so four steps of 0.01 leave none much below 0.96, and the lowest share goes, ranked by weight; ``beta`` is the
-paper's threshold. A layer's norm takes away most of what a scale does to its input, so by default weights alone change little.
+the prompt is then read with them, where others may scale cached keys and values; rows that a family adds in later layers
+(DeepStack) are not scaled. How low a weight must be for its token to go is not published: AdamW moves a weight by about
+``rate`` a step, so four steps of 0.01 leave none much below 0.96, and the lowest share goes, ranked by weight; ``beta`` is
+the paper's threshold. The first norm undoes a scale, which lives on in the residual alone: with the defaults what is evicted
+does more than what is scaled. The layers run once for each step beside the prompt, and back; the report's FLOPs are the
+prompt's.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ TINY = 1e-12
 
 def projection(states: Tensor, direction: Tensor) -> Tensor:
     """How far ``states`` ``[..., D]`` lie along ``direction`` ``[D]``, whatever its length: ``[...]``."""
-    return states @ (direction / direction.norm().clamp(min=TINY))
+    return (states * torch.nn.functional.normalize(direction, dim=0, eps=TINY)).sum(-1)
 
 
 def reversal_loss(states: Tensor, before: Tensor, direction: Tensor, lam: float) -> Tensor:
@@ -96,8 +99,8 @@ class DTR(Tokens, Offline):
     group = "before_llm"
     paper = "arXiv 2505.17132"
     helps = (
-        "Models that strangers show pictures to: tokens that lead away from refusal lose weight or go. A defence, with a cost "
-        "of a few passes through the first layers, forwards and back; to be faster, take another method."
+        "Models that strangers show pictures to: tokens that lead away from refusal lose weight or go. A defence, which "
+        "costs a few passes through the first layers, forwards and back; to be faster, take another method."
     )
     needs = ("harmful and harmless prompts (calibrated)", "gradients through the first decoder layers")
     identity_at = {"steps": 0, "keep": 1.0}  # noqa: RUF012
