@@ -6,12 +6,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import AutoModelForImageTextToText
 
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
@@ -22,8 +24,10 @@ from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.engine.session import attach
 from foveate.ops.gradients import constant, recorded
+from tests import pretend
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import generate, logits
+from tests.suite.test_devices import halved, spread, there
 
 LAYER = 3
 HOSTS = [body for body in BODIES.values() if body.name != "qwen3_5"]
@@ -52,8 +56,8 @@ class Foresight(Tokens):
         if site.kind == "sequence":
             state.put("prefill", "foreseen", self.ask(seen[Function("through", LAYER)], x, layout), rows=True)
         else:
-            there = layout.valid[..., None]
-            FOUND.append((state.get("prefill", "foreseen").detach() * there, x * there))
+            valid = layout.valid[..., None]
+            FOUND.append((state.get("prefill", "foreseen").detach() * valid, x * valid))
         return None
 
 
@@ -139,7 +143,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 
 def descend(through: Callable[[Tensor], Tensor], x: Tensor, layout: Layout) -> Tensor:
     with recorded():
-        weights = torch.ones(x.shape[:2], requires_grad=True)
+        weights = torch.ones(x.shape[:2], device=x.device, requires_grad=True)
         (gradient,) = torch.autograd.grad(through(constant(x) * weights[..., None])[:, -1].square().sum(), weights)
         assert bool(gradient.any())
     return gradient
@@ -227,3 +231,46 @@ def test_without_a_picture_nothing_runs_ahead() -> None:
 def test_a_layer_with_a_recurrent_state_is_refused() -> None:
     with pytest.raises(FoveateError, match=r"foresight: .*decoder layer 0.*recurrent"):
         attach(BODIES["qwen3_5"].model(), recipe())
+
+
+@pytest.mark.parametrize("name", ["llava-clip", "gemma3", "qwen3_vl"])
+def test_layers_on_two_devices(name: str) -> None:
+    body, gradients = BODIES[name], []
+    inputs = body.inputs(RAGGED)
+
+    def ask(through: Callable[[Tensor], Tensor], x: Tensor, layout: Layout) -> Tensor:
+        gradients.append(descend(through, x, layout).cpu())
+        return through(x)
+
+    with torch.no_grad(), attach(body.model(attention="eager"), recipe(ask=ask)) as session:
+        session.anatomy.model(**inputs)
+    with pretend.Pretended(), torch.no_grad():
+        model = halved(body.model(attention="eager"))
+        with attach(model, recipe(ask=ask)):
+            model(**there(inputs))
+
+    assert_close(*gradients)
+    for foreseen, came in FOUND:
+        assert_close(foreseen.cpu(), came.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_on_disk(tmp_path: Path) -> None:
+    gradients, inputs = [], LLAVA.inputs(RAGGED)
+
+    def ask(through: Callable[[Tensor], Tensor], x: Tensor, layout: Layout) -> Tensor:
+        gradients.append(descend(through, x, layout))
+        return through(x)
+
+    LLAVA.model().save_pretrained(tmp_path / "model")
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").eval()
+    places = spread(whole, lambda number, count: "cpu" if number % 2 else "disk", "cpu")
+    model = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk"
+    ).eval()
+    for each in (whole, model):
+        with torch.no_grad(), attach(each, recipe(ask=ask)):
+            each(**inputs)
+
+    assert_close(*gradients)
+    for foreseen, came in FOUND:
+        assert_close(foreseen, came, rtol=1e-5, atol=1e-5)

@@ -12,8 +12,8 @@ the prompt is then read with them, where others may scale cached keys and values
 (DeepStack) are not scaled. How low a weight must be for its token to go is not published: AdamW moves a weight by about
 ``rate`` a step, so four steps of 0.01 leave none much below 0.96, and the lowest share goes, ranked by weight; ``beta`` is
 the paper's threshold. The first norm undoes a scale, which lives on in the residual alone: with the defaults what is evicted
-does more than what is scaled. The layers run once for each step beside the prompt, and back; the report's FLOPs are the
-prompt's.
+does more than what is scaled. The layers run once for each step beside the prompt, and back, which the report's FLOPs leave
+out; weights that require no gradients (`model.requires_grad_(False)`) save memory there.
 """
 
 from __future__ import annotations
@@ -151,7 +151,10 @@ class DTR(Tokens, Offline):
         return (Function("through", self.fitted(traits).layer), Numbers(self.name)) if self.steps else ()
 
     def workspace(self, shape: Shape) -> int:
-        """What the layers that run ahead leave for their gradients, and what one of them holds while it makes them."""
+        """What the layers that run ahead leave for their gradients, and one of them while it makes these.
+
+        Attention by a fused kernel. Weights that require no gradients leave about a quarter less.
+        """
         if not self.steps:
             return shape.edits
         inner = shape.hidden // shape.width * shape.inner
