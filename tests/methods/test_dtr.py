@@ -164,6 +164,13 @@ def test_without_steps_whole_prompts_are_left_alone() -> None:
     assert edited(DTR(keep=1.0, steps=0), SLOPE, ("tt11111t",))[1] is None
 
 
+def test_without_steps_all_weights_are_equal_and_the_first_tokens_stay() -> None:
+    _, edit, after = edited(DTR(keep=0.6, steps=0), SLOPE, ("tt11111t",))
+
+    assert after.origin.tolist() == [[0, 1, 2, 3, 4, 7]]
+    assert torch.equal(edit.values, torch.ones(1, 6, 2))
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_model_s_loss_falls(mode: Callable[[], Any]) -> None:
     """The state of the last token at the layer, with the weights that were found and without."""

@@ -11,9 +11,9 @@ of a prompt; the last token is that of the prompt with its template; weights sca
 the prompt is then read with them, where others may scale cached keys and values; rows that a family adds in later layers
 (DeepStack) are not scaled. How low a weight must be for its token to go is not published: AdamW moves a weight by about
 ``rate`` a step, so four steps of 0.01 leave none much below 0.96, and the lowest share goes, ranked by weight; ``beta`` is
-the paper's threshold. The first norm undoes a scale, which lives on in the residual alone: with the defaults what is evicted
-does more than what is scaled. The layers run once for each step beside the prompt, and back, which the report's FLOPs leave
-out; weights that require no gradients (`model.requires_grad_(False)`) save memory there.
+the paper's threshold. The first layer's norm undoes a scale, which lives on in the residual alone. The layers run once for
+each step beside the prompt, and back, which the report's FLOPs leave out; weights that require no gradients
+(`model.requires_grad_(False)`) save memory there.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class DTR(Tokens, Offline):
         """One pool for each prompt; the budget is a share of the tokens that it came with."""
         budget, visual = Budget(self.keep), layout.rows(*VISUAL)
         counts = tuple(min(budget.of(there), alive) for there, alive in zip(layout.originals, layout.visual))
-        if self.beta is None and not self.steps:
-            return None if counts == layout.visual else layout.keeping(visual, counts)
+        if not self.steps and counts == layout.visual:
+            return None
         weights = self._weights(x, layout, seen) if self.steps else torch.ones_like(layout.size)
         if self.beta is None:
             chosen = top_rows(weights, visual, counts)
