@@ -262,3 +262,49 @@ def test_pictures_that_teach_nothing_are_refused(
     result = call("calibrate", "index_preserving", "--model", tiny, "--data", data, "--out", tmp_path / "out")
     assert_one_line(result, *fragments)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_prompts_without_pictures_are_compared_by_their_answers(call: Any, run: Any, tiny: Path, tmp_path: Path) -> None:
+    rows = [("is it red?", "harmful"), ("where is it?", "harmless"), ("what is it?", "harmful"), ("is it?", "harmless")]
+    path = tmp_path / "prompts.csv"
+    path.write_text("question,answers\n" + "".join(f"{asked},{kind}\n" for asked, kind in rows))
+    out = tmp_path / "out"
+    made = call("calibrate", "dtr", "--model", tiny, "--data", path, "--out", out, "--batch-size", 3)
+
+    assert made.exit_code == 0, made.output
+    loaded = checkpoint.load(str(tiny), "cpu", "float32")
+    direction = Artifact.load(out / "dtr.json").numbers["direction"]
+    assert direction.shape == (loaded.layers, loaded.model.config.get_text_config().hidden_size)
+    with torch.no_grad():
+        alone = [loaded.model(**loaded.inputs([[]], [asked]), output_hidden_states=True) for asked, _ in rows]
+        states = [output.hidden_states[1][0, -1] for output in alone]
+    torch.testing.assert_close(direction[1], (states[1] + states[3]) / 2 - (states[0] + states[2]) / 2)
+    assert run("dtr", "--artifacts", out).exit_code == 0
+    assert "run `foveate calibrate dtr`" in run("dtr").stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "fragments"),
+    [
+        ([], ["dtr: compares prompts of yours; give --data", "'harmful' or 'harmless'"]),
+        (["is it?,harmful"], ["dtr: no sample has the label", "'harmless'"]),
+        (["is it?,harmful", "is it?,no"], ["is 'no'; must be 'harmful' or 'harmless'"]),
+    ],
+)
+def test_prompts_that_cannot_be_compared_are_refused_before_the_model_is_loaded(
+    call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[str], fragments: list[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the model is loaded"))
+    path = tmp_path / "prompts.csv"
+    path.write_text("\n".join(["question,answers", *rows]))
+    given = ["--data", path] if rows else []
+
+    assert_one_line(call("calibrate", "dtr", "--model", tiny, *given, "--out", tmp_path / "out"), *fragments)
+
+
+def test_other_numbers_want_pictures(call: Any, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("question,answers\nis it?,yes")
+
+    refused = call("calibrate", "shortv", "--model", tiny, "--data", path, "--out", tmp_path / "out")
+    assert_one_line(refused, "column 'image'")

@@ -45,6 +45,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "core": [{"similarity": 0.3}, {"keep": 6}, {"keep": 0.4, "similarity": 1.0}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "embedlens": [{}, {"drop": "sinks"}, {"ids": tuple(range(0, tiny.VOCABULARY, 7)), "top_k": 2}],
+    "dtr": [{"keep": 6}, {"keep": 0.4, "layer": 3, "rate": 0.3, "lam": 0.01, "steps": 2}],
     "duet_vlm": [
         {"dominant": 6, "contextual": 3, "pool": 2},
         {"dominant": 0.3, "contextual": 0.2, "place": "embeddings", "layers": (1, 3), "ratios": (0.6, 0.3)},
@@ -158,6 +159,9 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         factors = [[0.2, 0.3] if layer in traits.sparse else [0.0, 0.0] for layer in range(traits.decoder_layers)]
         numbers = {"factors": torch.tensor(factors), "thresholds": [0.06, 0.09], "special": torch.tensor([1, 8, 9, 20])}
         made.append(MoDES().artifact(traits.fingerprint, numbers))
+    width = traits.decoder_layers, parts(body).config.hidden_size
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    made.append(Artifact("dtr", traits.fingerprint, {"direction": direction}))
     words = range(traits.fingerprint.vocabulary)
     made.append(Artifact("embedlens", traits.fingerprint, {"sinks": [*words[::4]], "dead": [*words[1::4]]}))
     if traits.cell is not None:

@@ -286,6 +286,8 @@ class Offline(Method):
     """Whether it learns from pictures of which is known where they show what counts (`ModelCall.cells`)."""
     answered: ClassVar[bool] = False
     """Whether it looks at what predicts the right answers (`ModelCall.answers`), which then stand behind the prompts."""
+    labels: ClassVar[tuple[str, ...]] = ()
+    """The kinds of prompts that it compares, if it does (`ModelCall.labels`); they may be prompts without a picture."""
 
     @abstractmethod
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:

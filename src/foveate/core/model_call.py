@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -18,11 +18,13 @@ class ModelCall(Protocol):
     Attributes:
         traits: what methods may know of the model.
         batches: how many batches of samples there are.
+        labels: for each batch what kind of prompt each of its samples is, for methods that compare kinds (`Offline.labels`).
         special: ids of the tokenizer's special tokens, as far as they are known, ascending.
     """
 
     traits: Traits
     batches: int
+    labels: Sequence[Sequence[str]]
     special: tuple[int, ...]
 
     def begin(self, what: str, steps: int) -> None:

@@ -17,6 +17,7 @@ class Shape:
         visual: visual tokens of the prompt with the most.
         layers: of the language model.
         width, heads, kv_heads, head_width: of its hidden states and attention.
+        inner: width of what its MLP makes between its projections.
         vocabulary: words that it knows.
         itemsize: bytes of a number in the model's dtype.
         images: pictures (tiles) that were encoded.
@@ -35,6 +36,7 @@ class Shape:
     heads: int
     kv_heads: int
     head_width: int
+    inner: int
     vocabulary: int
     itemsize: int
     images: int

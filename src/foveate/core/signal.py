@@ -158,9 +158,13 @@ class Function:
     * ``projector``: ``f(cells [..., g * D])`` -> ``[..., D']``, the tokens that the projector makes of these rows
       (see `Features`), in float32 if they are; only where `foveate.core.traits.Traits.projects`.
     * ``rotate``, ``unrotate``: ``f(x [B, H, n, d], positions [R, B, n])``.
+    * ``through``: ``f(x [B, N, D])`` -> ``[B, N, D]``, what would enter decoder ``layer`` if ``x`` entered the first one in
+      the place of the current rows, with their positions and what they may see. The layers before it run plain: nothing is
+      recorded or cached and no other method acts. Gradients pass if they are on and ``x`` is no tensor made in inference
+      mode (`foveate.ops.gradients`). At the site ``sequence`` only.
     """
 
-    name: Literal["query_key", "norm", "head", "embedding", "projector", "rotate", "unrotate"]
+    name: Literal["query_key", "norm", "head", "embedding", "projector", "rotate", "unrotate", "through"]
     layer: int | None = None
 
 

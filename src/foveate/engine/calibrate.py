@@ -24,6 +24,7 @@ from foveate.engine.session import attach
 from foveate.models import anatomy
 
 Batches = Sequence[Mapping[str, Tensor]]
+Labels = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Calibration:
             methods that learn to tell such places.
         watcher: follows it.
         special: ids of the tokenizer's special tokens; those that the model's configuration names are known without.
+        labels: of each batch, what kind of prompt each sample is, for methods that compare kinds.
     """
 
     def __init__(
@@ -86,12 +88,13 @@ class Calibration:
         batches: Batches,
         marks: Batches = (),
         watcher: Watcher | None = None,
+        labels: Labels = (),
         special: Iterable[int] = (),
     ) -> None:
         parts = anatomy(model)
         self.traits = parts.traits()
         self.special = tuple(sorted({*special, *parts.special}))
-        self.batches = len(batches)
+        self.batches, self.labels = len(batches), labels
         self._model, self._batches, self._marks, self._watcher = model, batches, marks, watcher
         self.begin("reading", self.batches)
 
@@ -206,19 +209,42 @@ def calibrate(
     batches: Batches,
     *,
     marks: Batches = (),
+    labels: Labels = (),
     watcher: Watcher | None = None,
     special: Iterable[int] = (),
 ) -> Artifact:
     """The artifact of ``method``, such as ``"alvts(steps=500)"``, for ``model``; all else as in `Calibration`.
 
     Raises:
-        FoveateError: if the method is unknown or has nothing to calibrate, or the model's weights cannot be read.
+        FoveateError: if the method is unknown or has nothing to calibrate, if it compares kinds of prompts and ``labels`` do
+            not say which are which, or if the model's weights cannot be read.
     """
     method = to_calibrate(method)
+    if method.labels:
+        refuse_labels(method, [label for batch in labels for label in batch])
+    if method.labels and len(labels) != len(batches):
+        raise FoveateError(f"labels: must be a list for each of the {len(batches)} batches, and there are {len(labels)}")
     fingerprint = anatomy(model).traits().fingerprint
     if not any(fingerprint.weights.values()):
         raise FoveateError("model: all of its weights are offloaded; calibrate on a model loaded without offloading")
-    return method.artifact(fingerprint, method.calibrate(Calibration(model, batches, marks, watcher, special)))
+    return method.artifact(fingerprint, method.calibrate(Calibration(model, batches, marks, watcher, labels, special)))
+
+
+def refuse_labels(method: Offline, labels: Sequence[str]) -> None:
+    """Refuse ``labels`` of samples that are none of the method's kinds, or that leave one out.
+
+    Raises:
+        FoveateError: if they do.
+    """
+    kinds = " or ".join(map(repr, method.labels))
+    other = next((label for label in labels if label not in method.labels), None)
+    if other is not None:
+        raise FoveateError(f"{method.name}: a sample's label (its answer) is {other!r}; must be {kinds}")
+    missing = [kind for kind in method.labels if kind not in labels]
+    if missing:
+        raise FoveateError(
+            f"{method.name}: no sample has the label (the answer) {missing[0]!r}; give prompts of each kind, {kinds}"
+        )
 
 
 def to_calibrate(method: Method | str) -> Offline:

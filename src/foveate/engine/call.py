@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen, on
-from foveate.engine import attention
+from foveate.engine import ahead, attention
 from foveate.engine.arguments import by_name
 from foveate.engine.cache import Owner, adopt
 from foveate.engine.check import check_call, check_training
@@ -48,7 +48,7 @@ class Call:
         self, program: Program, owner: Owner, earlier: Recording | None, side: Handed, *, generating: bool = False
     ) -> None:
         self.look: Look | None = None
-        self.run: Run | Decoding | None = None
+        self.run: Run | Decoding | ahead.Ahead | None = None
         self.read: tuple[Layout, Seen] | None = None
         self._program, self._owner = program, owner
         self._earlier, self._side = earlier, side
@@ -189,6 +189,8 @@ class Call:
             run = None
             if program.methods:
                 run, kwargs = self._begin(recording, cache, kwargs, positions, past, prompt, stack)
+                if program.ahead and run.rows.has_pictures:
+                    ahead.offer(self, run, original, kwargs)
             elif begins and not branch:
                 recording.unmodified(self._intake(batch, rows, past), positions, self.looks)
             try:

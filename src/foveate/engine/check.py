@@ -13,7 +13,7 @@ from foveate.core.recipe import Recipe
 from foveate.core.signal import Aligned, Features, Function, Halves, Ids, Numbers, Pixels, Question, Side, Summary
 from foveate.core.traits import Traits
 from foveate.engine.attention import beyond_logits
-from foveate.engine.program import Program, layer_of
+from foveate.engine.program import Program, layers_of
 from foveate.engine.stand_in import compiled
 from foveate.models.anatomy import Anatomy
 from foveate.models.decoder import RECURRENT, WINDOWS
@@ -34,7 +34,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
         if reason:
             raise FoveateError(f"{method.name}: {reason}")
         _check_depth(method.fitted(traits), traits)
-        needed = {layer_of(signal) for signal in method.reads(traits)}
+        needed = {layer for signal in method.reads(traits) for layer in layers_of(signal)}
         missing = [layer for layer in traits.recurrent if layer in needed]
         if missing and not isinstance(method, Cache):
             raise FoveateError(

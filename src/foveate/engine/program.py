@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -65,6 +66,7 @@ class Program:
         side: side data that is read.
         halves, hidden, key_value: decoder layers of which these are read.
         given: functions and numbers, which no forward changes.
+        ahead: functions that run layers ahead, which are of one forward.
         compiled: decoder layers that are compiled one by one.
         devices: where each decoder layer is run, if accelerate says so.
         asks_companion: whether the question's embedding is read; ``asks_ids``: whether the tokens' ids are.
@@ -124,10 +126,13 @@ class Program:
         self.watched = False
         self.compiled = {number for number, layer in enumerate(anatomy.layers) if compiled(layer)}
         self.devices = [anatomy.device(layer) for layer in range(len(anatomy.layers))]
+        recurrent = set(traits.recurrent)
         every = dict.fromkeys(
-            signal for signals in self.reads.values() for signal in signals if layer_of(signal) not in traits.recurrent
+            signal for signals in self.reads.values() for signal in signals if recurrent.isdisjoint(layers_of(signal))
         )
-        self.given: dict[Signal, Any] = {s: function(anatomy, s) for s in every if isinstance(s, Function)}
+        functions = [signal for signal in every if isinstance(signal, Function)]
+        self.ahead = tuple(signal for signal in functions if signal.name == "through")
+        self.given: dict[Signal, Any] = {s: function(anatomy, s) for s in functions if s not in self.ahead}
         self.given |= {
             s: on(dict(traits.artifacts[s.method].numbers), anatomy.home) for s in every if isinstance(s, Numbers)
         }
@@ -171,10 +176,10 @@ class Program:
                 self.signals_by_item.add(signal)
 
 
-def layer_of(signal: Signal) -> int | None:
-    """The decoder layer whose attention a signal needs, None if it needs none."""
-    if isinstance(signal, Function):
-        return signal.layer if signal.name == "query_key" else None
+def layers_of(signal: Signal) -> Sequence[int]:
+    """The decoder layers whose attention a signal needs."""
+    if isinstance(signal, Function) and signal.layer is not None:
+        return range(signal.layer) if signal.name == "through" else (signal.layer,) if signal.name == "query_key" else ()
     if isinstance(signal, Rows | Columns | QueryKey | KeyValue) and signal.site.kind == "decoder":
-        return signal.site.layer
-    return None
+        return (signal.site.layer,)
+    return ()

@@ -177,6 +177,7 @@ class Recording:
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            inner=max(config.intermediate_size, (traits.experts or 0) * getattr(config, "moe_intermediate_size", 0)),
             vocabulary=config.vocab_size,
             itemsize=anatomy.dtype.itemsize,
             images=images,

@@ -8,6 +8,7 @@ from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
+from foveate.methods.before_llm.dtr import DTR
 from foveate.methods.before_llm.duet_vlm import DuetVLM
 from foveate.methods.before_llm.embedlens import EmbedLens
 from foveate.methods.before_llm.evs import EVS
@@ -57,6 +58,7 @@ __all__ = [
     "BTP",
     "CORE",
     "DART",
+    "DTR",
     "EVS",
     "PPE",
     "ApET",
