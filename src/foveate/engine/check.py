@@ -10,7 +10,22 @@ from typing import Any
 from foveate.core.errors import FoveateError, NeedsTraining
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
-from foveate.core.signal import Aligned, Features, Function, Halves, Numbers, Pixels, Question, Side, Summary
+from foveate.core.reuse import Reuse
+from foveate.core.signal import (
+    Aligned,
+    Columns,
+    Features,
+    Function,
+    Halves,
+    Keys,
+    Numbers,
+    Pixels,
+    QueryKey,
+    Question,
+    Rows,
+    Side,
+    Summary,
+)
 from foveate.core.traits import Traits
 from foveate.engine.attention import beyond_logits
 from foveate.engine.program import Program, layer_of
@@ -53,6 +68,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
                 "many entries of every head, such as snapkv"
             )
     _check_grids(recipe, traits)
+    _check_reuse(recipe, traits)
     _check_experts(recipe, traits)
     routed: dict[int, str] = {}
     for method in recipe.methods:
@@ -120,6 +136,10 @@ def _check_depth(method: Method, traits: Traits) -> None:
         "encoder block as a site": (
             [site.layer for site in acts if site.kind == "encoder"],
             0 if traits.feature_layer is None else traits.feature_layer + 1,
+        ),
+        "encoder block in part": (
+            list(method.reused(traits)) if isinstance(method, Reuse) else [],
+            traits.encoder_layers if traits.reuses and traits.encoder_layers else 0,
         ),
     }
     for what, (layers, depth) in within.items():
@@ -204,6 +224,24 @@ def _check_grids(recipe: Recipe, traits: Traits) -> None:
             raise FoveateError(
                 f"{before[0].name} + {method.name}: {method.name} needs whole grids, and {before[0].name} drops tokens "
                 f"before it; {remedy}"
+            )
+
+
+def _check_reuse(recipe: Recipe, traits: Traits) -> None:
+    """Frames are whole where they take from each other, and nobody looks on: some rows ask nothing there."""
+    reusing = [m for m in recipe.methods if isinstance(m, Reuse) and m.reused(traits)]
+    if len(reusing) > 1:
+        raise FoveateError(f"{reusing[0].name} + {reusing[1].name}: both let encoder blocks run in part; use one of them")
+    for method in recipe.methods if reusing else ():
+        acts = method.sites(traits) if isinstance(method, Tokens) else ()
+        inside = next((site for site in acts if site.kind in ("patches", "encoder")), None)
+        read = [signal.site for signal in method.reads(traits) if isinstance(signal, Rows | Columns | Keys | QueryKey)]
+        looks = next((site for site in read if site.kind == "encoder"), None)
+        if inside or looks:
+            does = f"drops rows at {inside}" if inside else f"reads attention at {looks}"
+            raise FoveateError(
+                f"{reusing[0].name} + {method.name}: {method.name} {does}, where {reusing[0].name} runs some rows only; use "
+                "one of them"
             )
 
 

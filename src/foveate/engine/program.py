@@ -12,6 +12,7 @@ from foveate.core.layout import Layout
 from foveate.core.method import Cache, Experts, Method, Pictures, Routing, Tokens
 from foveate.core.ranking import collecting
 from foveate.core.recipe import Recipe
+from foveate.core.reuse import Reuse
 from foveate.core.signal import (
     Aligned,
     Columns,
@@ -48,6 +49,7 @@ class Program:
         pictures: methods that act on pictures before the processor, in recipe order.
         reshaped: those of them that have changed a picture; None if no picture came by them yet.
         constants: what methods find in their `State` at any time.
+        reuse: the method that lets blocks of the encoder run in part; ``reused``: which blocks.
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
         routing: the method that routes each decoder layer.
@@ -82,6 +84,8 @@ class Program:
         self.reshaped: set[Method] | None = None
         self.constants: dict[str, Any] = {"seed": seed, "traits": traits}
         self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
+        self.reuse: Reuse | None = None
+        self.reused: tuple[int, ...] = ()
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}
         self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
         self.routing: dict[int, Routing] = {}
@@ -98,6 +102,8 @@ class Program:
             if isinstance(method, Tokens):
                 for site in (s for s in method.sites(traits) if s.in_vision):
                     self.vision.setdefault((site.kind, site.layer, site.part), []).append(method)
+            if isinstance(method, Reuse) and method.reused(traits):
+                self.reuse, self.reused = method, method.reused(traits)
             if isinstance(method, Routing):
                 self.routing.update(dict.fromkeys(method.routed(traits), method))
             if isinstance(method, Experts):
