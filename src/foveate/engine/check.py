@@ -11,21 +11,7 @@ from foveate.core.errors import FoveateError, NeedsTraining
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.reuse import Reuse
-from foveate.core.signal import (
-    Aligned,
-    Columns,
-    Features,
-    Function,
-    Halves,
-    Keys,
-    Numbers,
-    Pixels,
-    QueryKey,
-    Question,
-    Rows,
-    Side,
-    Summary,
-)
+from foveate.core.signal import Aligned, Features, Function, Halves, Numbers, Pixels, Question, Side, Summary
 from foveate.core.traits import Traits
 from foveate.engine.attention import beyond_logits
 from foveate.engine.program import Program, layer_of
@@ -34,6 +20,9 @@ from foveate.models.anatomy import Anatomy
 from foveate.models.decoder import RECURRENT, WINDOWS
 
 KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+BEFORE_LAYERS = ("patches", "encoder", "pre_projector", "projected", "sequence")
+"""Kinds of sites before the first decoder layer, in the order in which a request meets them."""
 
 KINDS = {"full_attention", *WINDOWS, *RECURRENT}
 """Kinds of layers, by what they remember."""
@@ -212,36 +201,33 @@ def check_call(program: Program, kwargs: Mapping[str, Any], cache_unwanted: bool
 
 def _check_grids(recipe: Recipe, traits: Traits) -> None:
     """Some choosers need whole grids: nothing may be dropped or merged before them."""
-    editing = [
-        (m, {s.kind for s in m.sites(traits) if s.kind != "decoder"}) for m in recipe.methods if isinstance(m, Tokens)
-    ]
-    on_pictures = [method for method, kinds in editing if kinds - {"sequence"}]
-    on_sequence = [method for method, kinds in editing if "sequence" in kinds]
-    for place, method in enumerate(on_sequence):
-        before = [other for other in (*on_pictures, *on_sequence[:place]) if other is not method]
-        if method.needs_grid and before:
-            remedy = "use one of them" if before[0] in on_pictures else "put it first, or use one of them"
+    acting = []
+    for number, method in enumerate(m for m in recipe.methods if isinstance(m, Tokens)):
+        places = [BEFORE_LAYERS.index(site.kind) for site in method.sites(traits) if site.kind in BEFORE_LAYERS]
+        acting += [(min(places), number, method)] if places else []
+    acting.sort(key=lambda found: found[:2])
+    for rank, (place, _, method) in enumerate(acting):
+        if method.needs_grid and rank:
+            first, _, before = acting[0]
+            remedy = "put it first, or use one of them" if first == place else "use one of them"
             raise FoveateError(
-                f"{before[0].name} + {method.name}: {method.name} needs whole grids, and {before[0].name} drops tokens "
+                f"{before.name} + {method.name}: {method.name} needs whole grids, and {before.name} drops tokens "
                 f"before it; {remedy}"
             )
 
 
 def _check_reuse(recipe: Recipe, traits: Traits) -> None:
-    """Frames are whole where they take from each other, and nobody looks on: some rows ask nothing there."""
+    """Frames are whole where they take from each other."""
     reusing = [m for m in recipe.methods if isinstance(m, Reuse) and m.reused(traits)]
     if len(reusing) > 1:
         raise FoveateError(f"{reusing[0].name} + {reusing[1].name}: both let encoder blocks run in part; use one of them")
     for method in recipe.methods if reusing else ():
         acts = method.sites(traits) if isinstance(method, Tokens) else ()
         inside = next((site for site in acts if site.kind in ("patches", "encoder")), None)
-        read = [signal.site for signal in method.reads(traits) if isinstance(signal, Rows | Columns | Keys | QueryKey)]
-        looks = next((site for site in read if site.kind == "encoder"), None)
-        if inside or looks:
-            does = f"drops rows at {inside}" if inside else f"reads attention at {looks}"
+        if inside:
             raise FoveateError(
-                f"{reusing[0].name} + {method.name}: {method.name} {does}, where {reusing[0].name} runs some rows only; use "
-                "one of them"
+                f"{reusing[0].name} + {method.name}: {method.name} drops rows at {inside}, where {reusing[0].name} needs "
+                "them all; use one of them"
             )
 
 

@@ -49,7 +49,8 @@ class Program:
         pictures: methods that act on pictures before the processor, in recipe order.
         reshaped: those of them that have changed a picture; None if no picture came by them yet.
         constants: what methods find in their `State` at any time.
-        reuse: the method that lets blocks of the encoder run in part; ``reused``: which blocks.
+        reuse: the method that lets blocks of the encoder run in part; ``reused``: which blocks. One whose
+            attention is read runs whole.
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
         routing: the method that routes each decoder layer.
@@ -103,7 +104,7 @@ class Program:
                 for site in (s for s in method.sites(traits) if s.in_vision):
                     self.vision.setdefault((site.kind, site.layer, site.part), []).append(method)
             if isinstance(method, Reuse) and method.reused(traits):
-                self.reuse, self.reused = method, method.reused(traits)
+                self.reuse = method
             if isinstance(method, Routing):
                 self.routing.update(dict.fromkeys(method.routed(traits), method))
             if isinstance(method, Experts):
@@ -138,6 +139,8 @@ class Program:
         }
         for signal in every:
             self._sort(signal)
+        if self.reuse is not None:
+            self.reused = tuple(layer for layer in self.reuse.reused(traits) if layer not in self.encoder_signals)
         self.passing = {signal for signal in every if isinstance(signal, QueryKey) and self._passes(signal)}
 
     def watching(self, layout: Layout, by_head: bool = False) -> AbstractContextManager[list[Tensor] | None]:
