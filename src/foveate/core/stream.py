@@ -30,10 +30,6 @@ class Memory:
         """Remember ``value`` in the place of what ``method`` put under ``key`` before."""
         self._values[method, key] = value
 
-    def drop(self, method: Hashable, key: Hashable) -> None:
-        """Forget what ``method`` put under ``key``, if anything."""
-        self._values.pop((method, key), None)
-
     def reset(self) -> None:
         """Forget everything: the next frame is the first of a new stream."""
         self.owner = None
