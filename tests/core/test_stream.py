@@ -32,7 +32,7 @@ def test_a_draft_counts_once_it_is_taken() -> None:
 
     assert (memory.get("a", 0), draft.get("a", 0)) == (1, 2)
     memory.take(draft)
-    assert memory.get("a", 0) == 2
+    assert (memory.get("a", 0), draft.get("a", 0)) == (2, None)
 
 
 def test_a_new_stream_knows_nothing() -> None:

@@ -20,6 +20,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.reuse import Reuse
 from foveate.core.stream import Memory
 from foveate.core.traits import Traits
+from foveate.engine.call import LOOK
 from foveate.engine.session import Session
 from foveate.models import anatomy
 from tests import tiny, videos
@@ -180,6 +181,14 @@ def test_a_call_that_dies_leaves_the_stream_as_it_was() -> None:
         rest = streamed(session, model, video[:, 2:], (1, 1), memory)
 
     assert_close(torch.cat([first, rest], dim=1), plain)
+
+
+def test_features_that_are_kept_hold_nothing_of_the_stream() -> None:
+    model, memory = tiny.llava_onevision(), Memory()
+    with foveate.attach(model, Part()) as session, session.streaming(memory):
+        output = model.model.get_video_features(film(1))
+    assert memory.nbytes > 0
+    assert getattr(output, LOOK).memory.nbytes == 0
 
 
 def test_each_thread_has_its_own_stream() -> None:

@@ -47,8 +47,8 @@ class Memory:
         return copy
 
     def take(self, draft: Memory) -> None:
-        """The call of a `draft` went well: what it wrote counts."""
-        self._values = draft._values
+        """The call of a `draft` went well: what it wrote counts, and the draft holds nothing any more."""
+        self._values, draft._values = draft._values, {}
 
 
 def _bytes(value: Any) -> int:
