@@ -103,6 +103,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
     "snapkv": [{"keep": 0.5, "window": 4}],
+    "stc": [{"keep": 6}, {"keep": 0.4, "interval": 1, "variant": "released", "positions": "anchor"}],
     "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],
     "sparsevila": [{"keep": 6, "decode_keep": 0.5}, {"keep": 1.0, "decode_keep": 0.4}],
     "sparsevlm": [
@@ -119,7 +120,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-FILMED = {"evs", "metom"}
+FILMED = {"evs", "metom", "stc"}
 """Methods that look from one frame of a video to the next: the suite shows them videos, too."""
 
 

@@ -1,4 +1,7 @@
-"""The protocols: the ways in which a published system may act on a model."""
+"""The protocols: the ways in which a published system may act on a model.
+
+`ItemTokens` (`foveate.core.items`) and `Reuse` (`foveate.core.reuse`) have files of their own.
+"""
 
 from __future__ import annotations
 
@@ -316,9 +319,3 @@ class Offline(Method):
 
     def _bound(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.bound}
-
-
-def protocols(method: type[Method] | Method) -> tuple[str, ...]:
-    """Names of the protocols that a method implements."""
-    kind = method if isinstance(method, type) else type(method)
-    return tuple(p.__name__ for p in (Pictures, Tokens, Routing, Experts, Cache, Offline) if issubclass(kind, p))

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen, on
+from foveate.core.stream import Memory
 from foveate.engine import ahead, attention
 from foveate.engine.arguments import by_name
 from foveate.engine.cache import Owner, adopt
@@ -45,13 +46,20 @@ class Call:
     """
 
     def __init__(
-        self, program: Program, owner: Owner, earlier: Recording | None, side: Handed, *, generating: bool = False
+        self,
+        program: Program,
+        owner: Owner,
+        earlier: Recording | None,
+        side: Handed,
+        memory: Memory | None = None,
+        *,
+        generating: bool = False,
     ) -> None:
         self.look: Look | None = None
         self.run: Run | Decoding | ahead.Ahead | None = None
         self.read: tuple[Layout, Seen] | None = None
         self._program, self._owner = program, owner
-        self._earlier, self._side = earlier, side
+        self._earlier, self._side, self._memory = earlier, side, memory
         self._begun = program.now()
         self._awaited = True
         self._generating = generating
@@ -85,13 +93,15 @@ class Call:
         if self.look is not None:  # a family may encode videos by the function that encodes pictures
             return original(*args, **kwargs)
         refuse_unprepared(self._program)
-        look = self.look = Look(self._program, kind, bound, self.recording.clock, self._side.get(kind, {}))
+        look = self.look = Look(self._program, kind, bound, self.recording.clock, self._side.get(kind, {}), self._memory)
         encoder = self._program.anatomy.encoder
         listening = () if encoder is None else [encoder.attention[layer] for layer in self._program.encoder_signals]
         try:
             with attention.tapped(listening):
                 output = original(*args, **kwargs)
             look.finish(output)
+            if self._memory is not None and look.memory is not None:
+                self._memory.take(look.memory)
         finally:
             self.look = None
         self.looks.append(look)

@@ -13,6 +13,7 @@ from foveate.core.layout import Layout
 from foveate.core.method import Cache, Experts, Method, Pictures, Routing, Tokens
 from foveate.core.ranking import collecting
 from foveate.core.recipe import Recipe
+from foveate.core.reuse import Reuse
 from foveate.core.signal import (
     Aligned,
     Columns,
@@ -50,6 +51,8 @@ class Program:
         pictures: methods that act on pictures before the processor, in recipe order.
         reshaped: those of them that have changed a picture; None if no picture came by them yet.
         constants: what methods find in their `State` at any time.
+        reuse: the method that lets blocks of the encoder run in part; ``reused``: which blocks. One whose
+            attention is read runs whole.
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
         routing: the method that routes each decoder layer.
@@ -85,6 +88,8 @@ class Program:
         self.reshaped: set[Method] | None = None
         self.constants: dict[str, Any] = {"seed": seed, "traits": traits}
         self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
+        self.reuse: Reuse | None = None
+        self.reused: tuple[int, ...] = ()
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}
         self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
         self.routing: dict[int, Routing] = {}
@@ -101,6 +106,8 @@ class Program:
             if isinstance(method, Tokens):
                 for site in (s for s in method.sites(traits) if s.in_vision):
                     self.vision.setdefault((site.kind, site.layer, site.part), []).append(method)
+            if isinstance(method, Reuse) and method.reused(traits):
+                self.reuse = method
             if isinstance(method, Routing):
                 self.routing.update(dict.fromkeys(method.routed(traits), method))
             if isinstance(method, Experts):
@@ -138,6 +145,8 @@ class Program:
         }
         for signal in every:
             self._sort(signal)
+        if self.reuse is not None:
+            self.reused = tuple(layer for layer in self.reuse.reused(traits) if layer not in self.encoder_signals)
         self.passing = {signal for signal in every if isinstance(signal, QueryKey) and self._passes(signal)}
 
     def watching(self, layout: Layout, by_head: bool = False) -> AbstractContextManager[list[Tensor] | None]:

@@ -27,6 +27,7 @@ from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.before_llm.visionzip import VisionZip
 from foveate.methods.before_llm.zoo_prune import ZOOPrune
 from foveate.methods.in_encoder.folder import Folder
+from foveate.methods.in_encoder.stc import STC
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
 from foveate.methods.in_llm.blink import Blink
@@ -61,6 +62,7 @@ __all__ = [
     "DTR",
     "EVS",
     "PPE",
+    "STC",
     "ApET",
     "Blink",
     "CDPruner",
