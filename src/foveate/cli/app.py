@@ -434,7 +434,8 @@ def calibrate(
             metavar="N",
             min=1,
             help="Questions per generated task (16 if not given), or of --data the first N (96). index_preserving learns "
-            "from N drawn pictures, or from the evidence in the first N rows of --data (2000).",
+            "from N drawn pictures, or from the evidence in the first N rows of --data (2000). dtr compares all prompts of "
+            "--data, or the first N.",
         ),
     ] = None,
     out: Annotated[

@@ -25,7 +25,7 @@ from foveate.engine.intake import Intake
 from foveate.engine.keeping import Keeping
 from foveate.engine.program import Program
 from foveate.engine.route import Route
-from foveate.engine.rows import Rows
+from foveate.engine.rows import Rows, unpositioned
 from foveate.engine.side import ByItem
 from foveate.engine.signals import ByPicture, Signals
 from foveate.engine.vision import Look
@@ -144,15 +144,11 @@ class Run:
             self.ran.append((route.counts if route.skips else rows.layout.live, route.counts))
             rope = rows.rope(layer, x, kwargs["position_embeddings"], old)
             x, mask, tables = route.enter(layer, rows, cache, kwargs.get("attention_mask"), rope)
-            return x, dict(_unpositioned(kwargs), attention_mask=mask, position_embeddings=tables)
+            return x, dict(unpositioned(kwargs), attention_mask=mask, position_embeddings=tables)
         self.ran.append((rows.layout.live, rows.layout.live) if rows.given > 1 else ((), ()))
         new = rows.extended(old)
         cache.announce(new, x.shape[1])
-        if not rows.edited and old.complete and old.shift is None:
-            return x, kwargs
-        rope = rows.rope(layer, x, kwargs["position_embeddings"], old)
-        mask = rows.mask(kwargs.get("attention_mask"), new, x)
-        return x, dict(_unpositioned(kwargs), attention_mask=mask, position_embeddings=rope)
+        return x, rows.given_to(layer, x, kwargs, old, new)
 
     def leave(self, layer: int, x: Tensor) -> Tensor:
         """What decoder ``layer`` is to return instead of ``x``."""
@@ -343,8 +339,3 @@ def attend_blocks(cache: Any, query: Tensor, key: Tensor, value: Tensor, mask: T
         rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
         allowed = attention.visible(mask, rows, query.shape[2], key.shape[2])
     return ragged.attend(query, cache.blocks, key, value, allowed, scale)
-
-
-def _unpositioned(kwargs: dict[str, Any]) -> dict[str, Any]:
-    # Gaps in position ids would be taken for packed sequences by FlashAttention; the rotary tables are made already.
-    return dict(kwargs, position_ids=None)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen
+from foveate.core.stream import Memory
 from foveate.engine.call import Call
 from foveate.engine.recording import Recording
 from foveate.engine.side import Handed
@@ -20,6 +21,7 @@ class Seat(threading.local):
     recording: Recording | None = None
     read: tuple[Layout, Seen] | None = None
     side: Handed = {}  # noqa: RUF012
+    memory: Memory | None = None
 
     @contextmanager
     def handing(self, side: Handed) -> Iterator[None]:
@@ -30,3 +32,12 @@ class Seat(threading.local):
             yield
         finally:
             self.side = outer
+
+    @contextmanager
+    def streaming(self, memory: Memory) -> Iterator[None]:
+        """Encode the frames of the stream of ``memory`` meanwhile."""
+        outer, self.memory = self.memory, memory
+        try:
+            yield
+        finally:
+            self.memory = outer

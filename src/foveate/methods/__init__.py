@@ -9,6 +9,7 @@ from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
+from foveate.methods.before_llm.dtr import DTR
 from foveate.methods.before_llm.duet_vlm import DuetVLM
 from foveate.methods.before_llm.embedlens import EmbedLens
 from foveate.methods.before_llm.evs import EVS
@@ -28,6 +29,7 @@ from foveate.methods.before_llm.visionzip import VisionZip
 from foveate.methods.before_llm.zoo_prune import ZOOPrune
 from foveate.methods.in_encoder.flowcut import FlowCut
 from foveate.methods.in_encoder.folder import Folder
+from foveate.methods.in_encoder.stc import STC
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
 from foveate.methods.in_llm.blink import Blink
@@ -41,6 +43,7 @@ from foveate.methods.in_llm.hidrop import HiDrop
 from foveate.methods.in_llm.information_horizon import InformationHorizon
 from foveate.methods.in_llm.ivc_prune import IVCPrune
 from foveate.methods.in_llm.meteor import Meteor
+from foveate.methods.in_llm.modes import MoDES
 from foveate.methods.in_llm.prune2drive import Prune2Drive
 from foveate.methods.in_llm.pyramiddrop import PyramidDrop
 from foveate.methods.in_llm.shortv import ShortV
@@ -58,8 +61,10 @@ __all__ = [
     "BTP",
     "CORE",
     "DART",
+    "DTR",
     "EVS",
     "PPE",
+    "STC",
     "ApET",
     "Blink",
     "CDPruner",
@@ -85,6 +90,7 @@ __all__ = [
     "Merge3D",
     "Meteor",
     "MixKV",
+    "MoDES",
     "OmniZipAV",
     "PixelPrune",
     "Pool",
