@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from foveate.core.layout import Layout
@@ -20,6 +20,8 @@ class Seat(threading.local):
     recording: Recording | None = None
     read: tuple[Layout, Seen] | None = None
     side: Handed = {}  # noqa: RUF012
+    calls: Callable[..., Call] = Call
+    """What makes its calls."""
 
     @contextmanager
     def handing(self, side: Handed) -> Iterator[None]:

@@ -194,7 +194,7 @@ class Session(Shown, Prepares):
         if outer is not None and not generating:
             yield outer
             return
-        call = seat.call = Call(self._program, self, seat.recording, seat.side, generating=generating)
+        call = seat.call = seat.calls(self._program, self, seat.recording, seat.side, generating=generating)
         try:
             yield call
             self._end(call)
@@ -294,7 +294,7 @@ class Session(Shown, Prepares):
         # Not by `_entered`, in a few calls less: each step of decoding passes here for each of three modules.
         if call is not None:
             return body(call, original, *args, **kwargs)
-        call = self._seat.call = Call(self._program, self, self._seat.recording, self._seat.side)
+        call = self._seat.call = self._seat.calls(self._program, self, self._seat.recording, self._seat.side)
         try:
             output = body(call, original, *args, **kwargs)
             self._end(call)
