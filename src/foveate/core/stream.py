@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate.core.method import Cache
 
 Turned = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""``(layer, keys [1, Hkv, n, d], old, new)``: a layer's keys that stand at positions ``old`` ``[R, n]``, turned to ``new``."""
+"""``(layer, keys [1, Hkv, n, d], old, new)``: a layer's keys, moved from positions ``old`` ``[R, n]`` to ``new``."""
 
 
 @dataclass(frozen=True)

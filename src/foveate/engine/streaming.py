@@ -92,7 +92,7 @@ class StreamCache:
         """Let the owner say what stays, given the ids ``[1, n]`` of its guiding texts."""
         assert self._owner is not None
         masses = [self._guided(ids) for ids in texts]
-        layers = self.cache.layers
+        layers: list[Any] = self.cache.layers
         held = [
             Held(layer.keys, layer.values, self._positions[number], self._prefix, tuple(mass[number] for mass in masses))
             for number, layer in enumerate(layers)
@@ -108,12 +108,13 @@ class StreamCache:
     def fork(self) -> DynamicCache:
         """A cache that goes on from here while this one stays as it is."""
         other = DynamicCache(config=self._parts.config)
-        other.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in other.layers:
+        layers: list[Any] = [copy.copy(layer) for layer in self.cache.layers]
+        for layer in layers:
             # Stepwise eviction writes in place; all else makes new tensors.
             if isinstance(layer, FoveateLayer) and layer.eviction is not None:
-                layer.keys, layer.values = layer.keys.clone(), layer.values.clone()
+                layer.keys, layer.values = torch.clone(layer.keys), torch.clone(layer.values)
                 layer.eviction = copy.deepcopy(layer.eviction)
+        other.layers = layers
         return other
 
     def asked(self, ids: Tensor) -> dict[str, Any]:
@@ -167,7 +168,7 @@ class StreamCache:
 
     def _guided(self, ids: Tensor) -> list[Tensor]:
         """Of each layer the attention ``[n]`` that a text gives to its entries."""
-        held = [layer.keys.shape[2] for layer in self.cache.layers]
+        held = [layer.keys.shape[2] for layer in self._filled]
         positions = torch.arange(self.next, self.next + ids.shape[1], device=ids.device)
         with self._calling(_Guiding) as calls:
             self._model({"input_ids": ids}, positions.expand(3 if self._parts.rotary_rows > 1 else 1, 1, -1), self.fork())
@@ -180,8 +181,8 @@ class StreamCache:
 
     def _forget(self) -> None:
         """What the layers hold counts as the last tokens of a conversation as long as the fullest of them."""
-        layers = [layer for layer in self.cache.layers if isinstance(layer, FoveateLayer)]
-        if not layers or all(layer.ledger.complete for layer in layers) and len({c.columns for c in layers}) == 1:
+        layers: list[Any] = [layer for layer in self.cache.layers if isinstance(layer, FoveateLayer)]
+        if all(layer.ledger.complete for layer in layers):
             return
         seen = self.entries
         for layer in layers:
@@ -189,7 +190,7 @@ class StreamCache:
             layer.ledger = _last(layer, seen, ledger.is_visual(ledger.tokens(1, layer.keys.device))[:, 0])
 
 
-def _last(layer: FoveateLayer, seen: int, visual: Tensor) -> Ledger:
+def _last(layer: Any, seen: int, visual: Tensor) -> Ledger:
     """A layer's entries, of which ``visual`` ``[1, n]`` are, as the last of ``seen`` tokens."""
     count = layer.columns
     visual = torch.nn.functional.pad(visual, (seen - count, 0))
@@ -228,7 +229,7 @@ class _Asking(_StreamCall):
 class _Guiding(_StreamCall):
     """Reads a guiding text. ``masses``: of each layer what its owner makes of the attention, ``[1, n]``."""
 
-    masses: list[Tensor]
+    masses: list[Any]
 
     def _end(self, recording: Any, run: Run, output: Any, note: bool) -> None:
         self.masses, run.keeping.scoring = run.keeping.scores, False
@@ -240,7 +241,7 @@ def _check(session: Session) -> None:
     for kind, layers in (("sliding attention", traits.sliding), ("a recurrent state", traits.recurrent)):
         if layers:
             raise FoveateError(
-                f"stream: decoder layer {layers[0]} of {parts.family} has {kind}, which cannot be asked and taken back; use a "
+                f"stream: decoder layer {layers[0]} of {parts.family} has {kind}, which a stream cannot go on with; use a "
                 "model with full attention in every layer, such as qwen2_5_vl or llava_onevision"
             )
     if owner is not None and owner.by_head:

@@ -51,13 +51,14 @@ def stream(
     """
     if chunk < 1:
         raise FoveateError(f"chunk={chunk}: must be 1 or more")
+    module: Any = model
     if isinstance(model, Checkpoint):
         companion, artifacts = companion or model.companion, artifacts or model.artifacts
-        model, processor, system = model.model, processor or model.processor, system or model.system
+        module, processor, system = model.model, processor or model.processor, system or model.system
     if processor is None:
-        processor = load_processor(getattr(model, "name_or_path", "") or "")
+        processor = load_processor(str(getattr(module, "name_or_path", "")))
     words = Words.of(processor, system)
-    session = attach(model, recipe, seed=seed, companion=companion, artifacts=artifacts)
+    session = attach(module, recipe, seed=seed, companion=companion, artifacts=artifacts)
     try:
         return Stream(session, processor, words, chunk)
     except BaseException:

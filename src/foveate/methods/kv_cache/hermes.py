@@ -22,7 +22,7 @@ from torch import Tensor
 from foveate.core.budget import Budget
 from foveate.core.layout import Layout
 from foveate.core.method import Kept
-from foveate.core.parameters import In, Keep
+from foveate.core.parameters import AtLeast, In, Keep
 from foveate.core.registry import register
 from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
@@ -132,7 +132,7 @@ class Hermes(Stream):
     smoothing: Literal["smoothed", "raw"] = "smoothed"
     """Whether a layer's score takes up the next one's as already smoothed (the code) or as it was (the paper's formula)."""
     reindex: Literal["lazy", "eager"] = "lazy"
-    """Whether positions of a stream are closed up only when the model soon knows no larger ones, or at every compression."""
+    """Whether a stream's positions are closed up only when the model soon knows no larger ones, or at every compression."""
     headroom: Annotated[int, AtLeast(0)] = 1024
     """Positions that ``"lazy"`` leaves free for later chunks, a question and its answer."""
 
