@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from foveate.core.stream import Held
+from foveate.core.bounded import Held
 from foveate.methods import Hermes
 from foveate.methods.kv_cache.hermes import depths
 from tests.vectors import Case

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from foveate.core.bounded import Bounded, Held
 from foveate.core.errors import FoveateError
 from foveate.core.signal import Function
-from foveate.core.stream import Held, Stream
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.call import Call
 from foveate.engine.functions import function
@@ -28,7 +28,7 @@ from foveate.engine.session import Session
 
 
 class StreamCache:
-    """What has been read of a stream.
+    """What has been read of a stream. A copy goes on by itself, as nothing in it is changed in place.
 
     Attributes:
         cache: keys and values.
@@ -44,7 +44,7 @@ class StreamCache:
         parts, program = session.anatomy, session._program
         _check(session)
         self._session, self._parts = session, parts
-        self._owner = program.cache if isinstance(program.cache, Stream) else None
+        self._owner = program.cache if isinstance(program.cache, Bounded) else None
         self.cache = DynamicCache(config=parts.config)
         self.next = 0
         self._prefix = 0
@@ -66,7 +66,7 @@ class StreamCache:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._filled)
 
     @property
-    def owner(self) -> Stream | None:
+    def owner(self) -> Bounded | None:
         """The method that bounds it, if there is one."""
         return self._owner
 
@@ -77,9 +77,10 @@ class StreamCache:
 
     def read(self, inputs: Mapping[str, Any], positions: Tensor) -> None:
         """Read a chunk: what the model is called with, and its positions ``[R, 1, n]``, counted from the chunk's start."""
-        positions = positions + self.next
+        positions, cache = positions + self.next, self.fork()
         with self._calling(_Reading) as calls:
-            self._model(inputs, positions, self.cache)
+            self._model(inputs, positions, cache)
+        self.cache = cache
         written = calls[0].written or [positions[:, 0]] * len(self._parts.layers)
         joined = zip(self._positions or [positions[:, 0, :0]] * len(written), written)
         self._positions = [torch.cat([before, now.to(before.device)], dim=1) for before, now in joined]
@@ -98,6 +99,8 @@ class StreamCache:
             for number, layer in enumerate(layers)
         ]
         left = self._owner.retain(held, self._turned, self._limit)
+        self.cache = self.fork()
+        layers = self.cache.layers
         self._positions = [each.positions for each in left]
         self.next = 1 + int(torch.stack([each.positions.max() for each in left]).max())
         seen = max(each.keys.shape[2] for each in left)
@@ -205,7 +208,7 @@ class _StreamCall(Call):
     def _begin(self, *args: Any, **kwargs: Any) -> tuple[Run, dict[str, Any]]:
         run, kwargs = super()._begin(*args, **kwargs)
         keeping = run.keeping
-        if isinstance(self._program.cache, Stream):
+        if isinstance(self._program.cache, Bounded):
             keeping.scoring = isinstance(self, _Guiding)
         else:
             keeping.scoring = keeping.scoring and run.rows.has_pictures

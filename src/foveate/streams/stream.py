@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -80,7 +81,8 @@ class Stream:
         self._cache = StreamCache(session)
         self._waiting: list[Any] = []
         self._said: tuple[str, str] | None = None
-        self._read(words.before, [])
+        with torch.inference_mode():
+            self._read(self._cache, words.before, [])
 
     def __enter__(self) -> Stream:
         return self
@@ -106,10 +108,12 @@ class Stream:
     def push(self, frame: Any) -> None:
         """The next picture: a PIL image, or an array ``[H, W, 3]`` of bytes."""
         self._refuse_closed()
-        self._waiting.append(_picture(frame))
+        waiting = [*self._waiting, _picture(frame)]
+        if len(waiting) >= self._chunk:
+            self._take(waiting)
+            waiting = []
+        self._waiting = waiting  # a frame on which the model fails has not come
         self.frames += 1
-        if len(self._waiting) >= self._chunk:
-            self._flush()
 
     def ask(self, question: str, *, max_new_tokens: int = 64, **options: Any) -> str:
         """The model's answer to a question about what has come so far, which the stream then forgets.
@@ -121,7 +125,9 @@ class Stream:
         self._refuse_closed()
         if not self.frames:
             raise FoveateError("ask: no frame has come yet; push one first")
-        self._flush()
+        if self._waiting:
+            self._take(self._waiting)
+            self._waiting = []
         inputs = self._cache.asked(self._ids(self._words.asking(question)))
         settings = {"do_sample": False, "max_new_tokens": max_new_tokens, **options}
         with torch.inference_mode(), self._cache.answering():
@@ -137,24 +143,22 @@ class Stream:
     def _model(self) -> Any:
         return self.session.anatomy.model
 
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        waiting, self._waiting = self._waiting, []
-        self._read(self._words.picture * len(waiting), waiting)
-        owner = self._cache.owner
-        if owner is not None and self._cache.overflows:
-            with torch.inference_mode():
-                self._cache.compress([self._ids(text) for text in owner.guidance(self._said)])
-
     @torch.inference_mode()
-    def _read(self, text: str, pictures: Sequence[Any]) -> None:
+    def _take(self, pictures: Sequence[Any]) -> None:
+        """Read a chunk, and let the owner of the cache say what stays; all of it, or nothing."""
+        cache = copy.copy(self._cache)
+        self._read(cache, self._words.picture * len(pictures), pictures)
+        if cache.owner is not None and cache.overflows:
+            cache.compress([self._ids(text) for text in cache.owner.guidance(self._said)])
+        self._cache = cache
+
+    def _read(self, cache: StreamCache, text: str, pictures: Sequence[Any]) -> None:
         given: dict[str, Any] = {"images": self.session.pictures(pictures, self._processor)} if pictures else {}
         inputs = self._processor(text=[text], return_tensors="pt", add_special_tokens=False, **given)
         inputs = inputs.to(self._model.device, dtype=self._model.dtype)
         parts = self.session.anatomy
         known = {name: value for name, value in inputs.items() if name != "attention_mask"}
-        self._cache.read(known, _positions(parts, known))
+        cache.read(known, _positions(parts, known))
 
     def _ids(self, text: str) -> Tensor:
         ids = self._processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids

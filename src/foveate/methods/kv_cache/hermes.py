@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from foveate.core.bounded import Bounded, Held, Turned
 from foveate.core.budget import Budget
 from foveate.core.layout import Layout
 from foveate.core.method import Kept
@@ -27,7 +28,6 @@ from foveate.core.registry import register
 from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Attention, Rows, Seen, Signal, Site
-from foveate.core.stream import Held, Stream, Turned
 from foveate.core.traits import Traits
 from foveate.ops.ranks import dense_ranks
 from foveate.ops.select import top_k
@@ -106,7 +106,7 @@ def compacted(positions: Tensor, prefix: int) -> Tensor:
 
 @register
 @dataclass(frozen=True)
-class Hermes(Stream):
+class Hermes(Bounded):
     """Bound a stream's cache: recent entries in shallow layers, lasting ones in deep layers."""
 
     name = "hermes"

@@ -22,7 +22,7 @@ class Held:
         keys, values: ``[1, Hkv, n, d]``, keys turned to their positions.
         positions: ``[R, n]`` rotary positions.
         prefix: entries of what was told before the first picture.
-        attention: for each text of `Stream.guidance`, ``[n]`` float32: the mean over its words and the heads.
+        attention: for each text of `Bounded.guidance`, ``[n]`` float32: the mean over its words and the heads.
     """
 
     keys: Tensor
@@ -32,7 +32,7 @@ class Held:
     attention: tuple[Tensor, ...] = ()
 
 
-class Stream(Cache):
+class Bounded(Cache):
     """Keeps the cache of a stream within bounds, however long it runs."""
 
     @property
