@@ -133,6 +133,8 @@ class Hermes(Bounded):
     """Whether a layer's score takes up the next one's as already smoothed (the code) or as it was (the paper's formula)."""
     reindex: Literal["lazy", "eager"] = "lazy"
     """Whether a stream's positions are closed up only when the model soon knows no larger ones, or at every compression."""
+    texts: tuple[str, str] = (SCENE, SUMMARY)
+    """What a stream's entries are held against: a request to describe the scene, and one to summarise."""
     headroom: Annotated[int, AtLeast(0)] = 1024
     """Positions that ``"lazy"`` leaves free for later chunks, a question and its answer."""
 
@@ -168,7 +170,8 @@ class Hermes(Bounded):
     def guidance(self, said: tuple[str, str] | None) -> tuple[str, ...]:
         """For deep layers a summary, for those between the scene and a summary."""
         before = "" if said is None else f"You were asked: {said[0]} You answered: {said[1]} "
-        return before + SUMMARY, f"{before}{SCENE}; {SUMMARY}"
+        scene, summary = self.texts
+        return before + summary, f"{before}{scene}; {summary}"
 
     def retain(self, held: Sequence[Held], turned: Turned, limit: int | None) -> list[Held]:
         """The best entries of each layer, in deep ones a last entry for all that goes."""
