@@ -49,6 +49,7 @@ from foveate.methods.in_llm.sparsevlm import SparseVLM
 from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
 from foveate.methods.in_llm.vlm_pruner import VLMPruner
+from foveate.methods.kv_cache.hermes import Hermes
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
 from foveate.methods.kv_cache.snapkv import SnapKV
@@ -76,6 +77,7 @@ __all__ = [
     "Folder",
     "HalfV",
     "Hawk",
+    "Hermes",
     "HiDrop",
     "HiLoPrune",
     "HiPrune",
