@@ -64,7 +64,9 @@ def test_caps_are_dealt_out_as_in_fractions(drawn: tuple[list[int], int, list[in
 def test_only_the_proportion_of_weights_counts(drawn: tuple[list[int], int, list[int], list[int]], scale: float) -> None:
     weights, total, most, least = drawn
 
-    assert shared([w * scale for w in weights], total, most, least) == shared([float(w) for w in weights], total, most, least)
+    assert shared([w * scale for w in weights], total, most, least) == shared(
+        [float(w) for w in weights], total, most, least
+    )
 
 
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=7), st.integers(0, 60))

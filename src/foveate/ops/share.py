@@ -14,12 +14,12 @@ ALIKE = 1e-6
 def dealt(weights: Tensor, total: Tensor, most: Tensor, least: Tensor | None = None) -> Tensor:
     """Whole numbers in proportion to ``weights``, within bounds, that add up to ``total``.
 
-    What goes beyond a bound is dealt out to the others in the same proportion. Fractions go to the largest of them, the lowest
-    index first, so that the sum is exact. Weights that are all 0 are equal ones. Nothing waits for the device.
+    What goes beyond a bound is dealt out to the others in the same proportion. So that the sum is exact, the largest
+    fractions are rounded up, of equal ones those of the lowest indices. Weights that are all 0 are equal ones.
 
     Args:
         weights: ``[..., P]``, 0 or more.
-        total: ``[...]`` whole; at least what the lower bounds need, at most what the upper ones leave room for, is dealt out.
+        total: ``[...]`` whole; where the bounds ask for more, or have room for less, that is dealt out.
         most: ``[..., P]`` whole upper bounds.
         least: ``[..., P]`` whole lower bounds, no larger than ``most``; None = 0.
 
