@@ -10,7 +10,7 @@ for goes to the others in the same proportion; the last entry of the prompt alwa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -26,6 +26,8 @@ from foveate.core.ranking import ranked
 from foveate.core.registry import register
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen
+from foveate.core.traits import Traits
+from foveate.core.tunable import Tunable
 from foveate.methods.kv_cache.entries import Evictable, evictable, kept, last_entries
 from foveate.ops.dct import low_pass
 from foveate.ops.share import dealt
@@ -74,6 +76,10 @@ class FlashCache(Cache):
     """
     recent: Annotated[int, AtLeast(0)] = 0
     """Last entries of the prompt that stay whatever they are, as far as the budget goes; one does in any case."""
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """How smooth the copy is: the paper's best and its neighbours."""
+        return {"gamma": (0.1, 0.2, 0.3)}
 
     def workspace(self, shape: Shape) -> int:
         """Keys or values of one layer in float32, a few times; scores and entries of all; a cache while it shrinks."""

@@ -2,8 +2,8 @@
 
 Paper: "SnapKV: LLM Knows What You are Looking for Before Generation", arXiv 2404.14469. Follows NVIDIA/kvpress: the budget
 is a share of the prompt, and every key-value head keeps its own set (the original code has a fixed capacity and a set for
-each query head). Blind to modality: text and image entries compete, unless ``tokens="visual"`` spares the text, as papers on
-pictures have it. Prompts not longer than the window are left alone.
+each query head). Blind to modality: text and image entries compete, unless ``tokens="visual"`` spares the text. Prompts not
+longer than the window are left alone.
 """
 
 from __future__ import annotations
