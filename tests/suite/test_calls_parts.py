@@ -25,8 +25,8 @@ CACHES = [
     "prefixkv(keep=0.4)",
     "prefixkv(keep=12, search='bisect')",
     "sparsevila(keep=1.0, decode_keep=0.4)",
-    "aircache(keep=0.4, alpha=0.5)",
-    *(f"flashcache(keep=0.4, tokens='{tokens}')" for tokens in ("all", "visual")),
+    "aircache(keep=0.2, alpha=0.5)",
+    "flashcache(keep=0.4, tokens='visual')",
 ]
 OTHERS = ["qwen2_5_vl", "llava_next"]
 OF_OTHERS = ["uniform(keep=6)", "folder(keep=6)", "hiprune(keep=6)"]
