@@ -25,11 +25,12 @@ def waves(nth: Tensor, counts: Tensor, frequencies: Tensor) -> Tensor:
     Returns:
         ``[B, F, n]``.
     """
-    period, frequency = 4 * counts[:, None, None], frequencies[:, None]
+    # A sample without any rows has no waves, but nothing may be divided by their number.
+    some, frequency = counts.clamp(min=1)[:, None, None], frequencies[:, None]
     # Whole turns are left out in integers: far from the start of a long sequence the angle is as exact as at its start.
-    turn = (2 * nth + 1)[:, None] * frequency % period
-    length = (2 - (frequency == 0).int()) / counts.clamp(min=1)[:, None, None]
-    wave = (turn * (2 * pi / period.clamp(min=1))).cos() * length.sqrt()
+    turn = (2 * nth + 1)[:, None] * frequency % (4 * some)
+    length = (2 - (frequency == 0).int()) / some
+    wave = (turn * (pi / 2 / some)).cos() * length.sqrt()
     return wave.masked_fill((nth < 0)[:, None] | (frequency >= counts[:, None, None]), 0)
 
 

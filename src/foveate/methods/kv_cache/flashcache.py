@@ -45,11 +45,11 @@ def outliers(states: Tensor, rows: Tensor, counts: Sequence[int], gamma: float) 
     Returns:
         ``[B, n]`` mean squared deviation over channels, 0 at other rows, and ``[B]`` share of energy; float32.
     """
-    x = states.transpose(1, 2).flatten(2).float().masked_fill(~rows[..., None], 0)
+    x = states.transpose(1, 2).flatten(2).float()
     smooth = low_pass(x, rows, counts, [int(gamma * count) for count in counts])
-    deviation = (x - smooth).square_().mean(-1)
+    deviation = (x - smooth).square_().mean(-1).masked_fill(~rows, 0)
     # Lengths are kept by the transform: what is left of the rows is what is left of the spectrum.
-    energy = x.square_().mean(-1).sum(1)
+    energy = x.square().mean(-1).masked_fill(~rows, 0).sum(1)
     return deviation, deviation.sum(1) / energy.clamp(min=torch.finfo(energy.dtype).tiny)
 
 
