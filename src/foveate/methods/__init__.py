@@ -49,9 +49,12 @@ from foveate.methods.in_llm.sparsevlm import SparseVLM
 from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
 from foveate.methods.in_llm.vlm_pruner import VLMPruner
+from foveate.methods.kv_cache.aircache import AirCache
+from foveate.methods.kv_cache.flashcache import FlashCache
 from foveate.methods.kv_cache.hermes import Hermes
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
+from foveate.methods.kv_cache.pyramidkv import PyramidKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
 
@@ -64,6 +67,7 @@ __all__ = [
     "EVS",
     "PPE",
     "STC",
+    "AirCache",
     "ApET",
     "Blink",
     "CDPruner",
@@ -74,6 +78,7 @@ __all__ = [
     "EmbedLens",
     "FastV",
     "Feather",
+    "FlashCache",
     "Folder",
     "HalfV",
     "Hawk",
@@ -96,6 +101,7 @@ __all__ = [
     "PruMerge",
     "Prune2Drive",
     "PyramidDrop",
+    "PyramidKV",
     "Random",
     "SCoRe",
     "Scope",
