@@ -109,7 +109,6 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
-    "snapkv": [{"keep": 0.5, "window": 4}],
     "stc": [{"keep": 6}, {"keep": 0.4, "interval": 1, "variant": "released", "positions": "anchor"}],
     "snapkv": [{"keep": 0.5, "window": 4}, {"keep": 6, "window": 4, "tokens": "visual"}],
     "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],
