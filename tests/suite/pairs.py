@@ -28,6 +28,7 @@ from tests.suite.bodies import BODIES, FILMS, ONE, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "aircache": [{"keep": 0.4, "alpha": 0.5}, {"keep": 6, "among": "row"}],
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
@@ -57,6 +58,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "evs": [{"rate": 0.5}, {"rate": 0.7, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
     "flowcut": [{"keep": 6}, {"keep": 0.4, "entropy": 0.9, "every": 1, "layer": 2, "entering": 2.0}],
+    "flashcache": [{"keep": 0.4}, {"keep": 6, "tokens": "visual", "gamma": 0.1, "recent": 3}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
     "omnizip_av": [{}, {"steps": 1, "context": 0.0}],
@@ -103,12 +105,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "prefixkv": [{"keep": 0.5, "distance": -4}, {"keep": 8, "search": "bisect"}],
     "prune2drive": [{"keep": 0.4}, {"keep": 6, "layer": 0}],
     "pyramiddrop": [{}, {"layers": (1, 3), "ratios": (0.6, 0.0), "positions": "anchor"}],
+    "pyramidkv": [
+        {"keep": 0.5, "window": 4, "beta": 3},
+        {"keep": 0.5, "window": 4, "reading": "original"},
+        {"keep": 6, "window": 4, "beta": 4, "tokens": "visual"},
+    ],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
-    "snapkv": [{"keep": 0.5, "window": 4}],
     "stc": [{"keep": 6}, {"keep": 0.4, "interval": 1, "variant": "released", "positions": "anchor"}],
+    "snapkv": [{"keep": 0.5, "window": 4}, {"keep": 6, "window": 4, "tokens": "visual"}],
     "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],
     "sparsevila": [{"keep": 6, "decode_keep": 0.5}, {"keep": 1.0, "decode_keep": 0.4}],
     "sparsevlm": [

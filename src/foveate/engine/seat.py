@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen
 from foveate.core.stream import Memory
+from foveate.engine.cache import Owner
 from foveate.engine.call import Call
+from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.side import Handed
 
@@ -22,6 +24,13 @@ class Seat(threading.local):
     read: tuple[Layout, Seen] | None = None
     side: Handed = {}  # noqa: RUF012
     memory: Memory | None = None
+    calls: Callable[..., Call] = Call
+    """What makes its calls."""
+
+    def begin(self, program: Program, owner: Owner, *, generating: bool = False) -> Call:
+        """A new call, which is the current one from now on."""
+        self.call = self.calls(program, owner, self.recording, self.side, self.memory, generating=generating)
+        return self.call
 
     @contextmanager
     def handing(self, side: Handed) -> Iterator[None]:

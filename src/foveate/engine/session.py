@@ -182,7 +182,7 @@ class Session(Shown, Prepares, Hands):
         if outer is not None and not generating:
             yield outer
             return
-        call = seat.call = Call(self._program, self, seat.recording, seat.side, seat.memory, generating=generating)
+        call = seat.begin(self._program, self, generating=generating)
         try:
             yield call
             self._end(call)
@@ -285,8 +285,7 @@ class Session(Shown, Prepares, Hands):
         # Not by `_entered`, in a few calls less: each step of decoding passes here for each of three modules.
         if call is not None:
             return body(call, original, *args, **kwargs)
-        seat = self._seat
-        call = seat.call = Call(self._program, self, seat.recording, seat.side, seat.memory)
+        call = self._seat.begin(self._program, self)
         try:
             output = body(call, original, *args, **kwargs)
             self._end(call)

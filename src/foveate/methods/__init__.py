@@ -51,8 +51,12 @@ from foveate.methods.in_llm.sparsevlm import SparseVLM
 from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
 from foveate.methods.in_llm.vlm_pruner import VLMPruner
+from foveate.methods.kv_cache.aircache import AirCache
+from foveate.methods.kv_cache.flashcache import FlashCache
+from foveate.methods.kv_cache.hermes import Hermes
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
+from foveate.methods.kv_cache.pyramidkv import PyramidKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
 
@@ -65,6 +69,7 @@ __all__ = [
     "EVS",
     "PPE",
     "STC",
+    "AirCache",
     "ApET",
     "Blink",
     "CDPruner",
@@ -77,9 +82,11 @@ __all__ = [
     "FastV",
     "Feather",
     "FlowCut",
+    "FlashCache",
     "Folder",
     "HalfV",
     "Hawk",
+    "Hermes",
     "HiDrop",
     "HiLoPrune",
     "HiPrune",
@@ -98,6 +105,7 @@ __all__ = [
     "PruMerge",
     "Prune2Drive",
     "PyramidDrop",
+    "PyramidKV",
     "Random",
     "SCoRe",
     "Scope",
