@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen, on
 from foveate.core.stream import Memory
-from foveate.engine import ahead, attention
+from foveate.engine import ahead
 from foveate.engine.arguments import by_name
 from foveate.engine.cache import Owner, adopt
 from foveate.engine.check import check_call, check_training
@@ -29,6 +29,7 @@ from foveate.engine.rows import positions_of
 from foveate.engine.run import Run
 from foveate.engine.side import Handed
 from foveate.engine.vision import Kind, Look
+from foveate.models import taps
 
 LOOK = "_foveate_look"
 """Attribute of an encoder's output that says what it was made of, for prompts that come later."""
@@ -97,7 +98,7 @@ class Call:
         encoder = self._program.anatomy.encoder
         listening = () if encoder is None else [encoder.attention[layer] for layer in self._program.encoder_signals]
         try:
-            with attention.tapped(listening):
+            with taps.tapped(listening):
                 output = original(*args, **kwargs)
             look.finish(output)
             if self._memory is not None and look.memory is not None:
@@ -234,7 +235,7 @@ class Call:
             kwargs = decoding.begin(kwargs, given, past)
             self.run = decoding if decoding.busy else None
             if decoding.stored_by_head:
-                tap = attention.tapped(self._attentions(range(len(layers))))
+                tap = taps.tapped(self._attentions(range(len(layers))))
         try:
             if tap is None:
                 output = original(**kwargs)
@@ -304,7 +305,7 @@ class Call:
             run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, hidden=hidden or False)
             run.take_deepstack(kwargs)
         by_head = [number for number, layer in enumerate(layers) if getattr(layer, "blocks", None) is not None]
-        stack.enter_context(attention.tapped(self._attentions({*program.decoder_signals, *by_head})))
+        stack.enter_context(taps.tapped(self._attentions({*program.decoder_signals, *by_head})))
         self.run = run
         return run, kwargs
 
