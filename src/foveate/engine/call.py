@@ -216,7 +216,7 @@ class Call:
             decoding = Decoding.of(cache, self._program, layers, past, self._padding(kwargs), self._generating)
             kwargs = decoding.begin(kwargs, given, past)
             self.run = decoding if decoding.busy else None
-            if decoding.stored_by_head:
+            if decoding.stored:
                 tap = attention.tapped(self._attentions(range(len(layers))))
         try:
             if tap is None:
@@ -286,8 +286,8 @@ class Call:
             looks = self.looks if any(map(len, intake.items)) else ()
             run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, hidden=hidden or False)
             run.take_deepstack(kwargs)
-        by_head = [number for number, layer in enumerate(layers) if getattr(layer, "blocks", None) is not None]
-        stack.enter_context(attention.tapped(self._attentions({*program.decoder_signals, *by_head})))
+        stored = [number for number, layer in enumerate(layers) if getattr(layer, "store", None) is not None]
+        stack.enter_context(attention.tapped(self._attentions({*program.decoder_signals, *stored})))
         self.run = run
         return run, kwargs
 
