@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -14,10 +15,14 @@ from torch import Tensor
 from foveate.core.layout import Edit, Layout
 from foveate.core.report import Trace
 from foveate.core.roles import Role
+from foveate.engine.attention import TAP, tapped
+from foveate.engine.cache import FoveateLayer
 from foveate.engine.decoding import Decoding
 from foveate.engine.rows import Rows
 from foveate.engine.run import Run
+from foveate.engine.stored import Turning
 from foveate.models import anatomy
+from foveate.ops.rebuilt import Rebuilt
 
 
 @dataclass
@@ -34,6 +39,8 @@ class Notes:
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
         moving: rows of which an edit has moved positions (not those of ``"anchor"`` with text that keeps its own).
         moved: for each forward that read images, whether that had happened when each layer was entered.
+        stored: for each layer and forward that read a store that makes keys and values anew: first query, number of queries,
+            the tokens ``[B, n]`` in the store, and the keys and values ``[B, Hkv, n, d]`` that were read of them.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
@@ -44,6 +51,7 @@ class Notes:
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
     moving: list[Rows] = field(default_factory=list)
     moved: list[list[bool]] = field(default_factory=list)
+    stored: dict[int, list[tuple[int, int, Tensor, Tensor, Tensor]]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -51,6 +59,20 @@ def noting() -> Iterator[Notes]:
     """Take notes of every forward of every session."""
     notes = Notes()
     enter, begin, apply, edit = Run.enter, Decoding.begin, Run._apply, Rows.edit
+    attend, attend_step = Run.attend, Decoding.attend
+
+    def reading(cache: Any, layer: int, query: Tensor, turn: Any) -> None:
+        if isinstance(cache, FoveateLayer) and isinstance(cache.store, Rebuilt):
+            tokens = cache.ledger.tokens(len(query), query.device)[:, 0, : cache.store.columns]
+            notes.stored.setdefault(layer, []).append((*notes.held[-1][:2], tokens, *cache.store.rebuilt(turn)))
+
+    def attended(run: Run, layer: int, query: Tensor, *args: Any) -> Any:
+        reading(run.keeping.layers[layer], layer, query, Turning().of(run.program.anatomy, layer))
+        return attend(run, layer, query, *args)
+
+    def attended_in_a_step(decoding: Decoding, layer: int, query: Tensor, *args: Any) -> Any:
+        reading(decoding.layers[layer], layer, query, Turning().of(decoding.program.anatomy, layer))
+        return attend_step(decoding, layer, query, *args)
 
     def applied(run: Run, layer: int, change: Edit, x: Tensor) -> Tensor:
         out = apply(run, layer, change, x)
@@ -100,6 +122,8 @@ def noting() -> Iterator[Notes]:
         patch.object(Run, "_apply", applied),
         patch.object(Decoding, "begin", stepped),
         patch.object(Rows, "edit", edited),
+        patch.object(Run, "attend", attended),
+        patch.object(Decoding, "attend", attended_in_a_step),
     ):
         yield notes
 
@@ -189,12 +213,38 @@ def masked_logits(
     handles += [module.register_forward_hook(after(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
     if parts.rotary_rows == 1 and "attention_mask" in inputs:
         inputs = dict(inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))
+    stored = {} if notes is None else notes.stored
+    attentions = {layer: parts.attention(layer) for layer in stored}
+    for layer, attention in attentions.items():
+        attention.__dict__[TAP] = partial(_read_from_stores, stored[layer])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), tapped(attentions.values()):
             return model(**inputs, use_cache=False).logits
     finally:
         for handle in handles:
             handle.remove()
+        for attention in attentions.values():
+            del attention.__dict__[TAP]
+
+
+def _read_from_stores(stored: list[Any], query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention in which some queries read other keys and values of some tokens than were written."""
+
+    def attention(rows: slice, *entries: Tensor) -> Tensor:
+        keys, values = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in entries)
+        return torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, rows], keys, values, attn_mask=mask[:, :, rows], scale=scale
+        )
+
+    out = attention(slice(None), key, value)
+    for first, count, tokens, *read in stored:
+        if first >= query.shape[2]:
+            continue
+        index = torch.where(tokens >= 0, tokens, key.shape[2])[:, None, :, None]
+        spare = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (key, value))
+        changed = [x.scatter(2, index.expand_as(new), new)[:, :, :-1] for x, new in zip(spare, read)]
+        out[:, :, first : first + count] = attention(slice(first, first + count), *changed)
+    return out
 
 
 @torch.no_grad()

@@ -196,13 +196,13 @@ class Experts(Method):
 class Cache(Method):
     """Decides which cached keys and values live on, or are read. One owner for each recipe.
 
-    A subclass overrides what it needs: `score` and `plan` (once a prompt has been read), or `pack` in their place, `view` (each
-    turn), `step` (each step of decoding).
+    A subclass overrides what it needs: `score` and `plan`, or `pack` in their place (once a prompt has been read), `view`
+    (each turn), `step` (each step of decoding).
 
-    The layout that `score`, `plan` and `pack` get is that of the layer's entries, all of them: ``keys.shape[2]`` is its width. What
-    was in the cache before the prompt (a cached system prompt) is there as text, in front, and its entries are scored and
-    budgeted like any other. Attention rows over them are those of ``Rows(..., keys="cache")``, and columns are the mean over
-    the queries of the prompt. Rows of an answer are padding.
+    The layout that those three get is that of the layer's entries, all of them: ``keys.shape[2]`` is its width. What was in
+    the cache before the prompt (a cached system prompt) is there as text, in front, and its entries are scored and budgeted
+    like any other. Attention rows over them are those of ``Rows(..., keys="cache")``, and columns are the mean over the
+    queries of the prompt. Rows of an answer are padding.
     """
 
     @property
@@ -224,9 +224,9 @@ class Cache(Method):
         return [None] * len(scores)
 
     def pack(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Packed | None:
-        """Once a prompt has been read: the store that some of the layer's entries go on in, or None. Arguments as in `score`.
+        """Once a prompt has been read: the store that some of the layer's entries go on in, or None for none.
 
-        A prompt behind a layer that has a store is not scored, nor packed: its entries stay as they are.
+        Arguments are those of `score`. What comes behind a layer that has a store stays as it is.
         """
         return None
 

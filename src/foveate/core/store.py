@@ -35,7 +35,9 @@ class Store(ABC):
         """With the batch entries ``index`` ``[B']``, possibly repeated."""
 
     @abstractmethod
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float, turn: Turn) -> Tensor:
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float, turn: Turn
+    ) -> Tensor:
         """Attention over its entries and over later dense ones.
 
         Args:

@@ -166,7 +166,7 @@ class FoveateLayer(DynamicLayer):
         self.ledger = kept
 
     def pack(self, store: Store, rest: Tensor, ledger: Ledger) -> None:
-        """Evict all but what ``store`` holds from now on and the entries ``rest`` ``[B, Hkv or 1, k]``, as ``ledger`` says."""
+        """Evict all but what is in ``store`` from now on and the entries ``rest`` ``[B, Hkv or 1, k]``, as in ``ledger``."""
         self.keys, self.values = _gather(self.keys, rest), _gather(self.values, rest)
         self.store, self.ledger = store, ledger
 

@@ -49,8 +49,8 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
         beyond = next(filter(None, map(beyond_logits, attending)), None)
         if beyond:
             raise FoveateError(
-                f"{method}: keeps entries of the cache in a store, where attention with {beyond} cannot be read; use one that "
-                "leaves them in the cache, as many of every head, such as snapkv"
+                f"{method}: keeps cached entries in a store, where attention with {beyond} cannot be read; use one that "
+                "leaves as many entries of every head in the cache, such as snapkv"
             )
     _check_grids(recipe, traits)
     _check_experts(recipe, traits)

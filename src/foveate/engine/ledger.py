@@ -98,9 +98,9 @@ class Ledger:
         return replace(self, prefix=prefix, start=self.past, tail=0, holes=holes)
 
     def packed(self, entries: Tensor, rest: Tensor, holes: bool) -> Ledger:
-        """With the ``entries`` ``[B, Hkv or 1, n]``, which go to a store, and the ``rest`` (with padding, if there are ``holes``).
+        """With the ``entries`` ``[B, Hkv or 1, n]``, which go to a store, and the ``rest`` only.
 
-        Nothing is in a store yet.
+        That has padding, if there are ``holes``. Nothing is in a store yet.
         """
         heads = max(entries.shape[1], rest.shape[1])
         kept = torch.cat([part.expand(-1, heads, -1) for part in (entries, rest)], dim=-1)

@@ -46,6 +46,8 @@ from foveate.methods.in_llm.sparsevlm import SparseVLM
 from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
 from foveate.methods.in_llm.vlm_pruner import VLMPruner
+from foveate.methods.kv_cache.attentionpack import AttentionPack
+from foveate.methods.kv_cache.kivi import KIVI
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
 from foveate.methods.kv_cache.snapkv import SnapKV
@@ -57,8 +59,10 @@ __all__ = [
     "CORE",
     "DART",
     "EVS",
+    "KIVI",
     "PPE",
     "ApET",
+    "AttentionPack",
     "Blink",
     "CDPruner",
     "CoIn",

@@ -82,7 +82,9 @@ class Blocks(Store):
         moved = {name: getattr(self, name)[block] for name in ("keys", "values", "there")}
         return replace(self, **moved, owner=head, heads=(len(index), heads))
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float, turn: Turn) -> Tensor:
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float, turn: Turn
+    ) -> Tensor:
         """See `Store.attend`; softmax and sums in float32."""
         batch, heads, rows, width = query.shape
         kv_heads = keys.shape[1]
