@@ -39,7 +39,9 @@ def attend(
     if not isinstance(cache, FoveateLayer) or cache.store is None:
         return None
     allowed = None
-    if mask is not None or query.shape[2] > 1:
+    if mask is not None and mask.ndim == 4:
+        allowed = attention.opened(mask)
+    elif mask is not None or query.shape[2] > 1:
         rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
         allowed = attention.visible(mask, rows, query.shape[2], key.shape[2])
     return cache.store.attend(query, key, value, allowed, scale, turn)

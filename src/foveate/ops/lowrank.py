@@ -28,8 +28,8 @@ def factorise(x: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     if 2 * rank >= x.shape[2]:  # whatever T is, so that a sample gets in a batch what it gets alone
         left, size, right = torch.linalg.svd(x, full_matrices=False)
     else:
-        generator = torch.Generator(x.device).manual_seed(seed)
-        probe = torch.randn(x.shape[2], rank, generator=generator, dtype=x.dtype, device=x.device)
+        generator = torch.Generator().manual_seed(seed)  # of the host: every device gets the same numbers
+        probe = upload(torch.randn(x.shape[2], rank, generator=generator), x.device, x.dtype)
         basis = torch.linalg.qr(x @ probe).Q
         for _ in range(POWERS):
             basis = torch.linalg.qr(x @ torch.linalg.qr(x.mT @ basis).Q).Q

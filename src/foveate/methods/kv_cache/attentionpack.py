@@ -64,7 +64,7 @@ class AttentionPack(Cache):
     """Shares of the visual entries, the most important first, whose values are read at the ranks of ``ranks``."""
     ranks: Annotated[tuple[float, ...], Shares()] = (1.0, 0.25)
     """Parts of the rank that values are read at, for each of the ``shares``."""
-    weight: Annotated[float, In(0, 1)] = 0.25
+    weight: Annotated[float, In(0.01, 1)] = 0.25
     """Of the past in the running mean of attention that a step of decoding moves importance by; the code has 0.5."""
     grouping: Literal["steps", "prompt"] = "steps"
     """Whether importance moves with every step of decoding (the paper), or stays what the prompt's last row makes it
