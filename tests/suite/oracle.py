@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -213,38 +213,55 @@ def masked_logits(
     handles += [module.register_forward_hook(after(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
     if parts.rotary_rows == 1 and "attention_mask" in inputs:
         inputs = dict(inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))
-    stored = {} if notes is None else notes.stored
-    attentions = {layer: parts.attention(layer) for layer in stored}
-    for layer, attention in attentions.items():
-        attention.__dict__[TAP] = partial(_read_from_stores, stored[layer])
     try:
-        with torch.no_grad(), tapped(attentions.values()):
+        with torch.no_grad(), ExitStack() as stack:
+            for layer, stored in () if notes is None else notes.stored.items():
+                stack.enter_context(_reading(parts, layer, stored, torch.arange(length)))
             return model(**inputs, use_cache=False).logits
     finally:
         for handle in handles:
             handle.remove()
-        for attention in attentions.values():
-            del attention.__dict__[TAP]
 
 
-def _read_from_stores(stored: list[Any], query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Attention in which some queries read other keys and values of some tokens than were written."""
+def _read_from_stores(
+    stored: list[Any], numbers: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> Tensor:
+    """Attention of the tokens ``numbers`` ``[L]``, some of which read other keys and values of tokens than were written."""
 
-    def attention(rows: slice, *entries: Tensor) -> Tensor:
+    def attention(rows: Tensor, *entries: Tensor) -> Tensor:
         keys, values = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in entries)
         return torch.nn.functional.scaled_dot_product_attention(
             query[:, :, rows], keys, values, attn_mask=mask[:, :, rows], scale=scale
         )
 
-    out = attention(slice(None), key, value)
+    length = len(numbers)
+    out = attention(torch.arange(length), key, value)
+    place = torch.full((int(numbers.max()) + 2,), length)  # the last one is that of -1
+    place[numbers] = torch.arange(length)
     for first, count, tokens, *read in stored:
-        if first >= query.shape[2]:
+        rows = ((numbers >= first) & (numbers < first + count)).nonzero()[:, 0]
+        if not len(rows):
             continue
-        index = torch.where(tokens >= 0, tokens, key.shape[2])[:, None, :, None]
         spare = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (key, value))
+        index = place[tokens][:, None, :, None]
         changed = [x.scatter(2, index.expand_as(new), new)[:, :, :-1] for x, new in zip(spare, read)]
-        out[:, :, first : first + count] = attention(slice(first, first + count), *changed)
+        out[:, :, rows] = attention(rows, *changed)
     return out
+
+
+@contextmanager
+def _reading(parts: Any, layer: int, stored: list[Any], numbers: Tensor) -> Iterator[None]:
+    """Meanwhile a layer's attention reads what was ``stored``, where anything was."""
+    attention = parts.attention(layer) if stored else None
+    if attention is None:
+        yield
+        return
+    attention.__dict__[TAP] = partial(_read_from_stores, stored, numbers)
+    try:
+        with tapped([attention]):
+            yield
+    finally:
+        del attention.__dict__[TAP]
 
 
 @torch.no_grad()
@@ -288,7 +305,11 @@ def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Not
             if mask is not None and mask.shape[1] > 1:
                 mask = mask.repeat_interleave(parts.config.num_attention_heads // mask.shape[1], dim=1)
             positions = positions[1:] if len(positions) == 4 else positions
-            x = module(x, position_embeddings=parts.rotary(layer, x, positions), attention_mask=mask)
+            mine_stored = [
+                (first, count, *(part[sample, None] for part in rest)) for first, count, *rest in notes.stored.get(layer, ())
+            ]
+            with _reading(parts, layer, mine_stored, tokens):
+                x = module(x, position_embeddings=parts.rotary(layer, x, positions), attention_mask=mask)
             if added is not None and layer < added.shape[2]:
                 x[:, : int(mine.sum())] += added[sample, mine, layer]
         out[sample, tokens[~inserted]] = model.lm_head(parts.language_model.norm(x))[0, ~inserted]

@@ -52,7 +52,7 @@ class AttentionPack(Cache):
     paper = "arXiv 2603.23914"
     helps = "Many requests at once, or many pictures, where the cache is too large: every token stays, in fewer bytes."
     needs = ("decoder attention rows (all layers, or shares=(1.0,), ranks=(1.0,))", "cache ownership")
-    identity_at = {"rank": 65536, "shares": (1.0,), "ranks": (1.0,)}  # noqa: RUF012
+    identity_at = {"rank": 65536, "value_rank": None, "shares": (1.0,), "ranks": (1.0,)}  # noqa: RUF012
 
     rank: Annotated[int, AtLeast(1)] = 64
     """Rank that keys are kept at, in every layer; the paper has 64 for pictures and 128 for videos. Where it is more than
