@@ -23,6 +23,8 @@ CACHES = [
     "prefixkv(keep=0.4)",
     "prefixkv(keep=12, search='bisect')",
     "sparsevila(keep=1.0, decode_keep=0.4)",
+    "attentionpack(rank=6)",
+    "kivi(size=8, residual=4)",
 ]
 OTHERS = ["qwen2_5_vl", "llava_next"]
 OF_OTHERS = ["uniform(keep=6)", "folder(keep=6)", "hiprune(keep=6)"]
