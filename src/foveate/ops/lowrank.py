@@ -45,8 +45,8 @@ def joint(x: Tensor) -> Tensor:
 
 
 def parted(x: Tensor, heads: int) -> Tensor:
-    """Back: ``[B, Hkv, T, d]`` of ``[B, T, Hkv * d]``."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    """Back: ``[B, Hkv, T, d]`` of ``[B, T, Hkv * d]``, rows or components."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def moved(importance: Tensor, attention: Tensor, weight: float) -> Tensor:
@@ -172,21 +172,22 @@ class LowRank(Rebuilt):
         """See `Store.attend`. One query, a step of decoding, never sees rebuilt values, and moves the importance."""
         if query.shape[2] > 1:
             return super().attend(query, keys, values, allowed, scale, turn)
-        batch, _, _, width = query.shape
-        folded = query.reshape(batch, self.heads, -1, width)
+        batch, heads, _, width = query.shape
+        folded = query.reshape(batch, self.heads, heads // self.heads, width)
         logits = folded @ torch.cat([self.turned_keys(turn), keys], dim=2).mT * scale
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(1, 2)[:, :, None]  # [B, H, 1, T + m]
         visible = self.visible(allowed, query, keys.shape[2])
         if visible is not None:
             logits = logits.masked_fill(~visible, float("-inf"))
         weights = logits.softmax(-1)[:, :, 0]
-        early, late = weights.to(values.dtype).split([self.columns, keys.shape[2]], dim=-1)
+        read = weights.to(values.dtype)
+        early, late = read[..., : self.columns], read[..., self.columns :]
 
         (left, right), tiers = self.values, self.tiers
         mixed = early @ left if tiers is None else tiers.combine(early, left)
-        out = mixed.unflatten(1, (self.heads, -1)) @ right.unflatten(2, (self.heads, -1)).transpose(1, 2)
-        out = out + late.unflatten(1, (self.heads, -1)) @ values
+        out = mixed.reshape(*folded.shape[:3], -1) @ parted(right, self.heads)
+        out = out + late.reshape(*folded.shape[:3], keys.shape[2]) @ values
         if tiers is not None and tiers.weight is not None:
             shown = weights.detach()[..., : self.columns].mean(1, keepdim=True)
             tiers.importance = moved(tiers.importance, shown, tiers.weight)
-        return out.to(query.dtype).reshape(query.shape)
+        return out.to(query.dtype).reshape(*query.shape[:3], -1)

@@ -29,13 +29,15 @@ def quantize(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
 def together(numbers: Tensor, bits: int) -> Tensor:
     """Numbers ``[..., n]`` of so many ``bits``, packed into bytes ``[..., n * bits / 8]``, the first in the lowest bits."""
     shift = torch.arange(0, 8, bits, device=numbers.device, dtype=torch.uint8)
-    return (numbers.unflatten(-1, (-1, len(shift))) << shift).sum(-1, dtype=torch.uint8)
+    moved: Tensor = numbers.reshape(*numbers.shape[:-1], -1, len(shift)) << shift
+    return moved.sum(-1, dtype=torch.uint8)
 
 
 def apart(packed: Tensor, bits: int) -> Tensor:
     """Back."""
     shift = torch.arange(0, 8, bits, device=packed.device, dtype=torch.uint8)
-    return ((packed[..., None] >> shift) & (2**bits - 1)).flatten(-2)
+    numbers: Tensor = (packed[..., None] >> shift) & (2**bits - 1)
+    return numbers.flatten(-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,23 +48,25 @@ class Few:
         packed: ``[B, Hkv, n * d * bits / 8]`` uint8.
         step, low: of each group, as `quantize` returns them.
         bits: of a number.
-        shape: ``(groups, size)`` of the axis that is cut into groups.
-        dim: that axis: -2 by channel, along the tokens; -1 by token, along the channels.
+        cut: its last two axes, of which one is cut into groups: ``(groups, size, d)`` along the tokens, by channel, or
+            ``(n, groups, size)`` along the channels, by token.
+        dim: the axis that was cut, -2 or -1.
     """
 
     packed: Tensor
     step: Tensor
     low: Tensor
     bits: int
-    shape: tuple[int, int]
+    cut: tuple[int, int, int]
     dim: int
 
     @classmethod
     def of(cls, x: Tensor, bits: int, group: int, dim: int) -> Few:
         """``x`` in groups of ``group`` along ``dim``, which they fill."""
-        shape = (x.shape[dim] // group, group)
-        numbers, step, low = quantize(x.unflatten(dim, shape), bits, dim)
-        return cls(together(numbers.flatten(2), bits), step, low, bits, shape, dim)
+        count, width = x.shape[2:]
+        cut = (count // group, group, width) if dim == -2 else (count, width // group, group)
+        numbers, step, low = quantize(x.reshape(*x.shape[:2], *cut), bits, dim)
+        return cls(together(numbers.flatten(2), bits), step, low, bits, cut, dim)
 
     @property
     def nbytes(self) -> int:
@@ -72,12 +76,8 @@ class Few:
     @property
     def whole(self) -> Tensor:
         """``[B, Hkv, n, d]``."""
-        groups, size = self.shape
-        # By channel there are as many of them as steps in a group's row; by token the groups of a row make it up.
-        inner = (groups, size, self.step.shape[-1]) if self.dim == -2 else (-1, groups, size)
-        numbers = apart(self.packed, self.bits).unflatten(-1, inner)
-        cut = torch.addcmul(self.low, numbers.to(self.low.dtype), self.step)
-        return cut.flatten(self.dim - 1, self.dim)
+        numbers = apart(self.packed, self.bits).to(self.low.dtype).reshape(*self.packed.shape[:2], *self.cut)
+        return torch.addcmul(self.low, numbers, self.step).flatten(self.dim - 1, self.dim)
 
     def batched(self, index: Tensor) -> Few:
         """With the batch entries ``index``."""
@@ -109,7 +109,7 @@ class Quantized(Rebuilt):
     @property
     def columns(self) -> int:
         """The n."""
-        groups, size = self.keys.shape
+        groups, size, _ = self.keys.cut
         return groups * size
 
     @property

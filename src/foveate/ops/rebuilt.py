@@ -53,8 +53,8 @@ class Rebuilt(Store):
         keys = self.rebuilt(turn)[0].float()
         gone = None if self.there is None else ~self.there[:, None, None]
         found = []
-        for part in query.split(CHUNK, dim=2):
-            logits = row_logits(part, keys, scale)
+        for start in range(0, query.shape[2], CHUNK):
+            logits = row_logits(query[:, :, start : start + CHUNK], keys, scale)
             found.append((logits if gone is None else logits.masked_fill_(gone, float("-inf"))).logsumexp(-1))
         return torch.cat(found, dim=2)
 
