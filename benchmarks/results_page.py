@@ -57,15 +57,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Numbers:
-    """All about one model; ``refused`` says why methods do not run on it."""
+    """All about one series of rows on a model, ``""`` for the first; ``refused``: why methods do not run on the model."""
 
     model: str
+    series: str
     n: int
     device: str
     dtype: str
     tasks: Mapping[str, Task]
     refused: Mapping[str, str]
     rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        """Of its section."""
+        return f"{self.model}, methods that came {self.series}" if self.series else self.model
+
+    @property
+    def stem(self) -> str:
+        """What its files are called."""
+        return f"{self.model}-{self.series}" if self.series else self.model
 
     @property
     def learnt(self) -> list[str]:
@@ -108,9 +119,9 @@ def write_pages(docs: Path, measured: Sequence[Numbers]) -> list[Path]:
     (docs / "results").mkdir(exist_ok=True)
     written = {docs / "results.md": _front_page(measured)}
     for numbers in measured:
-        title = f"{numbers.model}: {len(numbers.learnt)} tasks, {numbers.n} questions each, {numbers.device} {numbers.dtype}"
-        draw_quality_speed([row.mean for row in _complete(numbers)], docs / "results" / f"{numbers.model}.png", title)
-        written[docs / "results" / f"{numbers.model}.md"] = _task_page(numbers)
+        title = f"{numbers.title}: {len(numbers.learnt)} tasks, {numbers.n} questions each, {numbers.device} {numbers.dtype}"
+        draw_quality_speed([row.mean for row in _complete(numbers)], docs / "results" / f"{numbers.stem}.png", title)
+        written[docs / "results" / f"{numbers.stem}.md"] = _task_page(numbers)
     for path, lines in written.items():
         path.write_text("\n".join(lines) + "\n")
     return list(written)
@@ -123,7 +134,8 @@ def _front_page(measured: Sequence[Numbers]) -> Iterator[str]:
     yield from (
         "# Results",
         "",
-        "Every registered method on the embedded reference models at three budgets, on the same questions for all.",
+        "Every registered method on the reference models, on the same questions for all of a section: the first methods at",
+        "three budgets, those that came later, with fewer questions and at one budget, in a section of their own.",
         "Written by `python -m benchmarks.results`.",
         "",
         "- **retained**: score over the unmodified model's, mean over the tasks that the model has learnt, ± half the 95 %",
@@ -147,11 +159,11 @@ def _front_page(measured: Sequence[Numbers]) -> Iterator[str]:
     )
     yield "large model."
     for numbers in measured:
-        yield from ("", f"## {numbers.model}", "", *_model(numbers))
+        yield from ("", f"## {numbers.title}", "", *_model(numbers))
 
 
 def _model(numbers: Numbers) -> Iterator[str]:
-    name = f"results/{numbers.model}"
+    name = f"results/{numbers.stem}"
     plain = next(row.mean for row in numbers.rows if row.mean.method == NONE)
     yield f"{len(numbers.learnt)} tasks ({', '.join(numbers.learnt)}), n = {numbers.n} questions each, {numbers.device}"
     yield f"{numbers.dtype}. The unmodified model scores {100 * plain.score:.0f} %."
@@ -241,7 +253,7 @@ def _retained(mean: Mean) -> str:
 
 def _task_page(numbers: Numbers) -> Iterator[str]:
     below = [name for name, task in numbers.tasks.items() if task.below_floor]
-    yield from (f"# {numbers.model}, task by task", "")
+    yield from (f"# {numbers.title}, task by task", "")
     yield "Scores in percent ± half the 95 % interval. **Bold**: better than `random` at the same budget beyond noise"
     yield "(paired bootstrap); *italic*: worse. *Evidence*: the share of the patches with the answer that enter the last"
     yield "layer. *Of limit*: what the speed-up is of the physical limit, a model that never had the other tokens. What the"

@@ -35,7 +35,8 @@ from foveate.methods.before_llm.hiprune import hierarchical
 from foveate.methods.before_llm.ppe import cluster_tokens
 from foveate.methods.before_llm.prumerge import cls_attention, full_width, merging, outliers, published_grid
 from foveate.methods.in_encoder.folder import folded
-from foveate.methods.kv_cache.snapkv import best_entries, window_scores
+from foveate.methods.kv_cache.entries import best_entries
+from foveate.methods.kv_cache.snapkv import window_scores
 from foveate.ops.attention import columns, row_logits
 from foveate.ops.cover import greedy_cover
 from foveate.ops.dpp import greedy_map

@@ -30,6 +30,7 @@ FLOORS = (
     ("engine",),
     ("serving",),
     ("checkpoint",),
+    ("streams",),
     ("bench", "tune"),
     ("cli", "report"),
 )

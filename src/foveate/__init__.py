@@ -26,6 +26,7 @@ __all__ = [
     "methods",
     "models",
     "reference",
+    "stream",
     "tasks",
 ]
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from foveate.core.errors import FoveateError, NeedsTraining
     from foveate.core.recipe import Recipe
     from foveate.engine import ClipCompanion, Session, attach
+    from foveate.streams import stream
 
     __version__: str
 else:
@@ -48,6 +50,7 @@ else:
         "Recipe": "foveate.core.recipe",
         "Session": "foveate.engine",
         "attach": "foveate.engine",
+        "stream": "foveate.streams",
     }
 
     def __getattr__(name: str) -> object:

@@ -35,7 +35,7 @@ def test_every_file_is_right(name: str) -> None:
     claims = read(name)
 
     for row in claims.rows:
-        assert row.kept_percent is None or 10 < row.kept_percent < 110
+        assert row.kept_percent is None or 10 < row.kept_percent < 120
         assert row.tokens is None or row.of is None or row.tokens <= row.of
         assert "/" in row.model
         if name in registry.methods():
@@ -83,7 +83,9 @@ def test_rows_are_counted_from_one() -> None:
 
 
 def test_a_name_without_claims_is_refused() -> None:
-    with pytest.raises(FoveateError, match=r"claims 'nobody': there are none; known: alvts, [^\n]*, or a \.yaml file$"):
+    with pytest.raises(
+        FoveateError, match=r"claims 'nobody': there are none; known: [^\n]*alvts, [^\n]*, or a \.yaml file$"
+    ):
         read("nobody")
 
 

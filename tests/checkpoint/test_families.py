@@ -8,11 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from tests.hub import FAMILIES, write_checkpoint
 
 import foveate
 from foveate import FoveateError, checkpoint
+from foveate.checkpoint.conversation import with_answers
+from foveate.core.recipe import Recipe
+from foveate.engine.calibrate import Calibration
 
 PICTURE = Image.linear_gradient("L").resize((96, 64)).convert("RGB")
 VIDEOS = ("llava_onevision", "internvl", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
@@ -67,3 +71,38 @@ def test_a_processor_without_videos_is_saved_with_all_that_it_was_read_with(writ
     assert saved["processor_class"] == "Qwen3VLProcessor"
     assert saved["video_processor"]["video_processor_type"] == "Qwen3VLVideoProcessor"
     assert saved["video_processor"]["size"] == FAMILIES["qwen3_vl"].video["size"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_stand_behind_prompts_and_are_predicted_as_alone(family: str, written: Written) -> None:
+    loaded = checkpoint.load(str(written(family)), "cpu", "float32")
+    prompts, answers = ["what is it?", "and what is it on the other side?"], ["a mountain", "no"]
+    plain, batch = loaded.inputs([[PICTURE]] * 2, prompts), loaded.answered([[PICTURE]] * 2, prompts, answers)
+
+    for sample, answer in enumerate(answers):
+        told = batch["input_ids"][sample][batch["labels"][sample] != -100]
+        assert loaded.processor.decode(told[:-1]) == answer
+        assert told[-1].item() in loaded.special
+        there = batch["attention_mask"][sample].bool()
+        asked = plain["input_ids"][sample][plain["attention_mask"][sample].bool()]
+        assert torch.equal(batch["input_ids"][sample][there], torch.cat([asked, told]))
+    (together,) = Calibration(loaded.model, [batch]).answers(Recipe())
+    alone = [loaded.answered([[PICTURE]], [prompts[i]], [answers[i]]) for i in range(2)]
+    apart = torch.cat(list(Calibration(loaded.model, alone).answers(Recipe())))
+    torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)
+
+
+def test_what_marks_kinds_of_tokens_says_text_of_answers() -> None:
+    inputs = {
+        "input_ids": torch.tensor([[0, 5, 7], [6, 7, 7]]),
+        "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
+        "token_type_ids": torch.tensor([[0, 0, 1], [0, 1, 1]]),
+        "pixel_values": torch.zeros(2, 3),
+    }
+    made = with_answers(inputs, [[8, 9], [8]], pad=0)
+
+    assert made["input_ids"].tolist() == [[0, 5, 7, 8, 9], [0, 6, 7, 7, 8]]
+    assert made["attention_mask"].tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
+    assert made["token_type_ids"].tolist() == [[0, 0, 1, 0, 0], [0, 0, 1, 1, 0]]
+    assert made["labels"].tolist() == [[-100, -100, -100, 8, 9], [-100, -100, -100, -100, 8]]
+    assert made["pixel_values"] is inputs["pixel_values"]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.cli.test_cli_errors import assert_one_line
+from tests.hub import write_checkpoint
 
 import foveate
 from foveate import checkpoint, reference
@@ -76,6 +77,29 @@ def test_the_matrix_and_a_bench_take_them_too(call: Any, tiny: Path, tmp_path: P
     assert json.loads((tmp_path / "bench" / "settings.json").read_text())["artifacts"] == str(out)
     other = call("bench", "--model", tiny, *few, "--out", tmp_path / "bench", "--resume")
     assert_one_line(other, "artifacts=None", "cannot be mixed")
+
+
+def test_experts_are_weighed_on_own_answers_and_then_skipped(call: Any, run: Any, data: Path, tmp_path: Path) -> None:
+    model, out = write_checkpoint("qwen3_vl_moe", tmp_path / "model"), tmp_path / "out"
+    recipe = "modes(skip=0.5, points=4, reach_text=1.0, reach_vision=1.0)"
+    made = call("calibrate", recipe, "--model", model, "--data", data, "--n", 3, "--batch-size", 2, "--out", out)
+
+    assert made.exit_code == 0, made.output
+    assert made.stdout.startswith("skipped ")
+    numbers = Artifact.load(out / "modes.json").numbers
+    tokenizer = checkpoint.load_processor(str(model)).tokenizer
+    special = tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"])
+    assert set(special) <= set(numbers["special"].tolist())
+    assert run(recipe, "--artifacts", out, model=model).exit_code == 0
+    refused = run("modes", "--artifacts", out, model=model)
+    assert_one_line(refused, "artifact of modes: made with skip=0.5; use that, or calibrate it again with skip=0.6")
+    given = ["--model", model, "--artifacts", out, "--tasks", "shape", "--n", 2, "--batch-size", 2, "--timed", 1]
+    bench = call("bench", *given, "--methods", recipe, "--keep", 0.5, "--out", tmp_path / "bench")
+    assert bench.exit_code == 0, bench.output
+    loaded = checkpoint.load(str(model), "cpu", "float32", artifacts=out)
+    with loaded.attach(recipe) as session:
+        loaded.model(**loaded.inputs([[Image.linear_gradient("L").convert("RGB")]], ["what is it?"]))
+    assert session.report.experts < 1
 
 
 def test_attach_takes_the_folder(call: Any, tiny: Path, tmp_path: Path) -> None:
@@ -238,3 +262,49 @@ def test_pictures_that_teach_nothing_are_refused(
     result = call("calibrate", "index_preserving", "--model", tiny, "--data", data, "--out", tmp_path / "out")
     assert_one_line(result, *fragments)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_prompts_without_pictures_are_compared_by_their_answers(call: Any, run: Any, tiny: Path, tmp_path: Path) -> None:
+    rows = [("is it red?", "harmful"), ("where is it?", "harmless"), ("what is it?", "harmful"), ("is it?", "harmless")]
+    path = tmp_path / "prompts.csv"
+    path.write_text("question,answers\n" + "".join(f"{asked},{kind}\n" for asked, kind in rows))
+    out = tmp_path / "out"
+    made = call("calibrate", "dtr", "--model", tiny, "--data", path, "--out", out, "--batch-size", 3)
+
+    assert made.exit_code == 0, made.output
+    loaded = checkpoint.load(str(tiny), "cpu", "float32")
+    direction = Artifact.load(out / "dtr.json").numbers["direction"]
+    assert direction.shape == (loaded.layers, loaded.model.config.get_text_config().hidden_size)
+    with torch.no_grad():
+        alone = [loaded.model(**loaded.inputs([[]], [asked]), output_hidden_states=True) for asked, _ in rows]
+        states = [output.hidden_states[1][0, -1] for output in alone]
+    torch.testing.assert_close(direction[1], (states[1] + states[3]) / 2 - (states[0] + states[2]) / 2)
+    assert run("dtr", "--artifacts", out).exit_code == 0
+    assert "run `foveate calibrate dtr`" in run("dtr").stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "fragments"),
+    [
+        ([], ["dtr: compares prompts of yours; give --data", "'harmful' or 'harmless'"]),
+        (["is it?,harmful"], ["dtr: no sample has the label", "'harmless'"]),
+        (["is it?,harmful", "is it?,no"], ["is 'no'; must be 'harmful' or 'harmless'"]),
+    ],
+)
+def test_prompts_that_cannot_be_compared_are_refused_before_the_model_is_loaded(
+    call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[str], fragments: list[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "load", lambda *_: pytest.fail("the model is loaded"))
+    path = tmp_path / "prompts.csv"
+    path.write_text("\n".join(["question,answers", *rows]))
+    given = ["--data", path] if rows else []
+
+    assert_one_line(call("calibrate", "dtr", "--model", tiny, *given, "--out", tmp_path / "out"), *fragments)
+
+
+def test_other_numbers_want_pictures(call: Any, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("question,answers\nis it?,yes")
+
+    refused = call("calibrate", "shortv", "--model", tiny, "--data", path, "--out", tmp_path / "out")
+    assert_one_line(refused, "column 'image'")

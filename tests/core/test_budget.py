@@ -62,3 +62,14 @@ def test_anything_else_is_refused_with_value_and_remedy(keep: Any) -> None:
 
     assert str(error.value).startswith(f"keep={keep!r}: must be a positive count")
     assert "ratio in (0, 1]" in str(error.value)
+
+
+@given(keeps, st.lists(counts, min_size=1, max_size=5))
+def test_of_several_layers_it_keeps_a_count_of_each_or_a_ratio_of_all(keep: int | float, layers: list[int]) -> None:
+    kept = Budget(keep).across(layers)
+
+    if isinstance(keep, int):
+        assert kept == sum(min(keep, count) for count in layers)
+    else:
+        assert kept == max(Budget(keep).of(sum(layers)), sum(count > 0 for count in layers))
+    assert kept <= sum(layers)

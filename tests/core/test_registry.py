@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from foveate.core import registry
+from foveate.core.description import protocols
 from foveate.core.errors import FoveateError
-from foveate.core.method import Method, protocols
+from foveate.core.method import Method
 from foveate.core.recipe import Recipe
 from tests.thirdparty import HERE, installed, package
 

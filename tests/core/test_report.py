@@ -72,6 +72,10 @@ def test_a_report_says_everything_on_eight_lines() -> None:
     ]
 
 
+def test_experts_that_did_not_run_are_said() -> None:
+    assert str(replace(REPORT, experts=0.375)).splitlines()[6] == "experts        37.5% of those chosen ran"
+
+
 def test_a_method_that_changed_nothing_is_named() -> None:
     *_, line = str(replace(REPORT, idle=("fastv(keep=64)",))).splitlines()
 

@@ -22,7 +22,6 @@ from foveate.methods.kv_cache.mixkv import (
     head_capacities,
     key_geometry,
     mixed_scores,
-    pyramid,
     ragged_entries,
     rescaled,
 )
@@ -179,18 +178,6 @@ def test_without_redundancy_and_values_it_is_snapkv() -> None:
     assert plans[0][0] is not None
     assert plans[1][0] is not None
     assert plans[0][0].entries.tolist() == plans[1][0].entries.tolist()
-
-
-@pytest.mark.parametrize(
-    ("layer", "budget"),
-    [(0, 32), (3, 20), (7, 4)],
-)
-def test_a_pyramid_falls_in_whole_steps(layer: int, budget: int) -> None:
-    assert pyramid(16, 88, layer, 8, 20) == budget
-
-
-def test_a_pyramid_is_cut_at_the_candidates() -> None:
-    assert [pyramid(16, 20, layer, 3, 20) for layer in range(3)] == [20, 16, 12]
 
 
 def test_deeper_layers_keep_less_under_pyramidkv() -> None:

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from foveate.core.layout import Layout
 from foveate.core.signal import Attention, Rows, Site
 from foveate.methods import SnapKV
-from foveate.methods.kv_cache.snapkv import best_entries, window_scores
+from foveate.methods.kv_cache.entries import best_entries
+from foveate.methods.kv_cache.snapkv import window_scores
 from tests.methods.bodiless import layout, traits
 
 MEANS = [0.1, 0.4, 0.0, 0.0, 0.3, 0.0]
@@ -153,3 +154,41 @@ def test_a_window_larger_than_the_budget_keeps_its_last_rows() -> None:
     (kept,) = method.plan([score], [prompt])
     assert kept is not None
     assert kept.entries.tolist() == [[[9, 10, 11]] * 2]
+
+
+def test_text_is_spared_where_only_pictures_may_go() -> None:
+    method, prompts = SnapKV(keep=0.5, window=2, kernel=1, tokens="visual"), layout("tt1111tt", "..t111tt")
+    probabilities = attention(heads=2, queries=2, keys=8, seed=0).expand(2, -1, -1, -1)
+    (kept,) = method.plan([score(method, probabilities, prompts, kv_heads=2)], [prompts])
+
+    assert kept is not None
+    assert kept.counts == (4 + 2, 3 + 1)
+    heads = [[[entry for entry in head if entry >= 0] for head in sample] for sample in kept.entries.tolist()]
+    assert all({0, 1, 6, 7} <= set(head) and len(head) == 6 for head in heads[0])
+    assert all({2, 6, 7} <= set(head) and len(head) == 4 for head in heads[1])
+    best = (
+        window_scores(probabilities, prompts.valid & (torch.arange(8) >= 6), kv_heads=2, kernel=1)[0, :, 2:6].topk(2).indices
+    )
+    assert [sorted(entry - 2 for entry in head if 2 <= entry < 6) for head in heads[0]] == best.sort().values.tolist()
+
+
+def test_of_a_window_that_reaches_into_the_picture_the_last_entries_stay_as_far_as_the_budget_goes() -> None:
+    method, prompt = SnapKV(keep=2, window=5, tokens="visual"), layout("t111111tt")
+    (kept,) = method.plan([score(method, attention(heads=2, queries=5, keys=9, seed=0), prompt, kv_heads=2)], [prompt])
+
+    assert kept is not None
+    assert kept.entries.tolist() == [[[0, 5, 6, 7, 8]] * 2]
+
+
+def test_a_prompt_that_ends_in_its_picture_keeps_its_last_entry() -> None:
+    method, prompt = SnapKV(keep=1, window=3, tokens="visual"), layout("tt111111")
+    (kept,) = method.plan([score(method, attention(heads=2, queries=3, keys=8, seed=0), prompt, kv_heads=2)], [prompt])
+
+    assert kept is not None
+    assert kept.entries.tolist() == [[[0, 1, 7]] * 2]
+
+
+def test_a_prompt_without_pictures_is_left_alone_where_only_they_may_go() -> None:
+    prompt = layout("tttttttt")
+
+    assert SnapKV(keep=0.5, window=2, tokens="visual").plan([torch.rand(1, 2, 8)], [prompt]) == [None]

@@ -36,6 +36,7 @@ class Body:
         token: what holds their place.
         count: placeholders of an image of some size; None: as many as `tokens`, whatever the size.
         bounds: tokens before and behind the placeholders of an image, where the model goes by them.
+        frames: of the videos that it is shown, if it is shown any.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Body:
     views: tuple[int, ...] = (16,)
     token: int = tiny.IMAGE
     bounds: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    frames: int = 1
 
     def model(self, **options: Any) -> Any:
         """A fresh model with the same weights every time."""
@@ -212,5 +214,7 @@ BODIES = {
     )
 }
 # Not Qwen2.5-VL: transformers' own later turns number their text differently behind a video.
-FILMS = {"qwen2_vl-video": Body("qwen2_vl-video", tiny.qwen2_vl, _videos, 16, "mm_token_type_ids", token=tiny.VIDEO)}
+FILMS = {
+    "qwen2_vl-video": Body("qwen2_vl-video", tiny.qwen2_vl, _videos, 16, "mm_token_type_ids", token=tiny.VIDEO, frames=4)
+}
 """The same, shown videos instead of images: for methods that look from one frame to the next."""

@@ -41,6 +41,8 @@ class Notes:
         moved: for each forward that read images, whether that had happened when each layer was entered.
         stored: for each layer and forward that read a store that makes keys and values anew: first query, number of queries,
             the tokens ``[B, n]`` in the store, and the keys and values ``[B, Hkv, n, d]`` that were read of them.
+        skipped: of each layer whose experts a method weighs, forward by forward: tokens ``[B, n]``, and which of the experts
+            chosen for them ``[B, n, K]`` did not run.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
@@ -52,13 +54,14 @@ class Notes:
     moving: list[Rows] = field(default_factory=list)
     moved: list[list[bool]] = field(default_factory=list)
     stored: dict[int, list[tuple[int, int, Tensor, Tensor, Tensor]]] = field(default_factory=dict)
+    skipped: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
 
 @contextmanager
 def noting() -> Iterator[Notes]:
     """Take notes of every forward of every session."""
     notes = Notes()
-    enter, begin, apply, edit = Run.enter, Decoding.begin, Run._apply, Rows.edit
+    enter, begin, apply, edit, weigh = Run.enter, Decoding.begin, Run._apply, Rows.edit, Run.weigh
     attend, attend_step = Run.attend, Decoding.attend
 
     def reading(cache: Any, layer: int, query: Tensor, turn: Any) -> None:
@@ -117,7 +120,15 @@ def noting() -> Iterator[Notes]:
         notes.held.append((past, 1, [tokens(cache) for cache in decoding.layers]))
         return begin(decoding, kwargs, given, past)
 
+    def weighed(run: Run, layer: int, index: Tensor, weights: Tensor) -> Tensor:
+        new = weigh(run, layer, index, weights)
+        if run.routes[layer] is None:  # else rows are fewer, and others stand for them
+            gone = ((new == 0) & (weights != 0)).unflatten(0, (run.rows.batch, -1))
+            notes.skipped.setdefault(layer, []).append((run.rows.tokens, gone))
+        return new
+
     with (
+        patch.object(Run, "weigh", weighed),
         patch.object(Run, "enter", noted),
         patch.object(Run, "_apply", applied),
         patch.object(Decoding, "begin", stepped),
@@ -189,6 +200,16 @@ def masked_logits(
 
         return hook
 
+    def router(skipped: list[tuple[Tensor, Tensor]]) -> Any:
+        def hook(module: Any, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            gone = torch.zeros(batch, length + 1, output[1].shape[1], dtype=torch.bool)
+            for tokens, some in skipped:
+                index = tokens.masked_fill((tokens < 0) | (tokens >= length), length)[..., None].expand_as(some)
+                gone = gone.scatter(1, index, some)
+            return output[0], output[1].masked_fill(gone[:, :length].flatten(0, 1), 0), output[2]
+
+        return hook
+
     def ask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = kwargs.get("position_ids")
         if given is None:
@@ -211,6 +232,8 @@ def masked_logits(
     handles = [parts.language_model.register_forward_pre_hook(ask, with_kwargs=True)]
     handles += [module.register_forward_pre_hook(before(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
     handles += [module.register_forward_hook(after(i), with_kwargs=True) for i, module in enumerate(parts.layers)]
+    for layer, skipped in ({} if notes is None else notes.skipped).items():
+        handles.append(parts.layers[layer].mlp.gate.register_forward_hook(router(skipped)))
     if parts.rotary_rows == 1 and "attention_mask" in inputs:
         inputs = dict(inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))
     try:

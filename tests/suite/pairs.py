@@ -20,7 +20,7 @@ from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
 from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
-from foveate.methods import ALVTS
+from foveate.methods import ALVTS, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
@@ -28,6 +28,7 @@ from tests.suite.bodies import BODIES, FILMS, ONE, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "aircache": [{"keep": 0.4, "alpha": 0.5}, {"keep": 6, "among": "row"}],
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
@@ -50,12 +51,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "core": [{"similarity": 0.3}, {"keep": 6}, {"keep": 0.4, "similarity": 1.0}],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "embedlens": [{}, {"drop": "sinks"}, {"ids": tuple(range(0, tiny.VOCABULARY, 7)), "top_k": 2}],
+    "dtr": [{"keep": 6}, {"keep": 0.4, "layer": 3, "rate": 0.3, "lam": 0.01, "steps": 2}],
     "duet_vlm": [
         {"dominant": 6, "contextual": 3, "pool": 2},
         {"dominant": 0.3, "contextual": 0.2, "place": "embeddings", "layers": (1, 3), "ratios": (0.6, 0.3)},
     ],
     "evs": [{"rate": 0.5}, {"rate": 0.7, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
+    "flashcache": [{"keep": 0.4}, {"keep": 6, "tokens": "visual", "gamma": 0.1, "recent": 3}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
     "omnizip_av": [{}, {"steps": 1, "context": 0.0}],
@@ -97,16 +100,23 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.5, "window": 4, "host": "pyramidkv"},
     ],
     "kivi": [{"size": 8, "residual": 4}, {"bits": 4, "size": 16, "residual": 0}, {"bits": 8, "size": 8, "residual": 9}],
+    "modes": [{}, {"tau_text": 0.03, "tau_vision": 0.12}, {"tau_text": 2.0, "tau_vision": 2.0}],
     "pixelprune": [{"threshold": 0.38, "metric": "rms"}, {"threshold": 0.303, "metric": "mean", "anchored": False}],
     "pool": [{"most": 6}, {"most": 0.4, "positions": "anchor"}],
     "prefixkv": [{"keep": 0.5, "distance": -4}, {"keep": 8, "search": "bisect"}],
     "prune2drive": [{"keep": 0.4}, {"keep": 6, "layer": 0}],
     "pyramiddrop": [{}, {"layers": (1, 3), "ratios": (0.6, 0.0), "positions": "anchor"}],
+    "pyramidkv": [
+        {"keep": 0.5, "window": 4, "beta": 3},
+        {"keep": 0.5, "window": 4, "reading": "original"},
+        {"keep": 6, "window": 4, "beta": 4, "tokens": "visual"},
+    ],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
-    "snapkv": [{"keep": 0.5, "window": 4}],
+    "stc": [{"keep": 6}, {"keep": 0.4, "interval": 1, "variant": "released", "positions": "anchor"}],
+    "snapkv": [{"keep": 0.5, "window": 4}, {"keep": 6, "window": 4, "tokens": "visual"}],
     "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],
     "sparsevila": [{"keep": 6, "decode_keep": 0.5}, {"keep": 1.0, "decode_keep": 0.4}],
     "sparsevlm": [
@@ -123,7 +133,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-FILMED = {"evs", "metom"}
+FILMED = {"evs", "metom", "stc"}
 """Methods that look from one frame of a video to the next: the suite shows them videos, too."""
 
 
@@ -158,6 +168,14 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(ALVTS().artifact(traits.fingerprint, numbers))
+    if traits.sparse:
+        # Some of every modality's experts go at these thresholds; `tests/methods/test_modes.py` looks for good ones.
+        factors = [[0.2, 0.3] if layer in traits.sparse else [0.0, 0.0] for layer in range(traits.decoder_layers)]
+        numbers = {"factors": torch.tensor(factors), "thresholds": [0.06, 0.09], "special": torch.tensor([1, 8, 9, 20])}
+        made.append(MoDES().artifact(traits.fingerprint, numbers))
+    width = traits.decoder_layers, parts(body).config.hidden_size
+    direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    made.append(Artifact("dtr", traits.fingerprint, {"direction": direction}))
     words = range(traits.fingerprint.vocabulary)
     made.append(Artifact("embedlens", traits.fingerprint, {"sinks": [*words[::4]], "dead": [*words[1::4]]}))
     if traits.cell is not None:

@@ -19,12 +19,16 @@ from tests.suite.protocols import LLAVA, attached, double, methods, told
 EXACT = dict(rtol=1e-6, atol=1e-6)
 CACHES = [
     "snapkv(keep=0.4, window=8)",
+    "snapkv(keep=0.4, window=8, tokens='visual')",
+    *(f"pyramidkv(keep=0.4, window=8, beta=3, reading='{reading}')" for reading in ("kvpress", "original")),
     *(f"mixkv(keep=0.4, window=8, host='{host}')" for host in ("snapkv", "pyramidkv", "adakv")),
     "prefixkv(keep=0.4)",
     "prefixkv(keep=12, search='bisect')",
     "sparsevila(keep=1.0, decode_keep=0.4)",
     "attentionpack(rank=6)",
     "kivi(size=8, residual=4)",
+    "aircache(keep=0.2, alpha=0.5)",
+    "flashcache(keep=0.4, tokens='visual')",
 ]
 OTHERS = ["qwen2_5_vl", "llava_next"]
 OF_OTHERS = ["uniform(keep=6)", "folder(keep=6)", "hiprune(keep=6)"]

@@ -119,6 +119,24 @@ def test_what_merges_pictures_and_text_can_be_called_alone(body: Body, recipe: s
         assert told(session) == expected[1]
 
 
+@families
+def test_labels_of_dropped_rows_do_not_count_and_answers_are_told_without_the_head(body: Body) -> None:
+    model, inputs = body.model(), body.inputs(ONE)
+    ids = inputs["input_ids"]
+    labels = ids.masked_fill(ids == 0, -100)
+    with torch.no_grad(), attached(model, TOKENS, body) as session:
+        output = model(**inputs, labels=labels)
+        alive = torch.zeros_like(ids, dtype=torch.bool).scatter(1, session.trace.log[-1][-1].origin, True)
+        counted = torch.nn.functional.cross_entropy(output.logits[:, :-1][alive[:, :-1]], ids[:, 1:][alive[:, :-1]])
+        torch.testing.assert_close(output.loss, counted)
+
+        labels = labels.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - 3, -100)
+        expected = model(**inputs, labels=labels).logits
+        states = model.model(**inputs, labels=labels).last_hidden_state
+        assert session.trace.log[-1][0].answers == (3,)
+        assert torch.equal(model.lm_head(states), expected)
+
+
 @pytest.mark.parametrize("recipe", ["none", TOKENS, SHORT])
 def test_arguments_by_place_are_arguments_by_name(recipe: str) -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(RAGGED)

@@ -222,6 +222,7 @@ def test_a_compressed_cache_goes_on_under_a_new_session() -> None:
         "mixkv(keep=0.5, window=4, host='adakv')",
         "prefixkv(keep=0.5, distance=-4)",
         "sparsevila(keep=6, decode_keep=0.5)",
+        "aircache(keep=6)",
     ],
 )
 def test_a_sample_without_padding_is_decoded_without_a_mask(recipe: str) -> None:
@@ -249,6 +250,7 @@ def test_a_sample_without_padding_is_decoded_without_a_mask(recipe: str) -> None
         "snapkv(keep=0.5, window=4)",
         "prefixkv(keep=0.5, distance=-4)",
         "sparsevila(keep=6, decode_keep=0.5)",
+        "aircache(keep=6)",
     ],
 )
 def test_a_cache_that_knows_of_no_windows_gives_the_same_answer(recipe: str, samples: list[tuple[int, int, int]]) -> None:

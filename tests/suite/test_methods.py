@@ -120,7 +120,7 @@ def test_exactly_the_promised_number_of_tokens_lives(method: Method, body: Body)
     if not isinstance(method, Tokens) or not hasattr(method, "keep"):
         pytest.skip(f"{method.name} promises no number of tokens")
     model, inputs = body.model(), body.inputs(ONE)
-    scopes = (body.views, (body.tokens,))
+    scopes = (body.views, (body.tokens,), (body.tokens // body.frames,) * body.frames)
     for keep in (1, 5, body.tokens, 10_000, 0.5):
         sized = replace(method, keep=keep)
         if (reason := refusal(sized, body)) is not None:  # some cannot go as low, and say so
@@ -129,7 +129,7 @@ def test_exactly_the_promised_number_of_tokens_lives(method: Method, body: Body)
         with attach(model, sized, body) as session:
             model(**inputs)
         last = session.anatomy.traits().decoder_layers
-        # A budget is of each grid or of the prompt, as the method says.
+        # A budget is of each grid, of the prompt, or of each frame, as the method says.
         promises = {sum(min(keep, n) if isinstance(keep, int) else round(n * keep) for n in of) for of in scopes}
         alive = sum(len(item) for item in session.trace.alive(last)[0])
         assert alive in promises

@@ -61,7 +61,14 @@ def test_behind_layers_that_hold_different_tokens_a_prompt_waits_no_more(recipe:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["snapkv(keep=0.5, window=4)", "prefixkv(keep=0.5)", "alvts(keep=0.4) + sparsevila(keep=1.0, decode_keep=0.4)"]
+    "recipe",
+    [
+        "snapkv(keep=0.5, window=4)",
+        "prefixkv(keep=0.5)",
+        "aircache(keep=0.4)",
+        "flashcache(keep=0.4)",
+        "alvts(keep=0.4) + sparsevila(keep=1.0, decode_keep=0.4)",
+    ],
 )
 def test_a_later_turn_waits_whatever_the_depth_no_more(recipe: str) -> None:
     shallow, deep = (turns(layers, recipe, [_prompt(layers), _prompt(layers)])[1] for layers in (SHALLOW, DEEP))

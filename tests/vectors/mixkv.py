@@ -13,8 +13,8 @@ from foveate.core.layout import Layout
 from foveate.core.method import Kept
 from foveate.core.signal import Attention, Numbers, Rows, Site
 from foveate.methods import MixKV
+from foveate.methods.kv_cache.entries import best_entries
 from foveate.methods.kv_cache.mixkv import key_geometry, rescaled
-from foveate.methods.kv_cache.snapkv import best_entries
 from foveate.ops.attention import row_logits
 from tests.vectors import Case
 

@@ -1,6 +1,6 @@
-"""SnapKV: the window's attention, pooled scores, and the entries that stay.
+"""SnapKV: the window's attention, pooled scores, and the entries that stay; PyramidKV: its budgets and entries.
 
-The folder's arrays of observed attention (H2O), StreamingLLM, PyramidKV and key re-rotation belong to other systems.
+The folder's arrays of observed attention (H2O), StreamingLLM and key re-rotation belong to other systems.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from foveate.core.layout import Layout
 from foveate.core.roles import last_of
 from foveate.core.signal import Attention, Rows, Site
 from foveate.engine.attention import chosen_rows
-from foveate.methods import SnapKV
-from foveate.methods.kv_cache.snapkv import best_entries, window_scores
+from foveate.methods import PyramidKV, SnapKV
+from foveate.methods.kv_cache.entries import best_entries
+from foveate.methods.kv_cache.pyramidkv import pyramid
+from foveate.methods.kv_cache.snapkv import window_scores
 from tests.vectors import Case
 
 
@@ -48,6 +50,29 @@ def check_entries_kept_from_the_full_map(case: Case) -> None:
     assert kept.tolist() == published.tolist()
 
 
+def check_pyramid_budgets(case: Case) -> None:
+    layers, rows = len(case["out_pyramid_budget"]), _layout(case).shape[1]
+
+    assert [_pyramid(case)._count(rows, layer, layers) for layer in range(layers)] == case["out_pyramid_budget"].tolist()
+
+
+def check_pyramid_budgets_of_the_table(case: Case) -> None:
+    for (rows, ratio, window, beta, layers), published in zip(case["in_budget_queries"].double(), case["out_budget_table"]):
+        count, kept = int(layers), float(rows * (1 - ratio))
+        depths = (0, 1, count // 2, count - 1)
+
+        assert [pyramid(kept, int(rows), int(window), layer, count, int(beta)) for layer in depths] == published.tolist()
+
+
+def check_pyramid_entries_kept(case: Case) -> None:
+    layout, layers = _layout(case), len(case["out_pyramid_budget"])
+    plans = _pyramid(case).plan([_score(case)] * layers, [layout] * layers)
+    kept = plans[case["cfg_layer_idx"]]
+    everything = torch.arange(layout.shape[1]).expand_as(case["in_key"][..., 0])
+
+    assert (everything if kept is None else kept.entries).tolist() == case["out_pyramid_kept"].tolist()
+
+
 def _assert_scored(scores: Tensor, published: Tensor, window: int) -> None:
     """Ours puts the window above the largest score of its sample, theirs above that of the batch."""
     assert_close(scores[..., :-window], published[..., :-window], atol=1e-5, rtol=0)
@@ -58,6 +83,11 @@ def _assert_scored(scores: Tensor, published: Tensor, window: int) -> None:
 def _method(case: Case) -> SnapKV:
     keep = 1 - case["cfg_compression_ratio"]
     return SnapKV(keep=keep, window=case["cfg_window_size"], kernel=case["cfg_kernel_size"])
+
+
+def _pyramid(case: Case) -> PyramidKV:
+    plain = _method(case)
+    return PyramidKV(keep=plain.keep, window=plain.window, kernel=plain.kernel, beta=case["cfg_beta"])
 
 
 def _layout(case: Case) -> Layout:

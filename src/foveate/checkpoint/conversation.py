@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from foveate.models import anatomy
 
 _REFUSALS = (ValueError, RuntimeError, ArithmeticError)
 """What processors raise over pictures that they cannot take."""
+_ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""Stands for an answer where the chat template is asked what comes behind one."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,30 @@ class Checkpoint:
                 if reason is not None:
                     raise FoveateError(reason) from None
             raise
+
+    def answered(
+        self, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str], answers: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """As `inputs`, with an answer and its end behind each prompt, and ``labels``, which are -100 everywhere else."""
+        words = self.processor.tokenizer(list(answers), add_special_tokens=False).input_ids
+        pad = self.processor.tokenizer.pad_token_id or 0
+        return with_answers(self.inputs(pictures, prompts), [[*each, self._end_of_turn] for each in words], pad)
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids of the tokenizer's special tokens."""
+        tokenizer = self.processor.tokenizer
+        added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset({*tokenizer.all_special_ids, *added})
+
+    @cached_property
+    def _end_of_turn(self) -> int:
+        """What ends an answer: the first special token that the chat template puts behind one, else the tokenizer's own."""
+        tokenizer = self.processor.tokenizer
+        turns = [*_opening([], "?"), {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}]
+        behind = self.processor.apply_chat_template(turns).rpartition(_ANSWER)[2]
+        ids = tokenizer(behind, add_special_tokens=False).input_ids
+        return next((each for each in ids if each in self.special), tokenizer.eos_token_id)
 
     def chat(
         self, conversations: Sequence[Sequence[dict[str, Any]]], session: Session | None = None
@@ -138,12 +165,11 @@ class Checkpoint:
 
     def _continued(self, sequence: torch.Tensor, asked: str, prompt: str) -> torch.Tensor:
         """The ids so far with the next turn behind them, ``[1, n]``: what the chat template puts behind an answer."""
-        answer = "\N{OBJECT REPLACEMENT CHARACTER}"
-        turns = [*_opening([], asked), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        turns = [*_opening([], asked), {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}]
         turns += _opening([], prompt)
         rendered = self.processor.apply_chat_template(turns, add_generation_prompt=True)
         behind = self.processor.tokenizer(
-            rendered.rpartition(answer)[2], add_special_tokens=False, return_tensors="pt"
+            rendered.rpartition(_ANSWER)[2], add_special_tokens=False, return_tensors="pt"
         ).input_ids[0]
         # The model may or may not have ended its answer itself.
         ended = int(len(behind) > 0 and bool(sequence[-1] == behind[0]))
@@ -167,6 +193,23 @@ def refusal(processor: Any, pictures: Sequence[Image.Image]) -> str | None:
             width, height = picture.size
             return f"{named}: {width} x {height} pixels, which the model's processor refuses ({first_line(error)})"
     return None
+
+
+def with_answers(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequence[int]], pad: int) -> dict[str, torch.Tensor]:
+    """Model inputs of prompts, padded on the left, with answers (ids) behind them and ``labels``; padded on the left."""
+    ids, longest = inputs["input_ids"], max(map(len, answers))
+    whole = {**inputs, "labels": torch.full_like(ids, -100)}
+    rows = {name: value for name, value in whole.items() if value.shape == ids.shape and not value.is_floating_point()}
+    blank = {"input_ids": pad, "labels": -100}
+    for name, value in rows.items():
+        longer = value.new_full((len(ids), ids.shape[1] + longest), blank.get(name, 0))
+        for sample, answer in enumerate(answers):
+            longer[sample, longest - len(answer) : longer.shape[1] - len(answer)] = value[sample]
+            # Other rows than these say what kind a token is of: 0 is text.
+            told = answer if name in blank else [int(name == "attention_mask")] * len(answer)
+            longer[sample, longer.shape[1] - len(answer) :] = torch.tensor(told, dtype=value.dtype)
+        whole[name] = longer
+    return whole
 
 
 def _processed(processor: Any, conversations: Sequence[Sequence[dict[str, Any]]]) -> Any:

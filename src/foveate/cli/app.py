@@ -354,6 +354,41 @@ def run(
 
 
 @app.command()
+def watch(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or camera:0 for the first camera.")],
+    ask: Annotated[list[str], typer.Option(metavar="TEXT", help="A question; repeat it for several.")],
+    at: Annotated[
+        list[float] | None,
+        typer.Option(metavar="SECONDS", help="When to ask, one for each question; without, at the video's end."),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(metavar="RECIPE", help="What to apply, as text, a .yaml file or a name on the Hub.")
+    ] = "hermes(keep=4000)",
+    fps: Annotated[float, typer.Option(metavar="N", help="Frames a second that the model is shown at most.")] = 1.0,
+    chunk: Annotated[int, typer.Option(metavar="N", min=1, help="Frames that the model reads at once.")] = 1,
+    model: Model = "reference",
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    artifacts: Artifacts = None,
+    model_args: ModelArgs = None,
+    system: System = None,
+) -> None:
+    """Watch a video or a camera as a stream, and answer questions about what has come so far.
+
+    \b
+    foveate watch film.mp4 --ask "what moves?" --at 12 --ask "what has happened?" --at 60 --recipe "hermes(keep=2000)" \\
+      --model llava-hf/llava-onevision-qwen2-7b-ov-hf
+    """
+    from foveate.cli.watch import WatchRequest
+    from foveate.cli.watch import watch as work
+
+    common = (video, ask, at or (), recipe, model, fps, chunk, max_new_tokens, seed, device, dtype)
+    work(WatchRequest(*common, artifacts, model_args, system))
+
+
+@app.command()
 def inspect(
     recipe: Annotated[
         str, typer.Option(metavar="RECIPE", help="What to look at, as text, a .yaml file or a name on the Hub.")
@@ -434,7 +469,8 @@ def calibrate(
             metavar="N",
             min=1,
             help="Questions per generated task (16 if not given), or of --data the first N (96). index_preserving learns "
-            "from N drawn pictures, or from the evidence in the first N rows of --data (2000).",
+            "from N drawn pictures, or from the evidence in the first N rows of --data (2000). dtr compares all prompts of "
+            "--data, or the first N.",
         ),
     ] = None,
     out: Annotated[

@@ -24,7 +24,8 @@ from foveate.cli.quiet import quiet
 from foveate.core.artifact import FOLDER
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable
-from foveate.engine.calibrate import Batches, to_calibrate
+from foveate.core.method import Offline
+from foveate.engine.calibrate import Batches, refuse_labels, to_calibrate
 from foveate.engine.calibrate import calibrate as make_artifact
 from foveate.tasks import Question, Turn, files
 from foveate.tasks.pictures import Lazy, Source
@@ -86,16 +87,28 @@ def calibrate(request: CalibrateRequest) -> None:
                 f"out={str(folder)!r}: holds a folder {there.name!r}, in the way of the file; name another folder"
             )
     pictures = marked_pictures(request) if offline.marked else []
-    asked = [] if offline.marked else questions(request)
+    asked = [] if offline.marked else labelled(request, offline) if offline.labels else questions(request)
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     loaded = checkpoint.load(request.model, device, dtype, model_args=arguments, system=request.system)
     loaded.refuse_placeholders(turn.prompt for each in asked for turn in each.turns)
-    batches, marks = _marked_batches(loaded, pictures, request) if offline.marked else (_batches(loaded, asked, request), [])
+    if offline.marked:
+        batches, marks = _marked_batches(loaded, pictures, request)
+    else:
+        batches, marks = _batches(loaded, asked, request, answered=offline.answered), []
     try:
         with StepProgress(diagnostics()) as progress:
-            artifact = make_artifact(offline, loaded.model, batches, marks=marks, watcher=progress)
+            labels = _labels(asked, request)
+            artifact = make_artifact(
+                offline,
+                loaded.model,
+                batches,
+                marks=marks,
+                labels=labels,
+                watcher=progress,
+                special=loaded.special,
+            )
         artifact.save(path)
     except KeyboardInterrupt:
         diagnostics().print("foveate: interrupted; nothing is written")
@@ -124,6 +137,16 @@ def questions(request: CalibrateRequest) -> list[Question]:
     return _own(request, request.n or OWN)
 
 
+def labelled(request: CalibrateRequest, offline: Offline) -> list[Question]:
+    """The user's prompts, whose answers say what kind each is; pictures need not be there."""
+    kinds = " or ".join(map(repr, offline.labels))
+    if request.data is None:
+        raise FoveateError(f"{offline.name}: compares prompts of yours; give --data, a file whose answers are {kinds}")
+    asked = _own(request, request.n, text=True)
+    refuse_labels(offline, [_label(each) for each in asked])
+    return asked
+
+
 def marked_pictures(request: CalibrateRequest) -> list[Marked]:
     """Drawn scenes with all that is in them, or the user's pictures with all evidence for what is asked about each."""
     n = request.n or PICTURES
@@ -147,19 +170,30 @@ def _scene(seed: int, index: int) -> Question:
     return Question("scene", [scene.image], (Turn("what is there?", ("everything",), [everything]),))
 
 
-def _own(request: CalibrateRequest, n: int) -> list[Question]:
+def _own(request: CalibrateRequest, n: int | None, text: bool = False) -> list[Question]:
     assert request.data is not None
     processor = load_processor(request.model, checkpoint.parse_model_args(request.model_args))
-    asked, left_out = files.sift(request.data, partial(refusal, processor), n=n)
+    asked, left_out = files.sift(request.data, partial(refusal, processor), n=n, text=text)
     OwnData.warn(left_out)
     return asked
 
 
-def _batches(loaded: Checkpoint, asked: Sequence[Question], request: CalibrateRequest) -> Batches:
-    return [
-        loaded.inputs([each.images for each in chunk], [each.turns[0].prompt for each in chunk])
-        for chunk in _chunks(asked, request.batch_size)
-    ]
+def _batches(loaded: Checkpoint, asked: Sequence[Question], request: CalibrateRequest, *, answered: bool = False) -> Batches:
+    """The first turns, with the answers to show behind them, if they are to be answered."""
+    batches: list[dict[str, Tensor]] = []
+    for chunk in _chunks(asked, request.batch_size):
+        pictures, turns = [each.images for each in chunk], [each.turns[0] for each in chunk]
+        prompts, answers = [turn.prompt for turn in turns], [turn.answers[0] for turn in turns]
+        batches.append(loaded.answered(pictures, prompts, answers) if answered else loaded.inputs(pictures, prompts))
+    return batches
+
+
+def _labels(asked: Sequence[Question], request: CalibrateRequest) -> list[list[str]]:
+    return [[_label(each) for each in chunk] for chunk in _chunks(asked, request.batch_size)]
+
+
+def _label(asked: Question) -> str:
+    return asked.turns[0].answers[0]
 
 
 def _marked_batches(loaded: Checkpoint, pictures: Sequence[Marked], request: CalibrateRequest) -> tuple[Batches, Batches]:

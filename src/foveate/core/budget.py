@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,3 +36,12 @@ class Budget:
         wanted = count * self.keep
         kept = round(wanted) if self.rounding == "round" else math.ceil(wanted) if self.rounding == "ceil" else int(wanted)
         return min(max(kept, 1), count)
+
+    def across(self, counts: Sequence[int]) -> int:
+        """Tokens kept of several layers together: a count is one of each, a ratio one of all, so that it is rounded once.
+
+        One of each layer that has any, at least.
+        """
+        if isinstance(self.keep, int):
+            return sum(map(self.of, counts))
+        return max(self.of(sum(counts)), sum(count > 0 for count in counts))

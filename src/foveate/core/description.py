@@ -12,8 +12,9 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any
 
-from foveate.core.method import Method, protocols
+from foveate.core.method import Cache, Experts, Method, Offline, Pictures, Routing, Tokens
 from foveate.core.parameters import rules
+from foveate.core.reuse import Reuse
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ class Description:
         unsaid = [] if self.helps else ["helps (when to take it)"]
         unsaid += [] if self.summary else ["a module docstring"]
         return (*unsaid, *(f"a docstring below {one.name}" for one in self.parameters if not one.meaning))
+
+
+def protocols(method: type[Method] | Method) -> tuple[str, ...]:
+    """Names of the protocols that a method implements."""
+    kind = method if isinstance(method, type) else type(method)
+    return tuple(p.__name__ for p in (Pictures, Reuse, Tokens, Routing, Experts, Cache, Offline) if issubclass(kind, p))
 
 
 def describe(kind: type[Method]) -> Description:

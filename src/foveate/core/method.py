@@ -1,17 +1,21 @@
-"""The protocols: the ways in which a published system may act on a model."""
+"""The protocols: the ways in which a published system may act on a model.
+
+`ItemTokens` (`foveate.core.items`) and `Reuse` (`foveate.core.reuse`) have files of their own.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
+from foveate.core.model_call import ModelCall
 from foveate.core.parameters import rules
 from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
@@ -173,6 +177,11 @@ class Experts(Method):
     Several of them in a recipe weigh in turn.
     """
 
+    @property
+    def echoes(self) -> bool:
+        """Whether a row of which no expert runs gets its own input back as their output, instead of zeros."""
+        return False
+
     def weighed(self, traits: Traits) -> tuple[int, ...]:
         """Decoder layers in which it acts: all that have experts, unless a subclass says otherwise."""
         return traits.sparse
@@ -250,41 +259,6 @@ class Cache(Method):
         return None
 
 
-class ModelCall(Protocol):
-    """A model with calibration samples, as an `Offline` method sees it.
-
-    Attributes:
-        traits: what methods may know of the model.
-        batches: how many batches of samples there are.
-    """
-
-    traits: Traits
-    batches: int
-
-    def begin(self, what: str, steps: int) -> None:
-        """Say what is done from now on, in how many steps; a batch that is read is one. Unsaid, each batch is read once."""
-
-    def advance(self) -> None:
-        """Say that a step is done in which no batch was read."""
-
-    def logits(self, recipe: Any, without_head: int | None = None) -> Tensor:
-        """Last prompt token's logits ``[S, V]`` of every sample, the model running under ``recipe``.
-
-        What head ``without_head`` of each decoder layer makes is zero.
-        """
-
-    def read(self, *signals: Signal) -> Iterator[tuple[Layout, Seen]]:
-        """Layout and signals of each batch of samples; nothing is dropped."""
-
-    def weight(self, layer: int, name: Literal["query", "key"]) -> Tensor:
-        """Weight ``[out, D]`` of a projection of decoder ``layer``."""
-
-    def cells(self) -> Iterator[tuple[Tensor, Tensor, Layout]]:
-        """Of each batch's pictures the cells ``[I, N, P]`` that the encoder gets, which of them show what is marked in the
-        picture (bool ``[I, N]``), and their layout, one picture a sample.
-        """
-
-
 class Offline(Method):
     """Has numbers that are calibrated on a model before it can run."""
 
@@ -292,6 +266,10 @@ class Offline(Method):
     """Parameters that the numbers depend on: numbers that were made with others are refused."""
     marked: ClassVar[bool] = False
     """Whether it learns from pictures of which is known where they show what counts (`ModelCall.cells`)."""
+    answered: ClassVar[bool] = False
+    """Whether it looks at what predicts the right answers (`ModelCall.answers`), which then stand behind the prompts."""
+    labels: ClassVar[tuple[str, ...]] = ()
+    """The kinds of prompts that it compares, if it does (`ModelCall.labels`); they may be prompts without a picture."""
 
     @abstractmethod
     def calibrate(self, call: ModelCall) -> Mapping[str, Any]:
@@ -320,9 +298,3 @@ class Offline(Method):
 
     def _bound(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.bound}
-
-
-def protocols(method: type[Method] | Method) -> tuple[str, ...]:
-    """Names of the protocols that a method implements."""
-    kind = method if isinstance(method, type) else type(method)
-    return tuple(p.__name__ for p in (Pictures, Tokens, Routing, Experts, Cache, Offline) if issubclass(kind, p))

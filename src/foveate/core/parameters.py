@@ -227,5 +227,6 @@ _PLAIN = {
     bool: Rule(lambda value: isinstance(value, bool), "true or false"),
     int: Rule(lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer"),
     float: Rule(lambda value: isinstance(value, int | float) and not isinstance(value, bool), "a number"),
+    str: Rule(lambda value: isinstance(value, str), "text"),
     NoneType: Rule(lambda value: value is None, "None"),
 }

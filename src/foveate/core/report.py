@@ -20,14 +20,14 @@ class Report:
     Token counts are means over the samples of the batch, one entry for each decoder layer; ``kv_bytes`` and FLOPs are totals
     over the batch. ``kv_kept`` is the share of all tokens so far that a layer's cache holds. ``workspace`` is the most bytes
     that the methods say they need beside the unmodified model's peak (`foveate.core.method.Method.workspace`). ``active``
-    rows are those not frozen. FLOPs count the matrix products of the language model's layers in the prefill. Every forward
-    after the prefill counts as a decode step. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read
-    in the encoder; ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead.
-    ``first_token_seconds`` are those from entering the model (``generate`` or its forward) to the logits of the first token:
-    encoder, scoring, prefill and head. ``total_seconds`` are those of the whole ``generate``, or of all calls of a loop of
-    the caller's own, without what lies between them. ``idle`` are the methods that changed nothing, as where ``keep`` is no
-    smaller than what is there; ``largest_grid`` has the most visual tokens of all grids (a picture, or one tile or view of
-    it).
+    rows are those not frozen. ``experts`` is the share of those that routers chose for the prompt's active rows that ran.
+    FLOPs count the matrix products of the language model's layers in the prefill. Every forward after the prefill counts as
+    a decode step. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read in the encoder;
+    ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead. ``first_token_seconds`` are those from
+    entering the model (``generate`` or its forward) to the logits of the first token: encoder, scoring, prefill and head.
+    ``total_seconds`` are those of the whole ``generate``, or of all calls of a loop of the caller's own, without what lies
+    between them. ``idle`` are the methods that changed nothing, as where ``keep`` is no smaller than what is there;
+    ``largest_grid`` has the most visual tokens of all grids (a picture, or one tile or view of it).
     """
 
     recipe: str
@@ -52,6 +52,7 @@ class Report:
     flops_unmodified: float
     first_token_seconds: float
     total_seconds: float
+    experts: float = 1.0
 
     def __str__(self) -> str:
         step = self.decode_seconds / self.decode_steps if self.decode_steps else 0.0
@@ -66,6 +67,7 @@ class Report:
                 f"KV cache       {sum(self.kv_bytes) / 2**20:.2f} MiB ({_shares(self.kv_kept)} of the tokens so far)",
                 f"workspace      {self.workspace / 2**20:.2f} MiB at most",
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
+                *([f"experts        {self.experts:.1%} of those chosen ran"] if self.experts < 1 else []),
                 f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
                 f"(methods {self.method_seconds:.4f}, engine {self.engine_seconds:.4f}), per token {step:.4f}",
                 f"from entry     first token {self.first_token_seconds:.4f} s, whole answer {self.total_seconds:.4f} s "

@@ -17,6 +17,7 @@ class Shape:
         visual: visual tokens of the prompt with the most.
         layers: of the language model.
         width, heads, kv_heads, head_width: of its hidden states and attention.
+        inner: width of what its MLP makes between its projections.
         vocabulary: words that it knows.
         itemsize: bytes of a number in the model's dtype.
         images: pictures (tiles) that were encoded.
@@ -24,6 +25,7 @@ class Shape:
         image_width, image_heads: of the encoder's hidden states and attention.
         cls: whether the encoder has a summary row.
         cell: pixel values that make one token, 0 where the encoder's input cannot be read.
+        experts: how many the router chooses for each row, 0 for a dense model.
     """
 
     samples: int
@@ -34,6 +36,7 @@ class Shape:
     heads: int
     kv_heads: int
     head_width: int
+    inner: int
     vocabulary: int
     itemsize: int
     images: int
@@ -42,6 +45,7 @@ class Shape:
     image_heads: int
     cls: bool
     cell: int
+    experts: int = 0
 
     @property
     def hidden(self) -> int:
@@ -97,6 +101,11 @@ class Shape:
     def routing(self) -> int:
         """Bytes that the engine needs to let some rows pass by a layer: both parts, their keys and values, their mask."""
         return 48 * self.ids + 4 * self.hidden + 6 * self.keys + 4 * self.masks
+
+    @property
+    def survivors(self) -> int:
+        """Bytes that the engine needs to run some of the chosen experts only: a row for each, going in and coming out."""
+        return 48 * self.ids + (4 * self.experts + 1) * self.hidden
 
     def floats(self, size: int) -> int:
         """Bytes of so many bytes of numbers in the model's dtype, once they are float32."""

@@ -105,6 +105,13 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Ids:
+    """Ids of the tokens ``[B, n]``, in steps of decoding, too. A merged row has its anchor's, a row put in that of the one
+    before; those of padding mean nothing.
+    """
+
+
+@dataclass(frozen=True)
 class QueryKey:
     """Queries ``[B, H, n, d]`` and keys ``[B, Hkv, n, d]`` that enter a site's attention.
 
@@ -151,9 +158,13 @@ class Function:
     * ``projector``: ``f(cells [..., g * D])`` -> ``[..., D']``, the tokens that the projector makes of these rows
       (see `Features`), in float32 if they are; only where `foveate.core.traits.Traits.projects`.
     * ``rotate``, ``unrotate``: ``f(x [B, H, n, d], positions [R, B, n])``.
+    * ``through``: ``f(x [B, N, D])`` -> ``[B, N, D]``, what would enter decoder ``layer`` if ``x`` entered the first one in
+      the place of the current rows, with their positions and what they may see. The layers before it run plain: nothing is
+      recorded or cached and no other method acts. Gradients pass if they are on and ``x`` is no tensor made in inference
+      mode (`foveate.ops.gradients`). At the site ``sequence`` only.
     """
 
-    name: Literal["query_key", "norm", "head", "embedding", "projector", "rotate", "unrotate"]
+    name: Literal["query_key", "norm", "head", "embedding", "projector", "rotate", "unrotate", "through"]
     layer: int | None = None
 
 
@@ -192,6 +203,7 @@ Signal = (
     | Summary
     | Aligned
     | Question
+    | Ids
     | QueryKey
     | KeyValue
     | Hidden
@@ -263,7 +275,8 @@ def on(value: Any, device: torch.device) -> Any:
 def follow(value: Any, reduction: Reduction) -> Any:
     """A recorded signal after an edit of the rows that it is about; what is about other rows, and functions, stay.
 
-    Rows are the second dimension, the third of queries, keys and values, and the keys of attention.
+    Rows are the second dimension, the third of queries, keys and values, and the keys of attention. Integers are names, and
+    not summed.
     """
     value = on(value, reduction.anchor.device)
     if isinstance(value, Attention):
@@ -275,5 +288,5 @@ def follow(value: Any, reduction: Reduction) -> Any:
     rows = value.transpose(1, 2) if value.ndim == 4 else value
     if rows.ndim < 2 or rows.shape[1] != reduction.inputs:
         return value
-    rows = reduction.apply(rows)
+    rows = reduction.apply(rows) if rows.is_floating_point() else reduction.take(rows)
     return rows.transpose(1, 2) if value.ndim == 4 else rows

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.core.reduction import Reduction
 from foveate.core.signal import on
+from foveate.core.stream import Memory
 
 Scope = Literal["prefill", "session"]
 
@@ -19,9 +20,14 @@ class State:
     The engine puts ``"seed"`` and ``"traits"`` (the model's `Traits`) into ``session``. What is there is shared by all
     threads, so it must not depend on a request. Entries put with ``rows=True`` are aligned with the sequence
     (``[B, N, ...]``) and follow every edit of it.
+
+    Attributes:
+        memory: what goes on from frame to frame of the stream that is being encoded; None where none is open, so that each
+            video and each picture is alone.
     """
 
-    def __init__(self, session: dict[str, Any] | None = None) -> None:
+    def __init__(self, session: dict[str, Any] | None = None, memory: Memory | None = None) -> None:
+        self.memory = memory
         self._values: dict[Scope, dict[str, Any]] = {"prefill": {}, "session": {} if session is None else session}
         self._rows: set[str] = set()
 

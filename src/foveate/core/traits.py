@@ -37,6 +37,7 @@ class Traits:
         sparse: decoder layers with experts.
         heads: of a decoder layer's attention.
         projects: whether single tokens can be asked for what the projector makes of them.
+        reuses: whether blocks of the encoder can run for some rows of a frame (`foveate.core.reuse.Reuse`).
     """
 
     family: str
@@ -60,6 +61,7 @@ class Traits:
     sparse: tuple[int, ...] = ()
     heads: int = 1
     projects: bool = False
+    reuses: bool = False
 
     def numbers(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The numbers of the artifact of ``method``, None if there is none.

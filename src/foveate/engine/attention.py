@@ -109,12 +109,23 @@ class _Wrapper:
             return replaced
         if self.kernel != "eager":
             return ALL_ATTENTION_FUNCTIONS._global_mapping[self.kernel]  # type: ignore[no-any-return]
-        # "eager" is in no mapping: each model file brings its own.
-        for kind in type(module).__mro__:
-            found = vars(sys.modules[kind.__module__]).get("eager_attention_forward")
-            if found is not None:
-                return found  # type: ignore[no-any-return]
-        raise LookupError(f"no eager attention in the file of {type(module).__name__}")
+        return _eager(module)
+
+
+def function_of(module: nn.Module) -> Callable[..., Any]:
+    """The attention function that a module calls, as it is now."""
+    kernel: str = module.config._attn_implementation  # type: ignore[union-attr, assignment]
+    found: Callable[..., Any] | None = ALL_ATTENTION_FUNCTIONS.get(kernel)
+    return _eager(module) if found is None else found
+
+
+def _eager(module: nn.Module) -> Callable[..., Any]:
+    """The function called "eager", which is in no mapping: each model file brings its own."""
+    for kind in type(module).__mro__:
+        found = vars(sys.modules[kind.__module__]).get("eager_attention_forward")
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    raise LookupError(f"no eager attention in the file of {type(module).__name__}")
 
 
 def beyond_logits(module: nn.Module) -> str | None:

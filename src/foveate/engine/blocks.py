@@ -6,6 +6,7 @@ attach, on random rows, and must give the same bits.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,6 @@ def forward(
     return x + (out if parts.scale2 is None else parts.scale2 * out)
 
 
-@torch.no_grad()
 def install(block: nn.Module, halves: Callable[[nn.Module], Halves], middle: Middle) -> Callable[[], None]:
     """Let the runner take the block's place, inside of accelerate's hooks if it has any; returns what undoes it.
 
@@ -48,19 +48,37 @@ def install(block: nn.Module, halves: Callable[[nn.Module], Halves], middle: Mid
     Raises:
         FoveateError: if the runner does not give the block's bits, or something else stands in for its forward.
     """
-    name, norm = type(block).__name__, halves(block).norm1.weight
+    return inside(block, halves(block).norm1, "rows cannot go between its halves", forward, halves, middle)
+
+
+@torch.no_grad()
+def inside(block: nn.Module, norm: nn.Module, lost: str, function: Callable[..., Any], *given: Any) -> Callable[[], None]:
+    """Let ``function(block, *given, original, ...)`` stand in for a block's forward, inside of accelerate's hooks.
+
+    Args:
+        block: of an encoder.
+        norm: its first norm, for the kind of rows that it takes.
+        lost: what cannot be, if this is refused.
+        function: gives the block's bits as long as no call goes on.
+        given: to the function.
+
+    Raises:
+        FoveateError: if it does not give the block's bits, or something else stands in for its forward.
+    """
+    name, weight = type(block).__name__, norm.weight
     hooked = hasattr(block, "_hf_hook")  # accelerate's own forward then calls the block's by this name
     place = "_old_forward" if hooked else "forward"
     own = block.__dict__.get(place)
     # A copy of an attached model carries the class's own forward there.
     if not hooked and own is not None and getattr(own, "__func__", None) is not type(block).forward:
-        raise FoveateError(f"{name}: something else stands in for its forward, so rows cannot go between its halves")
+        raise FoveateError(f"{name}: something else stands in for its forward, so {lost}")
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 5, norm.shape[0], generator=generator)  # type: ignore[union-attr, arg-type]
-    x = x.to(norm.dtype) if hooked else x.to(norm)  # type: ignore[arg-type]
-    expected = block(x, None)
-    undo = stand_in(block, place, forward, block, halves, middle)
-    if not isinstance(expected, Tensor) or not torch.equal(block(x, None), expected):
+    x = torch.randn(1, 5, weight.shape[0], generator=generator)  # type: ignore[union-attr, arg-type]
+    x = x.to(weight.dtype) if hooked else x.to(weight)  # type: ignore[arg-type]
+    unmasked = {"attention_mask": None} if "attention_mask" in inspect.signature(type(block).forward).parameters else {}
+    expected = block(x, **unmasked)
+    undo = stand_in(block, place, function, block, *given)
+    if not isinstance(expected, Tensor) or not torch.equal(block(x, **unmasked), expected):
         undo()
-        raise FoveateError(f"{name}: running its halves apart does not give the same bits, so rows cannot go between them")
+        raise FoveateError(f"{name}: taking it apart does not give the same bits, so {lost}")
     return undo

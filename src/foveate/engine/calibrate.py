@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -16,13 +16,15 @@ from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Method, Offline, Tokens
 from foveate.core.recipe import Recipe
-from foveate.core.signal import Seen, Signal, Site
+from foveate.core.signal import Function, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
+from foveate.engine.functions import function
 from foveate.engine.session import attach
 from foveate.models import anatomy
 
 Batches = Sequence[Mapping[str, Tensor]]
+Labels = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,27 @@ class Calibration:
 
     Args:
         model: the model.
-        batches: keyword arguments of its forward.
+        batches: keyword arguments of its forward; with ``labels`` where answers stand behind the prompts (`answers`).
         marks: of each batch the same with other pictures in it, white where the real ones show what counts, else black; for
             methods that learn to tell such places.
         watcher: follows it.
+        special: ids of the tokenizer's special tokens; those that the model's configuration names are known without.
+        labels: of each batch, what kind of prompt each sample is, for methods that compare kinds.
     """
 
-    def __init__(self, model: nn.Module, batches: Batches, marks: Batches = (), watcher: Watcher | None = None) -> None:
-        self.traits = anatomy(model).traits()
-        self.batches = len(batches)
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        marks: Batches = (),
+        watcher: Watcher | None = None,
+        labels: Labels = (),
+        special: Iterable[int] = (),
+    ) -> None:
+        parts = anatomy(model)
+        self.traits = parts.traits()
+        self.special = tuple(sorted({*special, *parts.special}))
+        self.batches, self.labels = len(batches), labels
         self._model, self._batches, self._marks, self._watcher = model, batches, marks, watcher
         self.begin("reading", self.batches)
 
@@ -127,6 +141,20 @@ class Calibration:
                 found.append(self._model(**batch, logits_to_keep=1).logits[:, -1].float())
                 self.advance()
         return torch.cat(found)
+
+    @torch.no_grad()
+    def answers(self, recipe: Recipe) -> Iterator[Tensor]:
+        """Logits ``[T, V]`` of each batch's rows that predict a label, under ``recipe``; without labels of the last rows."""
+        parts = anatomy(self._model)
+        head = function(parts, Function("head"))
+        with attach(self._model, recipe):
+            for batch in self._batches:
+                # Without the head, which would make logits of every row.
+                hidden = parts.multimodal(**batch).last_hidden_state
+                labels = batch.get("labels")
+                rows = hidden[:, -1] if labels is None else hidden[:, :-1][labels[:, 1:] != -100]
+                self.advance()
+                yield head(rows)
 
     @contextmanager
     def _silenced(self, head: int | None) -> Iterator[None]:
@@ -181,18 +209,42 @@ def calibrate(
     batches: Batches,
     *,
     marks: Batches = (),
+    labels: Labels = (),
     watcher: Watcher | None = None,
+    special: Iterable[int] = (),
 ) -> Artifact:
-    """The artifact of ``method``, such as ``"alvts(steps=500)"``, for ``model``; the rest as in `Calibration`.
+    """The artifact of ``method``, such as ``"alvts(steps=500)"``, for ``model``; all else as in `Calibration`.
 
     Raises:
-        FoveateError: if the method is unknown or has nothing to calibrate, or the model's weights cannot be read.
+        FoveateError: if the method is unknown or has nothing to calibrate, if it compares kinds of prompts and ``labels`` do
+            not say which are which, or if the model's weights cannot be read.
     """
     method = to_calibrate(method)
+    if method.labels:
+        refuse_labels(method, [label for batch in labels for label in batch])
+    if method.labels and len(labels) != len(batches):
+        raise FoveateError(f"labels: must be a list for each of the {len(batches)} batches, and there are {len(labels)}")
     fingerprint = anatomy(model).traits().fingerprint
     if not any(fingerprint.weights.values()):
         raise FoveateError("model: all of its weights are offloaded; calibrate on a model loaded without offloading")
-    return method.artifact(fingerprint, method.calibrate(Calibration(model, batches, marks, watcher)))
+    return method.artifact(fingerprint, method.calibrate(Calibration(model, batches, marks, watcher, labels, special)))
+
+
+def refuse_labels(method: Offline, labels: Sequence[str]) -> None:
+    """Refuse ``labels`` of samples that are none of the method's kinds, or that leave one out.
+
+    Raises:
+        FoveateError: if they do.
+    """
+    kinds = " or ".join(map(repr, method.labels))
+    other = next((label for label in labels if label not in method.labels), None)
+    if other is not None:
+        raise FoveateError(f"{method.name}: a sample's label (its answer) is {other!r}; must be {kinds}")
+    missing = [kind for kind in method.labels if kind not in labels]
+    if missing:
+        raise FoveateError(
+            f"{method.name}: no sample has the label (the answer) {missing[0]!r}; give prompts of each kind, {kinds}"
+        )
 
 
 def to_calibrate(method: Method | str) -> Offline:

@@ -15,7 +15,8 @@ from transformers.cache_utils import DynamicCache
 
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen, on
-from foveate.engine import attention
+from foveate.core.stream import Memory
+from foveate.engine import ahead, attention
 from foveate.engine.arguments import by_name
 from foveate.engine.cache import Owner, adopt
 from foveate.engine.check import check_call, check_training
@@ -45,13 +46,20 @@ class Call:
     """
 
     def __init__(
-        self, program: Program, owner: Owner, earlier: Recording | None, side: Handed, *, generating: bool = False
+        self,
+        program: Program,
+        owner: Owner,
+        earlier: Recording | None,
+        side: Handed,
+        memory: Memory | None = None,
+        *,
+        generating: bool = False,
     ) -> None:
         self.look: Look | None = None
-        self.run: Run | Decoding | None = None
+        self.run: Run | Decoding | ahead.Ahead | None = None
         self.read: tuple[Layout, Seen] | None = None
         self._program, self._owner = program, owner
-        self._earlier, self._side = earlier, side
+        self._earlier, self._side, self._memory = earlier, side, memory
         self._begun = program.now()
         self._awaited = True
         self._generating = generating
@@ -61,6 +69,7 @@ class Call:
         self.prompt_is_read = False
         self.looks: list[Look] = []
         self._incoming: Mapping[str, Any] | None = None
+        self._with_head = False
         self._labels: Tensor | None = None
         self._cache: DynamicCache | None = None
         self._rows = 0
@@ -84,13 +93,15 @@ class Call:
         if self.look is not None:  # a family may encode videos by the function that encodes pictures
             return original(*args, **kwargs)
         refuse_unprepared(self._program)
-        look = self.look = Look(self._program, kind, bound, self.recording.clock, self._side.get(kind, {}))
+        look = self.look = Look(self._program, kind, bound, self.recording.clock, self._side.get(kind, {}), self._memory)
         encoder = self._program.anatomy.encoder
         listening = () if encoder is None else [encoder.attention[layer] for layer in self._program.encoder_signals]
         try:
             with attention.tapped(listening):
                 output = original(*args, **kwargs)
             look.finish(output)
+            if self._memory is not None and look.memory is not None:
+                self._memory.take(look.memory)
         finally:
             self.look = None
         self.looks.append(look)
@@ -128,6 +139,7 @@ class Call:
 
     def model(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the model: rows that are dropped need predict nothing."""
+        self._with_head = True
         if self._program.methods:
             check_training(self._program)
             kwargs, args = (by_name(original, args, kwargs) if args else kwargs), ()
@@ -141,6 +153,9 @@ class Call:
     def multimodal(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run what merges pictures and text."""
         incoming = by_name(original, args, kwargs) if args else kwargs
+        if not self._with_head and incoming.get("labels") is not None:  # then they only say where answers begin
+            incoming = dict(incoming)
+            self._labels = incoming.pop("labels").clone()
         self._incoming = self._read_early(incoming)
         if incoming.get("pixel_values") is not None or incoming.get("pixel_values_videos") is not None:
             self.looks = []  # encoded from now on; what was before has not come to a prompt
@@ -184,6 +199,8 @@ class Call:
             run = None
             if program.methods:
                 run, kwargs = self._begin(recording, cache, kwargs, positions, past, prompt, stack)
+                if program.ahead and run.rows.has_pictures:
+                    ahead.offer(self, run, original, kwargs)
             elif begins and not branch:
                 recording.unmodified(self._intake(batch, rows, past), positions, self.looks)
             try:
@@ -301,7 +318,7 @@ class Call:
 
     def _intake(self, batch: int, rows: int, past: int) -> Intake:
         if self._incoming is None or rows == 1:
-            return Intake.plain(batch, rows)
+            return Intake.plain(batch, rows, (self._incoming or {}).get("input_ids"))
         # Without a cache, generate reads the prompt again with every token, and what it wrote since.
         prompt = self._prompt_rows if past == 0 and self.prompt_is_read else None
         intake = Intake.read(self._program.anatomy, self._incoming, self.looks, prompt=prompt)

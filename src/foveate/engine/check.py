@@ -10,15 +10,19 @@ from typing import Any
 from foveate.core.errors import FoveateError, NeedsTraining
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
-from foveate.core.signal import Aligned, Features, Function, Halves, Numbers, Pixels, Question, Side, Summary
+from foveate.core.reuse import Reuse
+from foveate.core.signal import Aligned, Features, Function, Halves, Ids, Numbers, Pixels, Question, Side, Summary
 from foveate.core.traits import Traits
 from foveate.engine.attention import beyond_logits
-from foveate.engine.program import Program, layer_of
+from foveate.engine.program import Program, layers_of
 from foveate.engine.stand_in import compiled
 from foveate.models.anatomy import Anatomy
 from foveate.models.decoder import RECURRENT, WINDOWS
 
 KERNELS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+BEFORE_LAYERS = ("patches", "encoder", "pre_projector", "projected", "sequence")
+"""Kinds of sites before the first decoder layer, in the order in which a request meets them."""
 
 KINDS = {"full_attention", *WINDOWS, *RECURRENT}
 """Kinds of layers, by what they remember."""
@@ -34,7 +38,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
         if reason:
             raise FoveateError(f"{method.name}: {reason}")
         _check_depth(method.fitted(traits), traits)
-        needed = {layer_of(signal) for signal in method.reads(traits)}
+        needed = {layer for signal in method.reads(traits) for layer in layers_of(signal)}
         missing = [layer for layer in traits.recurrent if layer in needed]
         if missing and not isinstance(method, Cache):
             raise FoveateError(
@@ -53,6 +57,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
                 "leaves as many entries of every head in the cache, such as snapkv"
             )
     _check_grids(recipe, traits)
+    _check_reuse(recipe, traits)
     _check_experts(recipe, traits)
     routed: dict[int, str] = {}
     for method in recipe.methods:
@@ -106,7 +111,7 @@ def _check_layers(parts: Anatomy) -> None:
 def _check_depth(method: Method, traits: Traits) -> None:
     """No layer beyond the model's, where a method would silently do nothing."""
     signals = method.reads(traits)
-    placeless = Features | Pixels | Summary | Aligned | Question | Function | Numbers | Side
+    placeless = Features | Pixels | Summary | Aligned | Question | Ids | Function | Numbers | Side
     read = [signal.site for signal in signals if not isinstance(signal, placeless)]
     acts = list(method.sites(traits)) if isinstance(method, Tokens) else []
     decoder = [site.layer for site in (*read, *acts) if site.kind == "decoder"]
@@ -120,6 +125,10 @@ def _check_depth(method: Method, traits: Traits) -> None:
         "encoder block as a site": (
             [site.layer for site in acts if site.kind == "encoder"],
             0 if traits.feature_layer is None else traits.feature_layer + 1,
+        ),
+        "encoder block in part": (
+            list(method.reused(traits)) if isinstance(method, Reuse) else [],
+            traits.encoder_layers if traits.reuses and traits.encoder_layers else 0,
         ),
     }
     for what, (layers, depth) in within.items():
@@ -192,18 +201,33 @@ def check_call(program: Program, kwargs: Mapping[str, Any], cache_unwanted: bool
 
 def _check_grids(recipe: Recipe, traits: Traits) -> None:
     """Some choosers need whole grids: nothing may be dropped or merged before them."""
-    editing = [
-        (m, {s.kind for s in m.sites(traits) if s.kind != "decoder"}) for m in recipe.methods if isinstance(m, Tokens)
-    ]
-    on_pictures = [method for method, kinds in editing if kinds - {"sequence"}]
-    on_sequence = [method for method, kinds in editing if "sequence" in kinds]
-    for place, method in enumerate(on_sequence):
-        before = [other for other in (*on_pictures, *on_sequence[:place]) if other is not method]
-        if method.needs_grid and before:
-            remedy = "use one of them" if before[0] in on_pictures else "put it first, or use one of them"
+    acting = []
+    for number, method in enumerate(m for m in recipe.methods if isinstance(m, Tokens)):
+        places = [BEFORE_LAYERS.index(site.kind) for site in method.sites(traits) if site.kind in BEFORE_LAYERS]
+        acting += [(min(places), number, method)] if places else []
+    acting.sort(key=lambda found: found[:2])
+    for rank, (place, _, method) in enumerate(acting):
+        if method.needs_grid and rank:
+            first, _, before = acting[0]
+            remedy = "put it first, or use one of them" if first == place else "use one of them"
             raise FoveateError(
-                f"{before[0].name} + {method.name}: {method.name} needs whole grids, and {before[0].name} drops tokens "
+                f"{before.name} + {method.name}: {method.name} needs whole grids, and {before.name} drops tokens "
                 f"before it; {remedy}"
+            )
+
+
+def _check_reuse(recipe: Recipe, traits: Traits) -> None:
+    """Frames are whole where they take from each other."""
+    reusing = [m for m in recipe.methods if isinstance(m, Reuse) and m.reused(traits)]
+    if len(reusing) > 1:
+        raise FoveateError(f"{reusing[0].name} + {reusing[1].name}: both let encoder blocks run in part; use one of them")
+    for method in recipe.methods if reusing else ():
+        acts = method.sites(traits) if isinstance(method, Tokens) else ()
+        inside = next((site for site in acts if site.kind in ("patches", "encoder")), None)
+        if inside:
+            raise FoveateError(
+                f"{reusing[0].name} + {method.name}: {method.name} drops rows at {inside}, where {reusing[0].name} needs "
+                "them all; use one of them"
             )
 
 

@@ -26,10 +26,16 @@ def surviving(experts: Forward, x: Tensor, index: Tensor, weights: Tensor) -> Te
 
 def weighed(
     weigh: Callable[[Tensor, Tensor], Tensor],
+    echo: bool,
     original: Forward,
     hidden_states: Tensor,
     top_k_index: Tensor,
     top_k_weights: Tensor,
 ) -> Tensor:
-    """Run experts, whose ``original`` forward this is, with what ``weigh`` makes of ``[T, K]`` experts and weights."""
-    return surviving(original, hidden_states, top_k_index, weigh(top_k_index, top_k_weights))
+    """Run experts, whose ``original`` forward this is, with what ``weigh`` makes of ``[T, K]`` experts and weights.
+
+    ``echo``: a row without any gets itself back, not zeros.
+    """
+    weights = weigh(top_k_index, top_k_weights)
+    made = surviving(original, hidden_states, top_k_index, weights)
+    return made.where(weights.any(1, keepdim=True), hidden_states) if echo else made

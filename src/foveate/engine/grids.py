@@ -13,6 +13,7 @@ from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
 from foveate.core.roles import Item, Role
 from foveate.core.signal import Attention
+from foveate.models.anatomy import Encoder, View
 
 
 @dataclass
@@ -119,6 +120,24 @@ def survivors(rank: Tensor, fed: Sequence[Tensor], rows: int, counts: Sequence[i
     for number, mine, count in zip(joined, alive, torch.stack([of.sum() for of in alive]).tolist() if alive else ()):
         own[number], known[number] = in_raster_order(mine), count
     return [Survivors(*left) for left in zip(own, known)]
+
+
+def encoded(encoder: Encoder | None, views: Sequence[View]) -> tuple[int, int]:
+    """How many tiles of ``views`` the encoder was shown, and its rows for the largest one."""
+    cells = [view.cells for view in views if view.cells is not None]
+    if encoder is None or not cells:
+        return 0, 0
+    if encoder.tile is None:
+        return len(cells), max(c.numel() for c in cells)
+    return max(int(c.max()) for c in cells) // encoder.tile + 1, encoder.tile + encoder.prefix
+
+
+def alike(views: Sequence[View], left: Sequence[Survivors]) -> list[list[int]]:
+    """Numbers of the views of one grid and one number of survivors, for each such group, in order."""
+    groups: dict[tuple[int, int, int, int], list[int]] = {}
+    for number, (view, alive) in enumerate(zip(views, left)):
+        groups.setdefault((view.rows, view.columns, view.frames, alive.count), []).append(number)
+    return list(groups.values())
 
 
 def in_raster_order(alive: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Intake:
         valid: ``[B, q]`` rows that are not padding.
         item, ordinal: ``[B, q]`` grid of each visual row and its place there, -1 elsewhere.
         items: grids of each sample, in the order of the prompt.
-        ids: ``[B, q]`` token ids as given.
+        ids: ``[B, q]`` token ids as given; those of a single row where the model has them.
         before: ``[B, past]`` which earlier tokens are not padding, None = all.
         answer: ``[B, q]`` rows behind the prompt, None = none.
     """
@@ -47,10 +47,10 @@ class Intake:
     answer: Tensor | None = None
 
     @classmethod
-    def plain(cls, batch: int, rows: int) -> Intake:
+    def plain(cls, batch: int, rows: int, ids: Tensor | None = None) -> Intake:
         """Text only, nothing padded."""
         no, nowhere = torch.zeros(batch, rows, dtype=torch.bool), torch.full((batch, rows), -1)
-        return cls(no, no, no, no, ~no, nowhere, nowhere, ((),) * batch)
+        return cls(no, no, no, no, ~no, nowhere, nowhere, ((),) * batch, ids)
 
     @classmethod
     def read(

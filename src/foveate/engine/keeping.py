@@ -35,6 +35,7 @@ class Keeping:
         cached: for each layer so far, the rows that it wrote.
         scoring: whether its owner says what stays of this prompt.
         steps: what the owner saw and did, where the session watches.
+        scores: what the owner made of each layer so far, where it says what stays.
         acts: whether the owner lets go of anything, or hides it from decoding.
     """
 
@@ -46,7 +47,7 @@ class Keeping:
         self.cached: list[Layout] = []
         self.steps: list[Step] = []
         self.acts = False
-        self._scores: list[Tensor | None] = []
+        self.scores: list[Tensor | None] = []
         self._scored: list[Layout] = []
         self._unscored: dict[int, dict[Signal, Any]] = {}
         for layer in layers if turn else ():
@@ -73,7 +74,7 @@ class Keeping:
         """A layer without a cache of keys and values."""
         self.cached.append(self.rows.layout)
         self._scored.append(self.rows.layout)
-        self._scores.append(None)
+        self.scores.append(None)
 
     def wrote(self, layer: int, route: Route | None, seen: Mapping[Signal, Any]) -> None:
         """A layer has written its rows: score it for the owner, who may let go of some or choose what decoding reads."""
@@ -84,7 +85,7 @@ class Keeping:
             seen = {s: follow(value, every if self._is_whole(s) else route.active) for s, value in seen.items()}
         self.cached.append(layout)
         self._scored.append(layout)
-        self._scores.append(None)
+        self.scores.append(None)
         if method is None or layer in self._sliding:  # which sees the last tokens only, whatever they score
             return
         if self.rows.has_pictures and layer < self.program.cut:
@@ -125,7 +126,7 @@ class Keeping:
             return
         with self.clock.lap("method"):
             layouts = [layout.to(self.rows.device) for layout in self._scored]
-            plans = method.plan(on(self._scores, self.rows.device), layouts)
+            plans = method.plan(on(self.scores, self.rows.device), layouts)
             for layer, kept in enumerate(plans):
                 self._compress(layer, kept)
 
@@ -155,7 +156,7 @@ class Keeping:
             elif self.scoring and method.layer_by_layer:
                 self._compress(layer, method.plan([score], [layout])[0])
             else:
-                self._scores[layer] = score
+                self.scores[layer] = score
         if scores is not None:
             self.steps.append(Step(method, Site("decoder", layer), "cache", layout, layout, scores=tuple(scores)))
 

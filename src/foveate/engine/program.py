@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +13,7 @@ from foveate.core.layout import Layout
 from foveate.core.method import Cache, Experts, Method, Pictures, Routing, Tokens
 from foveate.core.ranking import collecting
 from foveate.core.recipe import Recipe
+from foveate.core.reuse import Reuse
 from foveate.core.signal import (
     Aligned,
     Columns,
@@ -19,6 +21,7 @@ from foveate.core.signal import (
     Function,
     Halves,
     Hidden,
+    Ids,
     KeyValue,
     Numbers,
     Pixels,
@@ -48,6 +51,8 @@ class Program:
         pictures: methods that act on pictures before the processor, in recipe order.
         reshaped: those of them that have changed a picture; None if no picture came by them yet.
         constants: what methods find in their `State` at any time.
+        reuse: the method that lets blocks of the encoder run in part; ``reused``: which blocks. One whose
+            attention is read runs whole.
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
         routing: the method that routes each decoder layer.
@@ -64,9 +69,10 @@ class Program:
         side: side data that is read.
         halves, hidden, key_value: decoder layers of which these are read.
         given: functions and numbers, which no forward changes.
+        ahead: functions that run layers ahead, which are of one forward.
         compiled: decoder layers that are compiled one by one.
         devices: where each decoder layer is run, if accelerate says so.
-        asks_companion: whether the question's embedding is read.
+        asks_companion: whether the question's embedding is read; ``asks_ids``: whether the tokens' ids are.
         passing: queries and keys of encoder blocks that nobody reads behind their own block.
         retain: whether the signals of all layers are to be there at the end (calibration).
         watched: whether each step of a method is to be remembered (inspection).
@@ -82,6 +88,8 @@ class Program:
         self.reshaped: set[Method] | None = None
         self.constants: dict[str, Any] = {"seed": seed, "traits": traits}
         self.reads: dict[Any, tuple[Signal, ...]] = {method: method.reads(traits) for method in methods}
+        self.reuse: Reuse | None = None
+        self.reused: tuple[int, ...] = ()
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}
         self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
         self.routing: dict[int, Routing] = {}
@@ -98,6 +106,8 @@ class Program:
             if isinstance(method, Tokens):
                 for site in (s for s in method.sites(traits) if s.in_vision):
                     self.vision.setdefault((site.kind, site.layer, site.part), []).append(method)
+            if isinstance(method, Reuse) and method.reused(traits):
+                self.reuse = method
             if isinstance(method, Routing):
                 self.routing.update(dict.fromkeys(method.routed(traits), method))
             if isinstance(method, Experts):
@@ -118,20 +128,25 @@ class Program:
         self.halves: set[int] = set()
         self.key_value: set[int] = set()
         self.side: list[Side] = []
-        self.asks_companion = False
+        self.asks_companion = self.asks_ids = False
         self.retain = False
         self.watched = False
         self.compiled = {number for number, layer in enumerate(anatomy.layers) if compiled(layer)}
         self.devices = [anatomy.device(layer) for layer in range(len(anatomy.layers))]
+        recurrent = set(traits.recurrent)
         every = dict.fromkeys(
-            signal for signals in self.reads.values() for signal in signals if layer_of(signal) not in traits.recurrent
+            signal for signals in self.reads.values() for signal in signals if recurrent.isdisjoint(layers_of(signal))
         )
-        self.given: dict[Signal, Any] = {s: function(anatomy, s) for s in every if isinstance(s, Function)}
+        functions = [signal for signal in every if isinstance(signal, Function)]
+        self.ahead = tuple(signal for signal in functions if signal.name == "through")
+        self.given: dict[Signal, Any] = {s: function(anatomy, s) for s in functions if s not in self.ahead}
         self.given |= {
             s: on(dict(traits.artifacts[s.method].numbers), anatomy.home) for s in every if isinstance(s, Numbers)
         }
         for signal in every:
             self._sort(signal)
+        if self.reuse is not None:
+            self.reused = tuple(layer for layer in self.reuse.reused(traits) if layer not in self.encoder_signals)
         self.passing = {signal for signal in every if isinstance(signal, QueryKey) and self._passes(signal)}
 
     def watching(self, layout: Layout, by_head: bool = False) -> AbstractContextManager[list[Tensor] | None]:
@@ -158,6 +173,8 @@ class Program:
             self.signals_by_item.add(signal)
         elif isinstance(signal, Question):
             self.asks_companion = True
+        elif isinstance(signal, Ids):
+            self.asks_ids = True
         elif isinstance(signal, Hidden | Halves | KeyValue):
             kinds: dict[type, set[int]] = {Hidden: self.hidden, Halves: self.halves, KeyValue: self.key_value}
             kinds[type(signal)].add(signal.site.layer)
@@ -168,10 +185,10 @@ class Program:
                 self.signals_by_item.add(signal)
 
 
-def layer_of(signal: Signal) -> int | None:
-    """The decoder layer whose attention a signal needs, None if it needs none."""
-    if isinstance(signal, Function):
-        return signal.layer if signal.name == "query_key" else None
+def layers_of(signal: Signal) -> Sequence[int]:
+    """The decoder layers whose attention a signal needs."""
+    if isinstance(signal, Function) and signal.layer is not None:
+        return range(signal.layer) if signal.name == "through" else (signal.layer,) if signal.name == "query_key" else ()
     if isinstance(signal, Rows | Columns | QueryKey | KeyValue) and signal.site.kind == "decoder":
-        return signal.site.layer
-    return None
+        return (signal.site.layer,)
+    return ()

@@ -98,7 +98,9 @@ class Recording:
         visual = [
             tuple(v - (n - rows) for v, n, rows in zip(lay.visual, lay.live, there)) for lay, there in zip(entering, live)
         ]
-        ran = {layer: tuple(slots.tolist()) for layer, slots in self._slots.items()}
+        chosen = self._chosen(active)
+        ran = chosen | {layer: tuple(slots.tolist()) for layer, slots in self._slots.items()}
+        every = sum(map(sum, chosen.values()))
         config = program.anatomy.config
         return Report(
             recipe=str(program.recipe),
@@ -118,10 +120,11 @@ class Recording:
             decode_steps=clock.count("decode"),
             first_token_seconds=clock.seconds("first token"),
             total_seconds=clock.seconds("call"),
+            experts=sum(map(sum, ran.values())) / every if every else 1.0,
             signal_seconds=clock.seconds("encoder signals"),
             method_seconds=clock.seconds("method") + clock.seconds("decoder signals"),
             engine_seconds=max(clock.seconds("engine") - clock.seconds("method"), 0.0),
-            flops=prefill_flops(config, live, active, self._chosen(active) | ran),
+            flops=prefill_flops(config, live, active, ran),
             flops_unmodified=prefill_flops(config, before, before, self._chosen(before)),
         )
 
@@ -174,6 +177,7 @@ class Recording:
             heads=heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            inner=max(config.intermediate_size, (traits.experts or 0) * getattr(config, "moe_intermediate_size", 0)),
             vocabulary=config.vocab_size,
             itemsize=anatomy.dtype.itemsize,
             images=images,
@@ -182,6 +186,7 @@ class Recording:
             image_heads=encoder.heads if encoder else 0,
             cls=traits.has_cls,
             cell=math.prod(cell) if cell else 0,
+            experts=traits.experts or 0,
         )
 
 

@@ -130,6 +130,17 @@ class Rows:
 
         return self.once("rope", (kind, id(old.shift)), tables)
 
+    def given_to(self, layer: int, x: Tensor, kwargs: dict[str, Any], old: Ledger, new: Ledger) -> dict[str, Any]:
+        """What a layer is called with beside the rows ``x``, ``kwargs`` being the model's own words.
+
+        Its cache holds ``old``, and ``new`` once these rows have come.
+        """
+        if not self.edited and old.complete and old.shift is None:
+            return kwargs
+        rope = self.rope(layer, x, kwargs["position_embeddings"], old)
+        mask = self.mask(kwargs.get("attention_mask"), new, x)
+        return dict(unpositioned(kwargs), attention_mask=mask, position_embeddings=rope)
+
     def mask(self, base: Tensor | None, new: Ledger, x: Tensor, queries: Tensor | None = None) -> Tensor | None:
         """What ``x``, or its rows with the token numbers ``queries``, may see of a layer that holds ``new``.
 
@@ -184,6 +195,11 @@ def _end(layout: Layout) -> Tensor:
     """``[B]`` the largest rotary position of each sample, behind which later text goes on."""
     positions = layout.positions[1:] if len(layout.positions) == 4 else layout.positions  # a row in front numbers the tokens
     return positions.masked_fill(~layout.valid, 0).amax((0, 2))
+
+
+def unpositioned(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Without position ids: FlashAttention would take gaps in them for packed sequences, and the tables are made already."""
+    return dict(kwargs, position_ids=None)
 
 
 def positions_of(given: Tensor | None, batch: int, rows: int, past: int, device: torch.device) -> Tensor:

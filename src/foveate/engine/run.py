@@ -24,7 +24,7 @@ from foveate.engine.intake import Intake
 from foveate.engine.keeping import Keeping
 from foveate.engine.program import Program
 from foveate.engine.route import Route
-from foveate.engine.rows import Rows
+from foveate.engine.rows import Rows, unpositioned
 from foveate.engine.side import ByItem
 from foveate.engine.signals import ByPicture, Signals
 from foveate.engine.stored import Turning, attend
@@ -144,15 +144,11 @@ class Run:
             self.ran.append((route.counts if route.skips else rows.layout.live, route.counts))
             rope = rows.rope(layer, x, kwargs["position_embeddings"], old)
             x, mask, tables = route.enter(layer, rows, cache, kwargs.get("attention_mask"), rope)
-            return x, dict(_unpositioned(kwargs), attention_mask=mask, position_embeddings=tables)
+            return x, dict(unpositioned(kwargs), attention_mask=mask, position_embeddings=tables)
         self.ran.append((rows.layout.live, rows.layout.live) if rows.given > 1 else ((), ()))
         new = rows.extended(old)
         cache.announce(new, x.shape[1])
-        if not rows.edited and old.complete and old.shift is None:
-            return x, kwargs
-        rope = rows.rope(layer, x, kwargs["position_embeddings"], old)
-        mask = rows.mask(kwargs.get("attention_mask"), new, x)
-        return x, dict(_unpositioned(kwargs), attention_mask=mask, position_embeddings=rope)
+        return x, rows.given_to(layer, x, kwargs, old, new)
 
     def leave(self, layer: int, x: Tensor) -> Tensor:
         """What decoder ``layer`` is to return instead of ``x``."""
@@ -333,8 +329,3 @@ def _numbers(asked: bool | int | Sequence[int], count: int) -> frozenset[int]:
         return frozenset(numbers if asked else ())
     chosen = [asked] if isinstance(asked, int) else asked
     return frozenset(numbers[number] for number in chosen if -count <= number < count)
-
-
-def _unpositioned(kwargs: dict[str, Any]) -> dict[str, Any]:
-    # Gaps in position ids would be taken for packed sequences by FlashAttention; the rotary tables are made already.
-    return dict(kwargs, position_ids=None)

@@ -7,7 +7,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,17 +22,17 @@ from foveate.core.layout import Layout
 from foveate.core.recipe import Recipe, RecipeLike
 from foveate.core.report import Report, Trace
 from foveate.core.signal import Seen
-from foveate.engine import attention, blocks, experts, generation
+from foveate.engine import attention, blocks, experts, generation, reuse
 from foveate.engine.arguments import by_name
 from foveate.engine.call import LOOK, Call
 from foveate.engine.check import check, warn_untrained
+from foveate.engine.handing import Hands
 from foveate.engine.pictures import Prepares
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.run import Run
 from foveate.engine.seat import Seat
 from foveate.engine.shown import Shown
-from foveate.engine.side import handed
 from foveate.engine.stand_in import Attached, stand_in
 from foveate.engine.vision import Kind
 from foveate.models import anatomy
@@ -81,7 +81,7 @@ def attach(
     return Session(Program(recipe, parts, traits, seed=seed, companion=companion))
 
 
-class Session(Shown, Prepares):
+class Session(Shown, Prepares, Hands):
     """A recipe at work in a model. Made by `attach`. Several threads may call the model at once.
 
     Attributes:
@@ -163,23 +163,11 @@ class Session(Shown, Prepares):
                 outputs[kind] = encode(**{name: value for name, value in inputs.items() if name in known})
         return {"mm_encoder_outputs": outputs}
 
-    def side(self, **kinds: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Hand over side data with the pictures that this thread encodes inside of the ``with`` block.
-
-        Args:
-            kinds: for ``images``, ``videos`` or both, values by name: a list, one for each image (video) of a call, None
-                where one has none, or a single value for all.
-
-        Raises:
-            FoveateError: if the recipe reads side data, but none of such a name.
-        """
-        return self._seat.handing(handed(self._program, kinds))
-
     @property
     def looks_into_encoder(self) -> bool:
         """Whether a method acts or reads before the projector's output; if not, that depends on the pictures alone."""
         program = self._program
-        acts = any(kind != "projected" for kind, _, _ in program.vision)
+        acts = bool(program.reused) or any(kind != "projected" for kind, _, _ in program.vision)
         return acts or program.pixels or bool(program.encoder_signals or program.features)
 
     @property
@@ -194,7 +182,7 @@ class Session(Shown, Prepares):
         if outer is not None and not generating:
             yield outer
             return
-        call = seat.call = Call(self._program, self, seat.recording, seat.side, generating=generating)
+        call = seat.begin(self._program, self, generating=generating)
         try:
             yield call
             self._end(call)
@@ -232,8 +220,9 @@ class Session(Shown, Prepares):
             self._stand_in(module, "forward", around, layer)
             if layer not in program.traits.recurrent:
                 put(parts.attention(layer), attention.TAP, Attached(self._tap, layer))
-        for layer in program.experts:
-            self._stand_in(parts.experts(layer), "forward", experts.weighed, functools.partial(self._weigh, layer))
+        for layer, methods in program.experts.items():
+            weigh, echo = functools.partial(self._weigh, layer), any(method.echoes for method in methods)
+            self._stand_in(parts.experts(layer), "forward", experts.weighed, weigh, echo)
         for layer in program.halves:
             for number, part in enumerate(parts.halves(layer)):
                 hook = Attached(self._half, layer, number)
@@ -247,6 +236,8 @@ class Session(Shown, Prepares):
             self._put(encoder.attention[layer], attention.TAP, Attached(self._tap_encoder, layer))
         inside = {layer for kind, layer, _ in program.vision if kind == "encoder"}
         every = bool(inside) or ("patches", 0, "before") in program.vision
+        for layer in program.reused:
+            self._undo.append(reuse.install(encoder.blocks[layer], encoder, layer, self._chain))
         for layer, block in enumerate(encoder.blocks):
             if ("encoder", layer, "middle") in program.vision and encoder.halves is not None:
                 self._undo.append(blocks.install(block, encoder.halves, functools.partial(self._middle, layer)))
@@ -294,7 +285,7 @@ class Session(Shown, Prepares):
         # Not by `_entered`, in a few calls less: each step of decoding passes here for each of three modules.
         if call is not None:
             return body(call, original, *args, **kwargs)
-        call = self._seat.call = Call(self._program, self, self._seat.recording, self._seat.side)
+        call = self._seat.begin(self._program, self)
         try:
             output = body(call, original, *args, **kwargs)
             self._end(call)
@@ -314,6 +305,10 @@ class Session(Shown, Prepares):
     def _middle(self, layer: int, x: Tensor) -> Tensor:
         call = self._seat.call
         return x if call is None or call.look is None else call.look.middle(layer, x)
+
+    def _chain(self) -> reuse.Chain | None:
+        call = self._seat.call
+        return None if call is None or call.look is None else call.look.chain
 
     def _tap_encoder(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> None:
         call = self._seat.call

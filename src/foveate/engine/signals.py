@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.device import upload
+from foveate.core.errors import FoveateError
 from foveate.core.method import Method
 from foveate.core.reduction import Reduction
 from foveate.core.roles import last_of
-from foveate.core.signal import Attention, Halves, Hidden, KeyValue, QueryKey, Rows, Signal, Site, follow, on
+from foveate.core.signal import Attention, Halves, Hidden, Ids, KeyValue, QueryKey, Rows, Signal, Site, follow, on
 from foveate.core.store import Turn
 from foveate.engine import attention
 from foveate.engine.cache import FoveateLayer
@@ -37,6 +38,10 @@ class Signals:
         self.program, self.whole = program, whole
         self.seen: dict[Signal, Any] = dict(program.given)
         self._rows = rows
+        if program.asks_ids:
+            if rows.intake.ids is None:
+                raise FoveateError("inputs_embeds: this recipe needs input_ids in steps of decoding, too; generate from ids")
+            self.seen[Ids()] = upload(rows.intake.ids, rows.device)
 
     def read(self, method: Method) -> dict[Signal, Any]:
         """What there is of the signals that a method asks for, in its own order, where the rows are."""

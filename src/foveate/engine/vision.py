@@ -23,9 +23,11 @@ from foveate.core.reduction import Reduction
 from foveate.core.signal import Side, Signal, Site, on
 from foveate.core.state import State
 from foveate.core.step import Step
+from foveate.core.stream import Memory
 from foveate.engine import grids
 from foveate.engine.clock import Clock
 from foveate.engine.program import Program
+from foveate.engine.reuse import Chain
 from foveate.engine.side import ByItem, by_view
 from foveate.engine.vision_signals import PictureSignals
 from foveate.models.anatomy import Encoder, View
@@ -44,12 +46,20 @@ class Look:
         positions: what the last edit said about rotary positions.
         edited: whether anything was dropped or merged; ``acted``: by which methods.
         side: side data of each view.
+        memory: of the stream that is open, as it is after this call.
+        chain: which frames take part of their way from which, if any do.
         steps: what each method saw and did, grids numbered as in `views`; if the session watches.
         encoded: how many pictures (tiles) the encoder was shown, and its rows for the largest one.
     """
 
     def __init__(
-        self, program: Program, kind: Kind, bound: Mapping[str, Any], clock: Clock, side: Mapping[str, Any]
+        self,
+        program: Program,
+        kind: Kind,
+        bound: Mapping[str, Any],
+        clock: Clock,
+        side: Mapping[str, Any],
+        memory: Memory | None,
     ) -> None:
         self.program, self.kind, self.clock = program, kind, clock
         self.pictures = program.anatomy.pictures(bound)
@@ -63,7 +73,9 @@ class Look:
         self.steps: list[Step] = []
         self.signals = PictureSignals(program, self.views, clock)
         self._bound: Mapping[str, Any] = bound
-        self._state = State(program.constants)
+        self.memory = None if memory is None else memory.draft()
+        self._state = State(program.constants, self.memory)
+        self.chain = Chain.of(program, kind, self.pictures, self.memory, clock, self.acted)
         self._layout: Layout | None = None
         self._bias: Tensor | None = None
         self._rows = 0
@@ -199,7 +211,7 @@ class Look:
         pieces = [made] if isinstance(made, Tensor) else list(made)
         flat = torch.cat([piece.reshape(-1, piece.shape[-1]) for piece in pieces])
         for method in methods:
-            for members in self._alike().values():
+            for members in grids.alike(self.views, self.survivors):
                 flat = self._edit_views(method, members, flat)
         sizes = [piece.numel() // piece.shape[-1] for piece in pieces]
         back = [part.reshape(piece.shape) for part, piece in zip(flat.split(sizes), pieces)]
@@ -208,13 +220,7 @@ class Look:
     @property
     def encoded(self) -> tuple[int, int]:
         """How many pictures (tiles) the encoder was shown, and its rows for the largest one."""
-        encoder = self.program.anatomy.encoder
-        cells = [view.cells for view in self.views if view.cells is not None]
-        if encoder is None or not cells:
-            return 0, 0
-        if encoder.tile is None:
-            return len(cells), max(c.numel() for c in cells)
-        return max(int(c.max()) for c in cells) // encoder.tile + 1, encoder.tile + encoder.prefix
+        return grids.encoded(self.program.anatomy.encoder, self.views)
 
     # Inside.
 
@@ -309,13 +315,6 @@ class Look:
         if not layout.dense:
             bias = bias.masked_fill(~layout.valid.to(x.device), torch.finfo(x.dtype).min)
         return bias[:, None, None].expand(-1, -1, x.shape[1], -1)
-
-    def _alike(self) -> dict[tuple[int, int, int, int], list[int]]:
-        """Views of one grid and one number of survivors."""
-        groups: dict[tuple[int, int, int, int], list[int]] = {}
-        for number, (view, left) in enumerate(zip(self.views, self.survivors)):
-            groups.setdefault((view.rows, view.columns, view.frames, left.count), []).append(number)
-        return groups
 
     def _edit_views(self, method: Tokens, members: list[int], flat: Tensor) -> Tensor:
         slots = upload(torch.stack([self._slots[number] for number in members]), flat.device)  # [I, count] rows of `flat`

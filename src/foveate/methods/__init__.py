@@ -8,6 +8,7 @@ from foveate.methods.before_llm.cdpruner import CDPruner
 from foveate.methods.before_llm.coin import CoIn
 from foveate.methods.before_llm.core import CORE
 from foveate.methods.before_llm.divprune import DivPrune
+from foveate.methods.before_llm.dtr import DTR
 from foveate.methods.before_llm.duet_vlm import DuetVLM
 from foveate.methods.before_llm.embedlens import EmbedLens
 from foveate.methods.before_llm.evs import EVS
@@ -26,6 +27,7 @@ from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.before_llm.visionzip import VisionZip
 from foveate.methods.before_llm.zoo_prune import ZOOPrune
 from foveate.methods.in_encoder.folder import Folder
+from foveate.methods.in_encoder.stc import STC
 from foveate.methods.in_encoder.tome import ToMe
 from foveate.methods.in_llm.alvts import ALVTS
 from foveate.methods.in_llm.blink import Blink
@@ -39,6 +41,7 @@ from foveate.methods.in_llm.hidrop import HiDrop
 from foveate.methods.in_llm.information_horizon import InformationHorizon
 from foveate.methods.in_llm.ivc_prune import IVCPrune
 from foveate.methods.in_llm.meteor import Meteor
+from foveate.methods.in_llm.modes import MoDES
 from foveate.methods.in_llm.prune2drive import Prune2Drive
 from foveate.methods.in_llm.pyramiddrop import PyramidDrop
 from foveate.methods.in_llm.shortv import ShortV
@@ -46,10 +49,14 @@ from foveate.methods.in_llm.sparsevlm import SparseVLM
 from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
 from foveate.methods.in_llm.vlm_pruner import VLMPruner
+from foveate.methods.kv_cache.aircache import AirCache
 from foveate.methods.kv_cache.attentionpack import AttentionPack
+from foveate.methods.kv_cache.flashcache import FlashCache
+from foveate.methods.kv_cache.hermes import Hermes
 from foveate.methods.kv_cache.kivi import KIVI
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
+from foveate.methods.kv_cache.pyramidkv import PyramidKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
 
@@ -58,9 +65,12 @@ __all__ = [
     "BTP",
     "CORE",
     "DART",
+    "DTR",
     "EVS",
     "KIVI",
     "PPE",
+    "STC",
+    "AirCache",
     "ApET",
     "AttentionPack",
     "Blink",
@@ -72,9 +82,11 @@ __all__ = [
     "EmbedLens",
     "FastV",
     "Feather",
+    "FlashCache",
     "Folder",
     "HalfV",
     "Hawk",
+    "Hermes",
     "HiDrop",
     "HiLoPrune",
     "HiPrune",
@@ -85,6 +97,7 @@ __all__ = [
     "Merge3D",
     "Meteor",
     "MixKV",
+    "MoDES",
     "OmniZipAV",
     "PixelPrune",
     "Pool",
@@ -92,6 +105,7 @@ __all__ = [
     "PruMerge",
     "Prune2Drive",
     "PyramidDrop",
+    "PyramidKV",
     "Random",
     "SCoRe",
     "Scope",

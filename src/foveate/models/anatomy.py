@@ -78,6 +78,22 @@ class Picture:
         return slots
 
 
+Projection = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What makes queries, keys and values ``[T, n, D]`` of rows in an encoder block, and what mixes the heads again.
+
+    Each head has the module's ``head_dim`` numbers side by side, and logits its ``scale``; nothing turns.
+    """
+
+    query: Projection
+    key: Projection
+    value: Projection
+    output: Projection
+
+
 @dataclass(frozen=True)
 class Halves:
     """The parts of an encoder block, for running its halves apart: ``x += scale * f(norm(x))``, twice."""
@@ -86,6 +102,7 @@ class Halves:
     attention: nn.Module
     norm2: nn.Module
     mlp: nn.Module
+    projections: Projections
     scale1: Tensor | None = None
     scale2: Tensor | None = None
 
@@ -107,7 +124,7 @@ class Encoder:
         packed: whether all images lie in one sequence ``[P, D]`` instead of a batch ``[T, n, D]``.
         order: for packed encoders, given the bound arguments of the feature call: where the rows that block ``i`` works on
             stand in raster order (``[P]`` raster number of each row), or None where they are in the cells' own order.
-        halves: takes a block apart, where the middle site is open.
+        halves: takes a block apart, where its rows may run in part, or go in its middle.
         patches: pixels of each token, and the call that encodes some of them, where the patches site is open.
     """
 
@@ -339,6 +356,17 @@ class Anatomy:
         called = inspect.signature(type(found).forward).parameters if isinstance(found, nn.Module) else ()
         return found if {"hidden_states", "top_k_index", "top_k_weights"} <= set(called) else None
 
+    @property
+    def special(self) -> frozenset[int]:
+        """Ids that the configuration names: what begins, ends and pads a text, placeholders and what stands around them."""
+        generation = getattr(self.model, "generation_config", None)
+        named: set[int] = set()
+        for config in filter(None, (self.model.config, self.config, generation)):
+            for name, value in config.to_dict().items():  # type: ignore[operator]
+                if name.endswith(("_token_id", "_token_ids", "_token_index")):
+                    named.update(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int))
+        return frozenset(each for each in named if each >= 0)
+
     def norm(self, layer: int | None) -> Callable[[Tensor], Tensor]:
         """The norm in front of a decoder layer's attention (nothing, where there is none), or behind the last layer."""
         if layer is None:
@@ -487,6 +515,7 @@ class Anatomy:
             sparse=sparse,
             heads=self.config.num_attention_heads,
             projects=encoder is not None and not encoder.pools,
+            reuses=encoder is not None and encoder.halves is not None,
         )
 
     @property

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from foveate.models.anatomy import Anatomy, Encoder, square_pictures
-from foveate.models.llava import blocks
+from foveate.models.llava import blocks, halves
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -35,6 +35,7 @@ def anatomy(model: Any) -> Anatomy:
             prefix=0,
             projector=inner.multi_modal_projector,
             pools=True,
+            halves=halves,
         ),
         one_grid=True,
         config=config.text_config,

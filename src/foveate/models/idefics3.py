@@ -14,6 +14,7 @@ from torch import Tensor
 
 from foveate.models.anatomy import Anatomy, Encoder, Picture, squares
 from foveate.models.decoder import layers_of
+from foveate.models.llava import halves
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -49,6 +50,7 @@ def anatomy(model: Any) -> Anatomy:
             projector=inner.connector.modality_projection,
             shuffled=True,
             sites=frozenset({"pre_projector"}),
+            halves=halves,
         ),
         config=config.text_config,
     )

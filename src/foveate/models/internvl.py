@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from foveate.models.anatomy import Anatomy, Encoder, Halves, Picture, squares
+from foveate.models.anatomy import Anatomy, Encoder, Halves, Picture, Projections, squares
 from foveate.models.decoder import layers_of
 from foveate.models.llava import feature_block
 
@@ -52,11 +52,18 @@ def anatomy(model: Any) -> Anatomy:
 
 def halves(block: Any) -> Halves:
     """The parts of an InternVL block."""
+    attention = block.attention
     return Halves(
         block.layernorm_before,
-        block.attention,
+        attention,
         block.layernorm_after,
         block.mlp,
+        Projections(
+            lambda x: attention.q_norm(attention.q_proj(x)),
+            lambda x: attention.k_norm(attention.k_proj(x)),
+            attention.v_proj,
+            lambda x: attention.projection_dropout(attention.projection_layer(x)),
+        ),
         scale1=block.lambda_1,
         scale2=block.lambda_2,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
-from foveate.models.anatomy import Anatomy, Encoder, Halves, Patches, square_pictures
+from foveate.models.anatomy import Anatomy, Encoder, Halves, Patches, Projections, square_pictures
 from foveate.models.decoder import layers_of
 
 
@@ -53,7 +53,9 @@ def feature_block(feature_layer: int | Sequence[int], blocks: int) -> int:
 
 def halves(block: Any) -> Halves:
     """The parts of a CLIP or SigLIP block."""
-    return Halves(block.layer_norm1, block.self_attn, block.layer_norm2, block.mlp)
+    attention = block.self_attn
+    projections = Projections(attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj)
+    return Halves(block.layer_norm1, attention, block.layer_norm2, block.mlp, projections)
 
 
 def square_patches(vision: Any) -> Patches:

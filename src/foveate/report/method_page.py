@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.core.description import PLACES, Description, describe
 from foveate.core.method import Cache, Method, Offline, Routing, Tokens
+from foveate.core.reuse import Reuse
 from foveate.engine.check import minds_inserted
 from foveate.engine.hosting import Verdict
 from foveate.report.training_mark import NEEDS_TRAINING, footnote, mark
@@ -61,6 +62,12 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
         found.append(
             f"It puts rows in, which routes and cuts of earlier caches know nothing of: not with {', '.join(others)}."
         )
+    if issubclass(kind, Reuse):
+        others = [f"`{name}`" for name, other in known.items() if other is not kind and _inside_encoder(other)]
+        found.append(
+            f"It lets blocks of the encoder run in part, where all rows are wanted: not with {', '.join(others)}. A block "
+            "whose attention another method reads runs whole."
+        )
     if issubclass(kind, Tokens) and kind.needs_grid:
         found.append(
             "It needs whole grids: put it first, and not together with methods that drop or merge tokens before it can act."
@@ -69,6 +76,11 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
         others = [f"`{name}`" for name, other in known.items() if issubclass(other, Tokens) and other.needs_grid]
         found.append(f"{', '.join(others)} need whole grids: put them first; they are refused where it acts before them.")
     return [*found, "It goes with all others."]
+
+
+def _inside_encoder(kind: type[Method]) -> bool:
+    """Whether methods of this kind may drop rows there, or run blocks in part."""
+    return issubclass(kind, Reuse) or (issubclass(kind, Tokens) and kind.group in ("before_encoder", "in_encoder"))
 
 
 def cell(text: str) -> str:

@@ -2,7 +2,8 @@
 
 A row has these columns; what is wrong with one is said in a line that names file, row and column, before anything is asked.
 
-image: a picture's path relative to the file (in a data set: or its bytes), or a list of them.
+image: a picture's path relative to the file (in a data set: or its bytes), or a list of them; none where prompts alone will
+    do (`sift`).
 question: a text, or a list of texts, the turns of a conversation about the pictures.
 answers (or answer): what counts as right, a text or a number or a list of them; of several turns a list with one such for
     each; for the metrics ``point`` and ``box`` a box ``x0 y0 x1 y1``, as text or as four numbers.
@@ -54,10 +55,11 @@ def sift(
     metric: str = METRIC,
     n: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    text: bool = False,
 ) -> tuple[list[Question], list[str]]:
     """As `read`, without the questions about pictures that ``refusal`` has a reason against; and a line about each of them.
 
-    Left out ones are no part of the first ``n``.
+    Left out ones are no part of the first ``n``. ``text``: whether there may be questions without a picture.
     """
     metric_of(metric)
     path = Path(path)
@@ -66,7 +68,7 @@ def sift(
     tried: set[str] = set()
     for place, row in rows_of(path):
         try:
-            question = _question(row, path, metric, max_new_tokens)
+            question = _question(row, path, metric, max_new_tokens, text)
             if question.metric not in tried:
                 # One of the user's own that fails is to fail now, and not once the model has answered.
                 question.score([turn.answers[0] for turn in question.turns])
@@ -114,10 +116,10 @@ def _mark(asked: Question, seed: int) -> float:
     return int.from_bytes(seen.digest()[:6], "big") / 2**48
 
 
-def _question(row: Row, path: Path, metric: str, max_new_tokens: int) -> Question:
+def _question(row: Row, path: Path, metric: str, max_new_tokens: int, text: bool) -> Question:
     metric = str(row.get("metric") or metric)
     metric_of(metric)
-    sources = _sources(row, path)
+    sources = () if text and not row.get("image") else _sources(row, path)
     sizes = [read_picture(source).size for source in sources]
     evidence = _evidence(row.get("evidence"), sizes)
     prompts, answers = _turns(row, metric)

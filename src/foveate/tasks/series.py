@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -49,22 +49,20 @@ def compare(rng: np.random.Generator, side: int = SMALL) -> Drawn:
     return Drawn(boards, ask)
 
 
-def _film(
-    rng: np.random.Generator, frames: int, side: int, spans: dict[tuple[str, str], tuple[int, int]]
-) -> tuple[Board, ...]:
+def film(
+    rng: np.random.Generator, frames: int, side: int, spans: Mapping[tuple[str, str], tuple[int, int]]
+) -> Iterator[Board]:
     """Frames on one ground; each (shape, colour) stands at its place from its first frame up to its last."""
     ground, plan = draw_ground(rng, side)[0], Board(rng, side)
     sides = {name: int(rng.integers(15, 26)) for name in spans}
     paints = {(shape, colour): shade(rng, colour) for shape, colour in spans}
     spots = {name: plan.spot(extent, extent) for name, extent in sides.items()}
-    boards = []
     for frame in range(frames):
         board = Board(rng, side, ground + rng.standard_normal(ground.shape, dtype=np.float32))
         for name, (first, last) in spans.items():
             if (spot := spots[name]) is not None and first <= frame <= last:
                 board.put(*name, *spot, sides[name], paints[name])
-        boards.append(board)
-    return tuple(boards)
+        yield board
 
 
 def events(rng: np.random.Generator, side: int = SMALL, frames: int = 6) -> Drawn:
@@ -74,7 +72,7 @@ def events(rng: np.random.Generator, side: int = SMALL, frames: int = 6) -> Draw
         shapes.setdefault(shape, (shape, colour))
     still, *coming = list(shapes.values())[:4]
     starts = np.sort(rng.choice(np.arange(1, frames), 3, replace=False)).tolist()
-    boards = _film(rng, frames, side, {still: (0, frames), **{name: (at, frames) for name, at in zip(coming, starts)}})
+    boards = tuple(film(rng, frames, side, {still: (0, frames), **{name: (at, frames) for name, at in zip(coming, starts)}}))
 
     def shown(name: tuple[str, str]) -> list[tuple[int, Mark]]:
         return [(n, mark) for n, board in enumerate(boards) for mark in board.marks if (mark.shape, mark.colour) == name]
@@ -101,7 +99,7 @@ def moment(rng: np.random.Generator, side: int = SMALL, frames: int = 6) -> Draw
     """A video in which something appears: in which frame?"""
     names = pairs(rng, 3)
     starts = rng.integers(0, frames, 3).tolist()
-    boards = _film(rng, frames, side, {name: (at, frames) for name, at in zip(names, starts)})
+    boards = tuple(film(rng, frames, side, {name: (at, frames) for name, at in zip(names, starts)}))
 
     def ask(rng: np.random.Generator) -> Turn | None:
         number = int(rng.integers(len(names)))
@@ -119,7 +117,8 @@ def stream(rng: np.random.Generator, side: int = SMALL, frames: int = _STREAM) -
     """A long, mostly static video in which one thing is to be seen for a moment only."""
     *still, brief = pairs(rng, int(rng.integers(2, 5)))
     start = int(rng.integers(1, frames - 2))
-    boards = _film(rng, frames, side, {brief: (start, start + int(rng.integers(0, 2))), **dict.fromkeys(still, (0, frames))})
+    spans = {brief: (start, start + int(rng.integers(0, 2))), **dict.fromkeys(still, (0, frames))}
+    boards = tuple(film(rng, frames, side, spans))
 
     def ask(rng: np.random.Generator) -> Turn | None:
         shown = [(n, mark) for n, board in enumerate(boards) for mark in board.marks if (mark.shape, mark.colour) == brief]

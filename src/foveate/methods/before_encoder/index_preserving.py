@@ -21,7 +21,8 @@ from torch.nn import functional
 from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import ModelCall, Offline, Tokens
+from foveate.core.method import Offline, Tokens
+from foveate.core.model_call import ModelCall
 from foveate.core.parameters import AtLeast, In, Odd
 from foveate.core.reduction import Reduction
 from foveate.core.registry import register

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from foveate.core.artifact import Fingerprint
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import ModelCall, Offline, Tokens
+from foveate.core.method import Offline, Tokens
+from foveate.core.model_call import ModelCall
 from foveate.core.parameters import AtLeast
 from foveate.core.registry import register
 from foveate.core.roles import VISUAL, last_of

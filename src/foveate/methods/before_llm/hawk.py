@@ -21,7 +21,8 @@ from foveate.core.artifact import Fingerprint
 from foveate.core.budget import Budget
 from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import ModelCall, Offline, Tokens
+from foveate.core.method import Offline, Tokens
+from foveate.core.model_call import ModelCall
 from foveate.core.parameters import AtLeast, Keep
 from foveate.core.positions import Positions
 from foveate.core.recipe import Recipe

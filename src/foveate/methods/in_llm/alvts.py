@@ -21,7 +21,8 @@ from torch import Tensor
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
-from foveate.core.method import ModelCall, Offline, Plan, Routing
+from foveate.core.method import Offline, Plan, Routing
+from foveate.core.model_call import ModelCall
 from foveate.core.parameters import AtLeast, Keep, Shares
 from foveate.core.registry import register
 from foveate.core.roles import VISUAL

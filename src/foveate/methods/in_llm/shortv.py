@@ -17,7 +17,8 @@ from torch import Tensor
 
 from foveate.core.artifact import Fingerprint
 from foveate.core.layout import Layout
-from foveate.core.method import ModelCall, Offline, Plan, Routing
+from foveate.core.method import Offline, Plan, Routing
+from foveate.core.model_call import ModelCall
 from foveate.core.parameters import CountOrShare, Layers
 from foveate.core.recipe import Recipe
 from foveate.core.registry import register

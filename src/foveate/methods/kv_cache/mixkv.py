@@ -19,7 +19,8 @@ from torch import Tensor
 from foveate.core.budget import Budget
 from foveate.core.device import upload
 from foveate.core.layout import Layout
-from foveate.core.method import Cache, Kept, ModelCall, Offline
+from foveate.core.method import Cache, Kept, Offline
+from foveate.core.model_call import ModelCall
 from foveate.core.parameters import AtLeast, In, Keep, Odd
 from foveate.core.ranking import ranked
 from foveate.core.registry import register
@@ -27,7 +28,9 @@ from foveate.core.shape import Shape
 from foveate.core.signal import Attention, KeyValue, Numbers, Rows, Seen, Signal, Site
 from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
-from foveate.methods.kv_cache.snapkv import best_entries, window_scores
+from foveate.methods.kv_cache.entries import best_entries, last_entries
+from foveate.methods.kv_cache.pyramidkv import falling
+from foveate.methods.kv_cache.snapkv import window_scores
 from foveate.ops.select import top_k
 
 
@@ -80,15 +83,6 @@ def mixed_scores(
     weight = own if redundancy is None else redundancy
     importance = attention + rescaled(values.float().norm(dim=-1), attention, among)
     return (1 - weight) * importance + weight * rescaled(-similarity, attention, among)
-
-
-def pyramid(capacity: int, candidates: int, layer: int, layers: int, beta: int) -> int:
-    """Entries that a layer keeps out of ``candidates`` where the budget falls linearly from layer to layer."""
-    least = capacity // beta
-    most = 2 * capacity - least
-    if most >= candidates:
-        most, least = candidates, 2 * capacity - candidates
-    return most - layer * ((most - least) // max(layers - 1, 1))
 
 
 def head_capacities(attention: Tensor, among: Tensor, capacity: Sequence[int], floor: float, normalise: bool) -> Tensor:
@@ -203,9 +197,7 @@ class MixKV(Cache, Offline):
         rows = observed.probabilities()
         # Query heads are averaged before they are pooled: that matters for the maximum.
         rows = rows.reshape(len(rows), keys.shape[1], -1, *rows.shape[2:]).mean(2)
-        staying = upload([min(self.window, count) for count in counts], keys.device)
-        after = layout.valid.flip(1).cumsum(1).flip(1)
-        window = layout.valid & (after <= staying[:, None])
+        window = last_entries(layout.valid, [min(self.window, count) for count in counts])
         among = layout.valid & ~window
         attention = window_scores(rows, window, keys.shape[1], self.kernel, self.pooling) * among[:, None]
         table = seen[Numbers(self.name)]["redundancy"][layer][:, None] if self.redundancy == "table" else None
@@ -253,7 +245,7 @@ class MixKV(Cache, Offline):
         windows, capacity = self._windows(layout)
         if self.host == "pyramidkv":
             others = [live - window for live, window in zip(layout.live, windows)]
-            capacity = [pyramid(c, n, depth, layers, self.beta) if c < n else n for c, n in zip(capacity, others)]
+            capacity = [falling(c, n, depth, layers, self.beta) if c < n else n for c, n in zip(capacity, others)]
         return Kept(best_entries(score[1], layout.valid, [c + window for c, window in zip(capacity, windows)]))
 
     def _windows(self, layout: Layout) -> tuple[list[int], list[int]]:

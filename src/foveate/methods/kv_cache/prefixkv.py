@@ -21,7 +21,8 @@ from torch import Tensor
 from foveate.core.budget import Budget
 from foveate.core.device import upload
 from foveate.core.layout import Layout
-from foveate.core.method import Cache, Kept, ModelCall, Offline
+from foveate.core.method import Cache, Kept, Offline
+from foveate.core.model_call import ModelCall
 from foveate.core.parameters import AtLeast, Keep
 from foveate.core.ranking import ranked
 from foveate.core.reduction import Reduction

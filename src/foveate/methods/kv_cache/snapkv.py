@@ -2,7 +2,8 @@
 
 Paper: "SnapKV: LLM Knows What You are Looking for Before Generation", arXiv 2404.14469. Follows NVIDIA/kvpress: the budget
 is a share of the prompt, and every key-value head keeps its own set (the original code has a fixed capacity and a set for
-each query head). Blind to modality: text and image entries compete. Prompts not longer than the window are left alone.
+each query head). Blind to modality: text and image entries compete, unless ``tokens="visual"`` spares the text. Prompts not
+longer than the window are left alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
-from foveate.core.device import upload
 from foveate.core.layout import Layout
 from foveate.core.method import Cache, Kept
 from foveate.core.parameters import AtLeast, Keep, Odd
@@ -25,7 +25,7 @@ from foveate.core.shape import Shape
 from foveate.core.signal import Attention, Rows, Seen, Signal, Site
 from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
-from foveate.ops.select import top_k
+from foveate.methods.kv_cache.entries import Evictable, evictable, kept, last_entries
 
 
 def window_scores(
@@ -52,14 +52,6 @@ def window_scores(
     return torch.where(window[:, None], grouped.amax((1, 2), keepdim=True) + 1, grouped)
 
 
-def best_entries(scores: Tensor, valid: Tensor, counts: Sequence[int]) -> Tensor:
-    """The ``counts[b]`` best entries of each head, ascending: ``[B, Hkv, max(counts)]``, -1 = padding, on the left."""
-    width = max(counts)
-    best = top_k(scores.masked_fill(~valid[:, None], float("-inf")), width)
-    spare = torch.arange(width, device=scores.device) >= upload(counts, scores.device)[:, None]
-    return best.masked_fill(spare[:, None], -1).sort(dim=-1).values
-
-
 @register
 @dataclass(frozen=True)
 class SnapKV(Cache):
@@ -74,11 +66,13 @@ class SnapKV(Cache):
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 0.5
-    """Share of the prompt, or entries, text and pictures alike, that stays in every layer, for each key-value head."""
+    """Share of the entries that may go, or how many of them, that stays in every layer, for each key-value head."""
     window: Annotated[int, AtLeast(1)] = 64
     """Queries at the end of the prompt whose attention counts; their own entries stay. A prompt not longer is left alone."""
     kernel: Annotated[int, Odd()] = 5
     """Width, in entries, of the pooling of scores along the prompt."""
+    tokens: Evictable = "all"
+    """Entries that may go: text and pictures alike, as published, or only those of pictures (``"visual"``)."""
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """The window's rows in every layer."""
@@ -103,20 +97,25 @@ class SnapKV(Cache):
         attention: Attention = seen[Rows(Site("decoder", layer), self.window, keys="cache")]
         if layout.shape[1] <= self.window:
             return None
-        # A window larger than the budget stays as far as the budget goes, its last rows first.
-        staying = [min(self.window, self._budget().of(live)) for live in layout.live]
-        after = layout.valid.flip(1).cumsum(1).flip(1)
-        window = layout.valid & (after <= upload(staying, after.device)[:, None])
+        # A window larger than the budget stays as far as the smallest budget goes, its last rows first.
+        candidates, there = evictable(layout, self.tokens)
+        staying = last_entries(candidates, [self._count(count, 1, 2) for count in there])
+        window = last_entries(layout.valid, [self.window] * len(there)) & (staying | ~candidates)
         return ranked(window_scores(attention.probabilities(), window, keys.shape[1], self.kernel))
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:
-        """The same share of every layer."""
-        kept: list[Kept | None] = []
-        for score, layout in zip(scores, layouts):
-            counts = [live if live <= self.window else self._budget().of(live) for live in layout.live]
-            everything = score is None or tuple(counts) == layout.live
-            kept.append(None if everything else Kept(best_entries(score, layout.valid, counts)))  # type: ignore[arg-type]
-        return kept
+        """The best entries of every layer, as many as it may keep."""
+        found: list[Kept | None] = [None] * len(scores)
+        scored = {layer: score for layer, score in enumerate(scores) if score is not None}
+        for depth, (layer, score) in enumerate(scored.items()):
+            layout = layouts[layer]
+            there = evictable(layout, self.tokens)[1]
+            counts = [
+                of if live <= self.window else self._count(of, depth, len(scored)) for live, of in zip(layout.live, there)
+            ]
+            found[layer] = kept(score, layout, self.tokens, counts)
+        return found
 
-    def _budget(self) -> Budget:
-        return Budget(self.keep, "floor")
+    def _count(self, entries: int, depth: int, layers: int) -> int:
+        """How many of the ``entries`` that may go stay in one of the ``layers`` that are scored, by its depth among them."""
+        return Budget(self.keep, "floor").of(entries)

@@ -1,0 +1,13 @@
+"""Numbers of positions without the gaps between them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def dense_ranks(x: Tensor) -> Tensor:
+    """How many different smaller numbers each of ``x`` ``[..., n]`` (integers) has beside it: ``[..., n]``."""
+    ordered, order = x.sort(dim=-1, stable=True)
+    steps = torch.nn.functional.pad((ordered[..., 1:] != ordered[..., :-1]).long().cumsum(-1), (1, 0))
+    return torch.zeros_like(x).scatter(-1, order, steps)
