@@ -32,6 +32,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
+    "attentionpack": [
+        {"rank": 6},
+        {"rank": 5, "value_rank": 8, "shares": (0.2, 0.3, 0.5), "ranks": (1.0, 0.5, 0.2), "grouping": "prompt"},
+        {"rank": 9, "shares": (1.0,), "ranks": (1.0,), "least": 27},
+    ],
     "apet": [{"keep": 4, "basis": 2}, {"keep": 0.3, "basis": 2, "entering": 2.0, "layer": 1, "blend": 0.5, "ridge": 0.1}],
     "blink": [
         {"band": (1, 2), "region": 2, "expand": 1.0, "drop": 0.5},
@@ -99,6 +104,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.5, "window": 4, "host": "adakv"},
         {"keep": 0.5, "window": 4, "host": "pyramidkv"},
     ],
+    "kivi": [{"size": 8, "residual": 4}, {"bits": 4, "size": 16, "residual": 0}, {"bits": 8, "size": 8, "residual": 9}],
     "modes": [{}, {"tau_text": 0.03, "tau_vision": 0.12}, {"tau_text": 2.0, "tau_vision": 2.0}],
     "pixelprune": [{"threshold": 0.38, "metric": "rms"}, {"threshold": 0.303, "metric": "mean", "anchored": False}],
     "pool": [{"most": 6}, {"most": 0.4, "positions": "anchor"}],

@@ -61,11 +61,16 @@ def column_means(
     return columns(query, key, scale, allowed, elsewhere=elsewhere)
 
 
+def opened(mask: Tensor) -> Tensor:
+    """A mask, additive perhaps, as a bool one of what is allowed."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
 def visible(mask: Tensor | None, rows: Tensor, queries: int, keys: int) -> Tensor:
     """``[B, 1 or H, r, K]`` bool: which keys the query rows ``rows`` ``[B, r]`` may see."""
     if mask is not None and mask.ndim == 4:
         picked = mask.expand(rows.shape[0], -1, -1, -1)
         picked = picked.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
-        return picked if picked.dtype == torch.bool else picked > torch.finfo(picked.dtype).min / 2
+        return opened(picked)
     causal = torch.arange(keys, device=rows.device) <= (rows + keys - queries)[..., None]
     return (causal if mask is None else causal & mask.bool()[:, None])[:, None]

@@ -52,8 +52,10 @@ from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
 from foveate.methods.in_llm.vlm_pruner import VLMPruner
 from foveate.methods.kv_cache.aircache import AirCache
+from foveate.methods.kv_cache.attentionpack import AttentionPack
 from foveate.methods.kv_cache.flashcache import FlashCache
 from foveate.methods.kv_cache.hermes import Hermes
+from foveate.methods.kv_cache.kivi import KIVI
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
 from foveate.methods.kv_cache.pyramidkv import PyramidKV
@@ -67,10 +69,12 @@ __all__ = [
     "DART",
     "DTR",
     "EVS",
+    "KIVI",
     "PPE",
     "STC",
     "AirCache",
     "ApET",
+    "AttentionPack",
     "Blink",
     "CDPruner",
     "CoIn",

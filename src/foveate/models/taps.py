@@ -29,7 +29,7 @@ STUB = "_foveate_stub"
 """Attribute of an attention module whose attention function is another: called as transformers calls its own."""
 
 BEYOND = {"s_aux": "sinks", "softcap": "a soft cap"}
-"""Arguments of attention functions that say what our own attention over a cache stored by head does not know."""
+"""Arguments of attention functions that say what our own attention over a store does not know."""
 
 _LOCK = threading.Lock()
 _OPEN: dict[str, int] = {}
@@ -100,8 +100,8 @@ class _Wrapper:
                 unknown = [what for name, what in BEYOND.items() if kwargs.get(name) is not None]
                 if unknown:
                     raise FoveateError(
-                        f"past_key_values: the cache is stored by head, where attention with {unknown[0]} cannot be read; "
-                        "start with a new cache"
+                        f"past_key_values: entries of the cache are in a store, where attention with {unknown[0]} cannot be "
+                        "read; start with a new cache"
                     )
                 return output.transpose(1, 2).contiguous(), None
         return self._original(module)(module, query, key, value, attention_mask, *args, **kwargs)
