@@ -15,13 +15,13 @@ from torch import Tensor
 from foveate.core.layout import Edit, Layout
 from foveate.core.report import Trace
 from foveate.core.roles import Role
-from foveate.engine.attention import TAP, tapped
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.decoding import Decoding
 from foveate.engine.rows import Rows
 from foveate.engine.run import Run
 from foveate.engine.stored import Turning
 from foveate.models import anatomy
+from foveate.models.taps import TAP, tapped
 from foveate.ops.rebuilt import Rebuilt
 
 
