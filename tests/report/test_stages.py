@@ -12,7 +12,7 @@ from tests.suite.pairs import HOSTED, artifacts, variants
 import foveate
 from foveate.core import registry
 from foveate.core.errors import FoveateError
-from foveate.core.method import Cache, Method, Pictures
+from foveate.core.method import Cache, Experts, Method, Pictures
 from foveate.core.report import Trace
 from foveate.core.roles import Item, Role
 from foveate.core.signal import Columns, Site
