@@ -114,7 +114,7 @@ def main() -> None:
         folder = arguments.folder / series.stem(model)
         measure(model, series, arguments.workers, folder)
         write(numbers(model, series, _finished(Results.open(folder))), series.path(model))
-    print(*write_pages(ROOT / "docs", [read(path) for path in sorted(PAGES.glob("*.jsonl"))]), sep="\n")
+    print(*write_pages(ROOT / "docs", all_numbers()), sep="\n")
 
 
 def measure(model: str, series: Series, workers: int | None, folder: Path) -> None:
@@ -172,6 +172,14 @@ def hosted(model: str) -> tuple[list[str], list[Verdict]]:
         except FoveateError:
             refused.append(verdict)
     return recipes, refused
+
+
+def all_numbers() -> list[Numbers]:
+    """Of all models, series by series."""
+    return sorted(
+        map(read, PAGES.glob("*.jsonl")),
+        key=lambda each: (each.model, [*(s.name for s in SERIES.values())].index(each.series)),
+    )
 
 
 def numbers(model: str, series: Series, results: Results) -> Numbers:

@@ -150,6 +150,14 @@ def test_tokens_and_evidence_are_what_the_methods_leave(bench: Any, tmp_path: Pa
     assert by_method["none"]["kv_bytes"] > 2 * by_method["random"]["kv_bytes"]
 
 
+def test_conversations_cost_what_the_turn_with_the_pictures_does(bench: Any, tmp_path: Path) -> None:
+    result = bench("--methods", "none", "--tasks", "dialogue", "--keep", "0.5", "--n", "2")
+
+    assert result.exit_code == 0, result.output
+    by_method = {each["method"]: each for each in results(tmp_path)}
+    assert by_method["random"]["visual_tokens"] == by_method["none"]["visual_tokens"] / 2
+
+
 def test_costs_are_measured(bench: Any, tmp_path: Path) -> None:
     result = bench("--methods", "none")
 
