@@ -87,13 +87,16 @@ def long(loaded: Checkpoint, recipe: str, frames: int) -> dict[str, Any]:
         for number, board in enumerate(film(rng, frames, SMALL, spans), 1):
             stream.push(board.image)
             if number % EVERY == 0:
-                # What the system calls the largest resident size counts in KiB.
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-                held = {"entries": stream.entries, "cache_mib": stream.nbytes / 2**20, "peak_mib": peak}
+                held = {"entries": stream.entries, "cache_mib": stream.nbytes / 2**20, "process_mib": resident() / 2**20}
                 notes.append({"frame": number, "seconds": time.perf_counter() - begun, **held})
             if number in (EARLY, frames):
                 first[str(number)] = [seconds_to_first_token(stream) for _ in range(9)]
     return {"recipe": recipe, "notes": notes, "first_token": first}
+
+
+def resident() -> int:
+    """Bytes that the process has in memory now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def seconds_to_first_token(stream: Any) -> float:
@@ -120,9 +123,8 @@ def known(loaded: Checkpoint, recipe: str, streams: int, length: int) -> dict[st
 def charts(notes: list[dict[str, float]]) -> list[Chart]:
     frames = tuple(note["frame"] for note in notes)
     drawn = {
-        "entries": "entries of a layer",
-        "cache_mib": "MiB of cache",
-        "peak_mib": "MiB of the process, peak",
+        "cache_mib": "MiB of the cache",
+        "process_mib": "MiB of the process",
         "seconds": "seconds so far",
     }
     return [
@@ -143,7 +145,11 @@ def lines(found: dict[str, Any]) -> list[str]:
         "| | frame " + " | frame ".join((early, str(half["frame"]), last)) + " |",
         "|---|--:|--:|--:|",
     ]
-    for name, title in (("entries", "entries of a layer"), ("cache_mib", "cache, MiB"), ("peak_mib", "process, peak MiB")):
+    for name, title in (
+        ("entries", "entries of a layer"),
+        ("cache_mib", "cache, MiB"),
+        ("process_mib", "whole process, MiB"),
+    ):
         cells = [at[int(when)][name] for when in (early, half["frame"], last)]
         table.append(
             f"| {title} | " + " | ".join(f"{cell:.0f}" if name == "entries" else f"{cell:.1f}" for cell in cells) + " |"
