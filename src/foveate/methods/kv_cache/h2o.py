@@ -1,14 +1,14 @@
 """H2O: keep the cached entries that have received most attention so far, and the latest ones.
 
-Paper: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", arXiv 2306.14048. The scores of
-a prompt go on growing with every token that is generated, and each of them evicts, in every head, the entry with the least,
-so the cache stays as large as it was behind the prompt. ``recent=0.0, received="mean", steps=False`` is "ObservedAttention" of
-NVIDIA/kvpress: nothing is kept for being recent, sums are divided by the number of queries that see an entry, and what is
-generated stays. Differs from the released code: entries are freed, not masked (its mask leaves the entry that is about to
-cease being recent out for one step); a key-value head of grouped attention keeps one set, by the mean over its query heads,
-as in kvpress; ``keep`` and ``recent`` stand for its two ratios, ``(1 - recent) * keep`` and ``recent * keep``, and their sum is
-rounded down once. Needs no eager attention: sums are made beside the fused kernel. Rows of a later turn count and stay, and
-from then on as many entries are held. Sums are exact where attention is causal.
+Paper: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", arXiv 2306.14048. The scores
+of a prompt go on growing with every token that is generated, and each of them evicts, in every head, the entry with the
+least, so the cache stays as large as it was behind the prompt. ``recent=0.0, received="mean", steps=False`` is
+"ObservedAttention" of NVIDIA/kvpress: nothing is kept for being recent, sums are divided by the number of queries that see
+an entry, and what is generated stays. Differs from the released code: entries are freed, not masked (its mask leaves the
+entry that is about to cease being recent out for one step); a key-value head of grouped attention keeps one set, by the
+mean over its query heads, as in kvpress; ``keep`` and ``recent`` stand for its two ratios, ``(1 - recent) * keep`` and
+``recent * keep``, whose sum is rounded down once. No eager attention is needed: sums are made beside the fused kernel. Rows
+of a later turn count and stay, and from then on as many entries are held. Sums are exact where attention is causal.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def summed(means: Tensor, valid: Tensor) -> Tensor:
 @register
 @dataclass(frozen=True)
 class H2O(Cache):
-    """Keep the entries with the most attention so far, and the latest ones, while a prompt is read and while it is answered."""
+    """Keep the entries with the most attention so far, and the latest ones, of prompts and of answers."""
 
     name = "h2o"
     title = "H2O"

@@ -1,11 +1,11 @@
 """StreamingLLM: keep the first cached entries, which attention leans on whatever they say, and the latest ones.
 
-Paper: "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453. Once a prompt is read its cache is cut to
-the budget, and every step of decoding evicts the oldest entry behind the first ones: the cache stays at its size.
+Paper: "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453. Once a prompt is read its cache is cut
+to the budget, and every step of decoding evicts the oldest entry behind the first ones: the cache stays at its size.
 ``steps=False`` is NVIDIA/kvpress, where what is generated stays. The budget is kvpress', first entries inside (the released
-code holds 4 + 512). ``positions="index"`` is the published form, in which positions are places in the cache: keys stay as they
-are but those of the first entries, which move up to the others as entries between go; to attention that is the same. In a
-stream positions are always closed up, on each axis by itself, and the budget is beside the text in front of the first picture.
+code holds 4 + 512). ``positions="index"`` is the published form, in which positions are places in the cache: only keys of
+the first entries are turned, which move up to the others as entries between go; to attention that is the same. In a stream
+positions are always closed up, on each axis by itself, and the budget is beside the text in front of the first picture.
 Differs from the released code: a step evicts one entry, so that a later turn's rows, where nothing of them is chosen, stay.
 """
 
@@ -35,7 +35,7 @@ from foveate.ops.ranks import closed_up
 
 
 def first_and_last(valid: Tensor, sinks: Sequence[int], counts: Sequence[int]) -> Tensor:
-    """``[B, n]`` bool: of the entries that are ``valid`` ``[B, n]`` the first ``sinks[b]`` and the last, ``counts[b]`` in all."""
+    """``[B, n]`` bool: the first ``sinks[b]`` of the ``valid`` ones ``[B, n]``, and the last ones, ``counts[b]`` in all."""
     first = valid & (valid.cumsum(1) <= upload(sinks, valid.device)[:, None])
     return first | last_entries(valid, [count - sink for count, sink in zip(counts, sinks)])
 
