@@ -202,7 +202,8 @@ class Keeping:
         cache.tally = None if kept is None else kept.tally
         if kept is not None and kept.leading is not None:
             self._lead(layer, kept.leading, live, before)
-        if method is not None and method.stepwise and layer not in self._sliding and cache.store is None:
+        by_host = method is not None and method.stepwise and cache.tally is None
+        if by_host and layer not in self._sliding and cache.store is None:
             if kept is not None and kept.counts is None:
                 live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
             width = self.rows.past + self.rows.given
