@@ -83,7 +83,9 @@ def test_nothing_is_remembered_where_nobody_watches(recipe: str) -> None:
 
 
 OF_VIDEOS = {"evs", "omnizip_av"}
-HERE = [name for name, kind in registry.methods().items() if name not in OF_VIDEOS and not issubclass(kind, Experts | Pictures)]
+HERE = [
+    name for name, kind in registry.methods().items() if name not in OF_VIDEOS and not issubclass(kind, Experts | Pictures)
+]
 
 
 @pytest.mark.parametrize("name", HERE)

@@ -7,7 +7,6 @@ still *there*. A `FoveateLayer` answers both, so that a second turn, or a contin
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -256,18 +255,18 @@ class FoveateLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""
         super().reorder_cache(beam_idx)
-        self._batched(beam_idx)  # among the beams of one sample, so the host's numbers stay
+        self._batched(beam_idx, beams=True)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some samples."""
         super().batch_select_indices(indices)
-        self._batched(indices, indices.tolist() if self._has_numbers else ())
+        self._batched(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sample."""
         batch = torch.arange(self.keys.shape[0], device=self.keys.device).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
-        self._batched(batch, batch.tolist() if self._has_numbers else ())
+        self._batched(batch)
 
     def refuse_unless_consecutive(self) -> None:
         """One clear line where a plain model would take the entries for other tokens than they are."""
@@ -288,8 +287,9 @@ class FoveateLayer(DynamicLayer):
             self.values = self.values[:, :, -self.sliding_window + 1 :]
             self.ledger = ledger
 
-    def _batched(self, index: Tensor, samples: Sequence[int] = ()) -> None:
-        """What lies beside keys and values follows; the host's numbers follow ``samples``."""
+    def _batched(self, index: Tensor, beams: bool = False) -> None:
+        """What lies beside keys and values follows; the host's numbers are the same for all ``beams`` of a sample."""
+        samples = () if beams or (self.eviction is None and self.leading is None) else index.tolist()
         self.ledger = self.ledger.batched(index)
         if self.store is not None:
             self.store = self.store.batched(index)
@@ -302,11 +302,6 @@ class FoveateLayer(DynamicLayer):
             self._full = _Full(keys, values, self._full.ledger.batched(index))
         if self.eviction is not None and samples:
             self.eviction.select(samples)
-
-    @property
-    def _has_numbers(self) -> bool:
-        """Whether the host knows of each sample what is not the same for all."""
-        return self.eviction is not None or self.leading is not None
 
     @property
     def _owned(self) -> bool:

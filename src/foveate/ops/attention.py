@@ -80,7 +80,7 @@ def received(
             share = (logits.logsumexp(-1) - elsewhere[:, :, start:stop]).sigmoid()
             counted = counted * share[:, :, None]
         total = total + counted @ logits.softmax(-1)
-    return total.unflatten(1, (-1, mean_over)).sum(2) if by_head else total.sum(1)
+    return total.reshape(len(total), -1, mean_over, *total.shape[2:]).sum(2) if by_head else total.sum(1)
 
 
 def columns(
