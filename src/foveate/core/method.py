@@ -221,7 +221,7 @@ class Cache(Method):
 
     @property
     def stepwise(self) -> bool:
-        """Whether `step` is to be asked: what it evicts cannot be taken back."""
+        """Whether steps of decoding evict entries, which cannot be taken back."""
         return type(self).step is not Cache.step
 
     @property

@@ -17,7 +17,7 @@ class Tally:
 
     Attributes:
         received: ``[B, Hkv, n]`` float32: sums over queries of the mean over a key-value head's query heads.
-        recent: ``[B, 1, 1]`` how many of the newest entries, the coming one among them, may not go.
+        recent: ``[B, 1, 1]`` how many of the newest tokens, the coming one among them, stay (padding between turns counts).
     """
 
     received: Tensor

@@ -254,7 +254,7 @@ class Keeping:
         entries = torch.cat([kept.entries.to(answer.device), answer], dim=2).sort(dim=2).values
         counts = kept.counts and tuple(map(sum, zip(kept.counts, self._answers)))
         by_head = kept.by_head and tuple(tuple(n + more for n in of) for of, more in zip(kept.by_head, self._answers))
-        return Kept(entries, counts, by_head, kept.leading)
+        return Kept(entries, counts, by_head, kept.leading)  # a tally would know nothing of the answer
 
     def _rows_left(self, befores: Sequence[tuple[Layout, bool]]) -> list[Edit]:
         """The edits that leave, of the rows of each layout, those alive now; of these ``some`` may not be among them.
