@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from foveate.core.bounded import Held
 from foveate.methods import Hermes
-from foveate.methods.kv_cache.hermes import compacted, depth_score, depths, folded, smoothed
+from foveate.methods.kv_cache.hermes import depth_score, depths, folded, smoothed
+from foveate.ops.ranks import closed_up
 
 ATTENTION = torch.tensor([0.1, 0.4, 0.2, 0.3])
 
@@ -69,7 +70,7 @@ def test_entries_are_folded_at_one_position() -> None:
 def test_positions_close_up_on_each_axis() -> None:
     axes = torch.tensor([[0, 1, 5, 5, 9, 20], [0, 1, 5, 6, 9, 20], [0, 1, 7, 6, 12, 20]])
 
-    assert compacted(axes, 2).tolist() == [[0, 1, 2, 2, 3, 4], [0, 1, 2, 3, 4, 5], [0, 1, 3, 2, 4, 5]]
+    assert closed_up(axes, 2).tolist() == [[0, 1, 2, 2, 3, 4], [0, 1, 2, 3, 4, 5], [0, 1, 3, 2, 4, 5]]
 
 
 def held(count: int, layers: int = 10, prefix: int = 3) -> list[Held]:

@@ -66,7 +66,7 @@ class watching:  # noqa: N801
 
 
 @pytest.mark.parametrize("chunk", [1, 2])
-@pytest.mark.parametrize("recipe", ["none", "hermes(keep=4000)"])
+@pytest.mark.parametrize("recipe", ["none", "hermes(keep=4000)", "streamingllm(keep=4000)"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_stream_that_fits_is_the_prompt_with_all_its_pictures(
     family: str, recipe: str, chunk: int, loaded: Loaded
@@ -80,9 +80,10 @@ def test_a_stream_that_fits_is_the_prompt_with_all_its_pictures(
         torch.testing.assert_close(first_logits(model, stream, "what is it?"), seen[-1], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("recipe", ["hermes(keep=40)", "streamingllm(keep=40)"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_bounded_however_long_it_runs(family: str, loaded: Loaded) -> None:
-    with foveate.stream(loaded(family), "hermes(keep=40)") as stream:
+def test_bounded_however_long_it_runs(family: str, recipe: str, loaded: Loaded) -> None:
+    with foveate.stream(loaded(family), recipe) as stream:
         sizes = set[tuple[int, int]]()
         for number, picture in enumerate(pictures(12)):
             stream.push(picture)
@@ -110,7 +111,16 @@ def test_positions_of_every_layer_go_on_from_the_largest(family: str, reindex: s
 
 
 @pytest.mark.parametrize(
-    "recipe", ["none", "hermes(keep=40)", "snapkv(keep=30, window=4)", "prefixkv(keep=0.5)", "fastv(layer=2)"]
+    "recipe",
+    [
+        "none",
+        "hermes(keep=40)",
+        "snapkv(keep=30, window=4)",
+        "prefixkv(keep=0.5)",
+        "fastv(layer=2)",
+        "streamingllm(keep=30)",
+        "h2o(keep=30)",
+    ],
 )
 def test_a_question_leaves_no_trace(recipe: str, loaded: Loaded) -> None:
     model, shown = loaded("qwen2_5_vl"), pictures(6)

@@ -73,6 +73,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"ssr_layer": 2},
         {"ivr_ratio": 0.5, "attention": 0.0, "ssr_layer": 3, "ssr": "prune", "ssr_ratio": 0.2, "scaled": True},
     ],
+    "h2o": [
+        {"keep": 0.4},
+        {"keep": 9, "recent": 0.3},
+        {"keep": 0.5, "recent": 0.0, "received": "mean", "steps": False},
+        {"keep": 6, "steps": False, "tokens": "visual"},
+    ],
     "hawk": [
         {"keep": 6},
         {"keep": 0.4, "weights": (0.5, 0.1, 0.0, 0.4), "normalise": "softmax", "skip": 1, "tail": 2, "positions": "auto"},
@@ -122,6 +128,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
     "stc": [{"keep": 6}, {"keep": 0.4, "interval": 1, "variant": "released", "positions": "anchor"}],
     "snapkv": [{"keep": 0.5, "window": 4}, {"keep": 6, "window": 4, "tokens": "visual"}],
+    "streamingllm": [{"keep": 0.4}, {"keep": 22, "sinks": 2}, {"keep": 9, "steps": False}],
     "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],
     "sparsevila": [{"keep": 6, "decode_keep": 0.5}, {"keep": 1.0, "decode_keep": 0.4}],
     "sparsevlm": [

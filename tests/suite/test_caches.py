@@ -22,7 +22,7 @@ from foveate.core.method import Cache, Method
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.ledger import Ledger
 from foveate.engine.session import Session
-from foveate.methods import AttentionPack, PrefixKV
+from foveate.methods import AttentionPack
 from foveate.ops.ragged import Blocks
 from tests import tiny
 from tests.suite.bodies import BODIES, RAGGED, Body
@@ -134,7 +134,7 @@ def test_what_is_held_follows_the_samples(method: Method, body: Body, index: lis
 @every
 def test_tokens_that_were_taken_back_were_never_there(method: Method, body: Body) -> None:
     refuse_m_rope(body)
-    if isinstance(method, PrefixKV):
+    if isinstance(method, Cache) and method.stepwise:
         pytest.skip("what a step of decoding has evicted cannot be taken back")
     if isinstance(method, AttentionPack):
         method = replace(method, grouping="prompt")  # steps that are taken back have moved importance

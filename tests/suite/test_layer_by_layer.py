@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -12,7 +13,7 @@ from torch import Tensor
 import foveate
 from foveate.core.method import Method
 from foveate.core.recipe import Recipe
-from foveate.methods import MixKV, SnapKV
+from foveate.methods import H2O, MixKV, SnapKV
 from tests import tiny
 from tests.suite.bodies import BODIES, RAGGED, Body, Sample
 from tests.suite.pairs import artifacts
@@ -20,6 +21,7 @@ from tests.suite.test_memory import Live, no_collector
 
 SNAPKV = SnapKV(keep=0.4, window=4)
 MIXKV = MixKV(keep=0.4, window=4)
+HEAVY = H2O(keep=0.4)
 LAYERS = 24
 
 
@@ -29,6 +31,7 @@ LAYERS = 24
     [
         SNAPKV,
         MIXKV,
+        HEAVY,
         f"ivc_prune + {SNAPKV}",
         f"hidrop(late_entry=2, layer_list=(2,), keep_list=(6,), early_exit=4) + {MIXKV}",
         f"shortv(layers=(1, 2)) + {SNAPKV}",
@@ -48,7 +51,9 @@ def test_of_models_with_sliding_windows_and_with_tiles(name: str, method: Method
 
 def assert_same_answers(recipe: Any, body: Body, samples: list[Sample]) -> None:
     at_once = two_turns(recipe, body, samples)
-    with patch.object(SnapKV, "layer_by_layer", False), patch.object(MixKV, "layer_by_layer", False):
+    with ExitStack() as stack:
+        for kind in (SnapKV, MixKV, H2O):
+            stack.enter_context(patch.object(kind, "layer_by_layer", False))
         afterwards = two_turns(recipe, body, samples)
     assert len(at_once) == 8
     assert all(map(torch.equal, at_once, afterwards))

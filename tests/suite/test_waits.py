@@ -32,9 +32,9 @@ def methods() -> list[Method]:
 
 METHODS = methods()
 every = pytest.mark.parametrize("method", map(tier, METHODS))
-STORED = {"mixkv": 0.7, "attentionpack": 1.1, "kivi": 0.5}
+STORED = {"mixkv": 0.7, "attentionpack": 1.1, "kivi": 0.5, "h2o": 0.8}
 """Attention over a cache some of which is in a store takes so many more kernels: to join blocks by head, to make keys and
-values anew, to turn keys."""
+values anew, to turn keys. A tally hears attention, and chooses in each head what goes."""
 # Layers that rows skipped hold different tokens, as compressed caches do.
 compressing = pytest.mark.parametrize("method", [tier(m) for m in METHODS if isinstance(m, Cache | Routing)])
 idle = pytest.mark.parametrize("method", [tier(m) for m in METHODS if not isinstance(m, Cache | Routing)])
@@ -129,8 +129,9 @@ def test_decoding_waits_for_nothing(method: Method) -> None:
 @compressing
 @batch
 def test_a_compressed_cache_starts_a_fifth_more_kernels_at_most(method: Method, batch: str) -> None:
-    stored = isinstance(method, Cache) and (method.by_head or type(method).pack is not Cache.pack)
-    more = STORED[method.name] if stored else 0.2
+    assert isinstance(method, Cache | Routing)
+    heard = isinstance(method, Cache) and (method.by_head or type(method).pack is not Cache.pack or method.name == "h2o")
+    more = STORED[method.name] if heard and getattr(method, "steps", True) else 0.2
     assert counted(kernels, DEEP, batch, method) <= (1 + more) * counted(kernels, DEEP, batch)
 
 

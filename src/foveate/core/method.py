@@ -220,6 +220,11 @@ class Cache(Method):
         return False
 
     @property
+    def stepwise(self) -> bool:
+        """Whether steps of decoding evict entries, which cannot be taken back."""
+        return type(self).step is not Cache.step
+
+    @property
     def layer_by_layer(self) -> bool:
         """Whether `plan` looks at each layer alone: a layer's cache may then shrink as soon as it is scored."""
         return False

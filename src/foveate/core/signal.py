@@ -58,9 +58,13 @@ class Columns:
 
     Streamed in chunks of queries, never as a full map. Delivered as ``[B, n]``, float32: at encoder sites one row for
     each image, CLS column dropped; at decoder sites one for each sample.
+
+    Attributes:
+        by_head: at decoder sites, of each key-value head by itself, the mean over its query heads: ``[B, n, Hkv]``.
     """
 
     site: Site
+    by_head: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Self
 
 from torch import Tensor
 
+from foveate.core.tally import Tally
+
 Turn = Callable[[Tensor, Tensor], Tensor]
 """Turns keys ``[B, Hkv, n, d]`` to rotary ``positions [R, B, n]`` as the layer does it (see `Function` ``rotate``)."""
 
@@ -65,11 +67,16 @@ class Kept:
         counts: entries of each sample, where they are not those of its rows; the same for all heads.
         by_head: entries of each head of each sample, where heads keep different numbers: they are then stored by head,
             without the padding.
+        leading: of how many first entries of each sample rotary positions move up as those behind them go, now and in steps
+            of decoding, so that no gap opens. Needs the functions ``rotate`` and ``unrotate`` of the layer.
+        tally: what the entries have received so far, where every step of decoding evicts the least of each head.
     """
 
     entries: Tensor
     counts: tuple[int, ...] | None = None
     by_head: tuple[tuple[int, ...], ...] | None = None
+    leading: tuple[int, ...] | None = None
+    tally: Tally | None = None
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,15 @@ def column_means(
     causal: bool = True,
     elsewhere: Tensor | None = None,
     asking: Tensor | None = None,
+    by_head: bool = False,
 ) -> Tensor:
-    """Attention received by each key under the layer's mask: ``[B, K]``.
+    """Attention received by each key under the layer's mask: ``[B, K]``, or ``[B, Hkv, K]`` by head.
 
     ``elsewhere`` as in `chosen_rows`; ``asking`` ``[B, q]`` (bool) are the queries that count, None = all. The mask does not
     tell: padding on the right sees its whole sample.
     """
     if mask is None and not causal and asking is None:
-        return columns(query, key, scale)
+        return columns(query, key, scale, by_head=by_head)
     rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
     if mask is None and not causal:
         allowed = torch.ones(1, 1, key.shape[2], dtype=torch.bool, device=key.device)
@@ -58,7 +59,7 @@ def column_means(
         allowed = visible(mask, rows, query.shape[2], key.shape[2])[:, 0]
     if asking is not None:
         allowed = allowed & asking[..., None]
-    return columns(query, key, scale, allowed, elsewhere=elsewhere)
+    return columns(query, key, scale, allowed, elsewhere=elsewhere, by_head=by_head)
 
 
 def opened(mask: Tensor) -> Tensor:

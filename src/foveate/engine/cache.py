@@ -7,7 +7,6 @@ still *there*. A `FoveateLayer` answers both, so that a second turn, or a contin
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -23,7 +22,9 @@ from transformers.cache_utils import (
 
 from foveate.core.errors import FoveateError
 from foveate.core.store import Store
+from foveate.core.tally import Tally
 from foveate.engine.eviction import Eviction
+from foveate.engine.leading import Leading
 from foveate.engine.ledger import EMPTY, Ledger
 
 
@@ -53,6 +54,8 @@ class FoveateLayer(DynamicLayer):
         store: entries in a form of their own (heads that keep different numbers, factors, few bits), which all later queries
             see; ``keys`` and ``values`` are then the others.
         eviction: where entries lie while a method evicts step by step, None where none does.
+        leading: first entries that move up as those behind them go.
+        tally: what entries have received, where that says which one of each head goes with every step.
         record_past: whether what leaves the sliding window stays until the next `crop`.
     """
 
@@ -62,6 +65,8 @@ class FoveateLayer(DynamicLayer):
         self.is_sliding = sliding_window is not None
         self.store: Store | None = None
         self.eviction: Eviction | None = None
+        self.leading: Leading | None = None
+        self.tally: Tally | None = None
         self.record_past = False
         self._ledger, self._columns = EMPTY, 0
         self._full: _Full | None = None
@@ -113,12 +118,18 @@ class FoveateLayer(DynamicLayer):
         if not isinstance(getattr(self, "keys", None), Tensor):
             return 0
         full = 0 if self._full is None else self._full.keys.nbytes + self._full.values.nbytes
-        return int(self.keys.nbytes + self.values.nbytes + full) + (0 if self.store is None else self.store.nbytes)
+        beside = sum(part.nbytes for part in (self.store, self.leading, self.tally) if part is not None)
+        return int(self.keys.nbytes + self.values.nbytes + full) + beside
 
     @property
     def whole(self) -> Ledger:
         """Which tokens are there, whatever is read of them."""
         return self.ledger if self._full is None else self._full.ledger.extended(self.ledger.tail)
+
+    @property
+    def heard(self) -> bool:
+        """Whether attention over it is ours to hear: there is a store, or a tally."""
+        return self.store is not None or self.tally is not None
 
     @property
     def writes(self) -> bool:
@@ -140,7 +151,7 @@ class FoveateLayer(DynamicLayer):
             (places, grows), self._writing = self._writing, None
             if grows:
                 DynamicLayer.update(self, key_states, value_states)
-            index = places[:, None, None, None].expand(key_states.shape)
+            index = places[..., None, None].expand(key_states.shape)
             self.keys, self.values = self.keys.scatter_(2, index, key_states), self.values.scatter_(2, index, value_states)
             self.ledger = replace(self._ledger, start=self._ledger.start + 1)
             return self.keys, self.values
@@ -172,14 +183,29 @@ class FoveateLayer(DynamicLayer):
 
     def write_to(self, places: Tensor, grows: bool) -> None:
         """The next entry of each sample goes to ``places`` ``[B]``; ``grows``: some of them behind the others."""
-        ledger = self.ledger
-        tokens = ledger.prefix
-        if tokens is None or ledger.tail or not self._own_prefix:
-            tokens, self._own_prefix = ledger.tokens(len(places), self.keys.device).clone(), True
+        tokens = self._own_tokens(heads=1)
         if grows:
             tokens = torch.nn.functional.pad(tokens, (0, 1), value=-1)
-        index = places[:, None, None].expand(-1, tokens.shape[1], 1)
-        holes = self.eviction is not None and self.eviction.gaps
+        self._write(tokens, places[:, None], grows, holes=self.eviction is not None and self.eviction.gaps)
+
+    def write_by_tally(self) -> None:
+        """The next entry goes, in each head, to the place of the one that its tally gives up."""
+        assert self.tally is not None
+        tokens = self._own_tokens(heads=self.keys.shape[1])
+        places, self.tally = self.tally.evicting(tokens, self.ledger.past)
+        self._write(tokens, places, False, holes=self.ledger.holes)
+
+    def _own_tokens(self, heads: int) -> Tensor:
+        """Numbers of the tokens ``[B, at least heads, n]``, to be written in."""
+        ledger = self.ledger
+        tokens = ledger.prefix
+        if tokens is None or ledger.tail or not self._own_prefix or tokens.shape[1] < heads:
+            tokens = ledger.tokens(self.keys.shape[0], self.keys.device)
+            tokens, self._own_prefix = tokens.expand(-1, max(heads, tokens.shape[1]), -1).clone(), True
+        return tokens
+
+    def _write(self, tokens: Tensor, places: Tensor, grows: bool, holes: bool) -> None:
+        ledger, index = self.ledger, places[..., None].expand(-1, tokens.shape[1], 1)
         self._ledger = replace(ledger, prefix=tokens.scatter_(2, index, ledger.past), start=ledger.past, tail=0, holes=holes)
         self._writing = places, grows
 
@@ -213,7 +239,7 @@ class FoveateLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.store, self.eviction, self._full = None, None, None
+        self.store, self.eviction, self.leading, self.tally, self._full = None, None, None, None, None
         self.ledger = EMPTY
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -229,18 +255,18 @@ class FoveateLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams."""
         super().reorder_cache(beam_idx)
-        self._batched(beam_idx)  # among the beams of one sample, so the host's numbers stay
+        self._batched(beam_idx, beams=True)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some samples."""
         super().batch_select_indices(indices)
-        self._batched(indices, indices.tolist() if self.eviction is not None else ())
+        self._batched(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sample."""
         batch = torch.arange(self.keys.shape[0], device=self.keys.device).repeat_interleave(repeats)
         super().batch_repeat_interleave(repeats)
-        self._batched(batch, batch.tolist() if self.eviction is not None else ())
+        self._batched(batch)
 
     def refuse_unless_consecutive(self) -> None:
         """One clear line where a plain model would take the entries for other tokens than they are."""
@@ -261,11 +287,16 @@ class FoveateLayer(DynamicLayer):
             self.values = self.values[:, :, -self.sliding_window + 1 :]
             self.ledger = ledger
 
-    def _batched(self, index: Tensor, samples: Sequence[int] = ()) -> None:
-        """What lies beside keys and values follows; the host's numbers follow ``samples``."""
+    def _batched(self, index: Tensor, beams: bool = False) -> None:
+        """What lies beside keys and values follows; the host's numbers are the same for all ``beams`` of a sample."""
+        samples = () if beams or (self.eviction is None and self.leading is None) else index.tolist()
         self.ledger = self.ledger.batched(index)
         if self.store is not None:
             self.store = self.store.batched(index)
+        if self.tally is not None:
+            self.tally = self.tally.batched(index)
+        if self.leading is not None:
+            self.leading = self.leading.batched(index, samples)
         if self._full is not None:
             keys, values = (x.index_select(0, index.to(x.device)) for x in (self._full.keys, self._full.values))
             self._full = _Full(keys, values, self._full.ledger.batched(index))

@@ -235,7 +235,7 @@ class Call:
             decoding = Decoding.of(cache, self._program, layers, past, self._padding(kwargs), self._generating)
             kwargs = decoding.begin(kwargs, given, past)
             self.run = decoding if decoding.busy else None
-            if decoding.stored:
+            if decoding.heard:
                 tap = taps.tapped(self._attentions(range(len(layers))))
         try:
             if tap is None:
@@ -305,8 +305,8 @@ class Call:
             looks = self.looks if any(map(len, intake.items)) else ()
             run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, hidden=hidden or False)
             run.take_deepstack(kwargs)
-        stored = [number for number, layer in enumerate(layers) if getattr(layer, "store", None) is not None]
-        stack.enter_context(taps.tapped(self._attentions({*program.decoder_signals, *stored})))
+        heard = [number for number, layer in enumerate(layers) if getattr(layer, "heard", False)]
+        stack.enter_context(taps.tapped(self._attentions({*program.decoder_signals, *heard})))
         self.run = run
         return run, kwargs
 

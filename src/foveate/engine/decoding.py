@@ -16,14 +16,14 @@ from torch import Tensor
 
 from foveate.core.device import upload
 from foveate.core.errors import FoveateError
-from foveate.core.method import Cache
 from foveate.engine import masks
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.intake import Intake
+from foveate.engine.leading import Leading
 from foveate.engine.ledger import Ledger
 from foveate.engine.program import Program
 from foveate.engine.rows import Rows, positions_of
-from foveate.engine.stored import Turning, attend
+from foveate.engine.stored import Turning, attend, watch
 
 STEPS = "_foveate_steps"
 """Attribute of a cache: the steps of decoding that go on over it."""
@@ -56,7 +56,7 @@ class Decoding:
 
     Attributes:
         busy: whether this step's layers have to be called with anything else.
-        stored: whether some of them hold what only we can read.
+        heard: whether attention of some of them is ours to hear.
     """
 
     def __init__(self, program: Program, layers: Sequence[Any], padding: Tensor | None, steady: bool) -> None:
@@ -75,7 +75,7 @@ class Decoding:
         self._rows: Rows | None = None
         self._turning = Turning()
         own = {i: layer for i, layer in enumerate(layers) if isinstance(layer, FoveateLayer)}
-        self.stored = any(layer.store is not None for layer in own.values())
+        self.heard = any(layer.heard for layer in own.values())
         shifts = [layer.ledger.shift for layer in own.values()]
         self._shift = shifts[0] if all(shift is shifts[0] for shift in shifts) else None
         distinct = list({id(shift): shift for shift in shifts}.values()) if self._shift is None else []
@@ -92,8 +92,8 @@ class Decoding:
         self._touched = {*self._masked, *self._turned}
         self._turns = bool(self._turned) or self._shift is not None or not sliding.isdisjoint(self._masked)
         method = program.cache
-        self._evicts = method is not None and type(method).step is not Cache.step
-        self.busy = bool(self._touched) or self.stored
+        self._evicts = method is not None and method.stepwise
+        self.busy = bool(self._touched) or self.heard
 
     @classmethod
     def of(
@@ -148,9 +148,12 @@ class Decoding:
         if not self._evicts or method is None:
             return False
         found: list[tuple[FoveateLayer, list[int]]] = []
+        leading: list[tuple[int, FoveateLayer, Leading]] = []
         for number, layer in enumerate(self.layers):
             eviction = layer.eviction if isinstance(layer, FoveateLayer) else None
             if eviction is None:
+                if isinstance(layer, FoveateLayer) and layer.tally is not None:
+                    layer.write_by_tally()
                 continue
             held, later = eviction.held(layer.columns), past + 1 - eviction.width
             slots = [
@@ -160,11 +163,24 @@ class Decoding:
             places = eviction.places(slots)
             if places is not None:
                 found.append((layer, places))
+                if layer.leading is not None:
+                    layer.leading = layer.leading.moved([0 if slot is None else 1 for slot in slots])
+                    leading.append((number, layer, layer.leading))
         if found:
             table = upload([places for _, places in found], found[0][0].keys.device)
             for (layer, places), there in zip(found, table.unbind(0)):
                 layer.write_to(there.to(layer.keys.device, non_blocking=True), max(places) == layer.columns)
+        self._lead(leading)
         return bool(found)
+
+    def _lead(self, leading: Sequence[tuple[int, FoveateLayer, Leading]]) -> None:
+        """Let first entries move up, as some behind them go."""
+        known: dict[Any, Tensor] = {}
+        for number, layer, entries in leading:
+            key, device = (entries.by, entries.places.shape), layer.keys.device
+            if key not in known:  # layers that share it share rotary tables
+                known[key] = entries.steps(device)
+            entries.write(layer.keys, known[key].to(device), self._turning.of(self.program.anatomy, number))
 
     def through(self, layer: int, forward: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Run decoder ``layer``, whose own forward this is."""
@@ -183,7 +199,8 @@ class Decoding:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor | None:
-        """The output of attention over a cache some of which is in a store."""
+        """Watch the attention of ``layer`` for its tally; its output, where some of the cache is in a store."""
+        watch(self.layers[layer], query, key, mask, scale)
         return attend(self.layers[layer], query, key, value, mask, scale, self._turning.of(self.program.anatomy, layer))
 
     # Inside.
@@ -207,13 +224,15 @@ class Decoding:
         if layer in self._sliding:  # which old tokens it sees changes with every step
             rows = self._of_rows(x.device)
             return rows.mask(base, rows.extended(ledger), x)
-        if self.layers[layer].writes:  # the next token has its place already, and one entry is another with every step
+        writes, tally = self.layers[layer].writes, self.layers[layer].tally
+        if writes and tally is None:  # the next token has its place already, and one entry is another with every step
             return self._made(ledger, x, taken=True).now(ledger, coming=0)
+        coming = 0 if writes else 1  # by a tally what is no padding stays where it is
         columns = self._columns.get(id(ledger.prefix))
-        mask = None if columns is None else columns.now(ledger)
+        mask = None if columns is None else columns.now(ledger, coming)
         if mask is None:
-            columns = self._columns[id(ledger.prefix)] = self._made(ledger, x)
-            mask = columns.now(ledger)
+            columns = self._columns[id(ledger.prefix)] = self._made(ledger, x, taken=writes)
+            mask = columns.now(ledger, coming)
         return mask
 
     def _real(self, tokens: Tensor) -> Tensor:

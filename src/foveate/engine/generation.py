@@ -56,7 +56,7 @@ def candidates(
 ) -> Any:
     """Tokens are tried out, and some are taken back."""
     owner = program.cache
-    if owner is not None and type(owner).step is not Cache.step:
+    if owner is not None and owner.stepwise:
         raise FoveateError(
             f"assisted decoding: {owner.name} evicts with every token, and what is gone cannot be taken back; "
             "leave out prompt_lookup_num_tokens and assistant_model"

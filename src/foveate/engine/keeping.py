@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -14,12 +13,13 @@ from foveate.core.layout import Edit, Layout
 from foveate.core.method import Cache, Entries, Kept, Packed, Plan
 from foveate.core.reduction import Reduction
 from foveate.core.roles import VISUAL, last_of
-from foveate.core.signal import Columns, Signal, Site, follow, on
+from foveate.core.signal import Columns, Function, Signal, Site, follow, on
 from foveate.core.signal import Rows as AttentionRows
 from foveate.core.step import Step
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.clock import Clock
 from foveate.engine.eviction import Eviction
+from foveate.engine.leading import Leading
 from foveate.engine.ledger import Ledger
 from foveate.engine.program import Program
 from foveate.engine.route import Route, behind
@@ -189,6 +189,7 @@ class Keeping:
             return
         self.acts |= kept is not None
         kept, live = self._with_answers(layer, kept), tuple(map(sum, zip(layout.live, self._answers)))
+        before = live
         if kept is not None and kept.by_head is not None:
             entries = kept.entries.to(cache.keys.device)[..., -max(map(max, kept.by_head)) :]
             blocks = Blocks.of(cache.keys, cache.values, entries, kept.by_head)
@@ -198,11 +199,26 @@ class Keeping:
             holes = len(set(zip(counts, self._answers))) > 1
             cache.keep(kept.entries.to(cache.keys.device), holes=holes)
             live = counts
-        if type(method).step is not Cache.step and layer not in self._sliding and cache.store is None:
+        cache.tally = None if kept is None else kept.tally
+        if kept is not None and kept.leading is not None:
+            self._lead(layer, kept.leading, live, before)
+        by_host = method is not None and method.stepwise and cache.tally is None
+        if by_host and layer not in self._sliding and cache.store is None:
             if kept is not None and kept.counts is None:
                 live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
             width = self.rows.past + self.rows.given
             cache.eviction = Eviction(live, self.rows.intake.lengths, width, cache.keys.shape[2])
+
+    def _lead(self, layer: int, counts: tuple[int, ...], live: Sequence[int], before: Sequence[int]) -> None:
+        """The first ``counts`` entries move up, as there are ``live`` ones instead of those ``before``."""
+        cache, given = self.layers[layer], self.program.given
+        first = [cache.columns - count for count in live]
+        known = cache.leading
+        if known is None:
+            known = Leading.of(cache.keys, first, counts, given[Function("unrotate", layer)])
+        cache.leading = known.lying(first).moved([old - new for old, new in zip(before, live)])
+        steps = cache.leading.steps(cache.keys.device)
+        cache.leading.write(cache.keys, steps, given[Function("rotate", layer)])
 
     def _pack(self, layer: int, packed: Packed | None) -> None:
         cache = self.layers[layer]
@@ -238,7 +254,7 @@ class Keeping:
         entries = torch.cat([kept.entries.to(answer.device), answer], dim=2).sort(dim=2).values
         counts = kept.counts and tuple(map(sum, zip(kept.counts, self._answers)))
         by_head = kept.by_head and tuple(tuple(n + more for n in of) for of, more in zip(kept.by_head, self._answers))
-        return replace(kept, entries=entries, counts=counts, by_head=by_head)
+        return Kept(entries, counts, by_head, kept.leading)  # a tally would know nothing of the answer
 
     def _rows_left(self, befores: Sequence[tuple[Layout, bool]]) -> list[Edit]:
         """The edits that leave, of the rows of each layout, those alive now; of these ``some`` may not be among them.

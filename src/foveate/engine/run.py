@@ -27,7 +27,7 @@ from foveate.engine.route import Route
 from foveate.engine.rows import Rows, unpositioned
 from foveate.engine.side import ByItem
 from foveate.engine.signals import ByPicture, Signals
-from foveate.engine.stored import Turning, attend
+from foveate.engine.stored import Turning, attend, watch
 from foveate.engine.vision import Look
 from foveate.engine.vision_signals import joined
 
@@ -211,6 +211,8 @@ class Run:
         if self.rows.given > 1 and self._watches and layer in self.program.decoder_signals:
             with self.clock.lap("decoder signals"):
                 self.signals.observe(layer, query, key, scale, mask, cache, self._route, turn)
+        if not self.keeping.scoring and self._route is None:
+            watch(cache, query, key, mask, scale, self.signals.asking(None))
         return attend(cache, query, key, value, mask, scale, turn)
 
     def observe_half(self, layer: int, number: int, x: Tensor) -> None:

@@ -14,7 +14,20 @@ from foveate.core.errors import FoveateError
 from foveate.core.method import Method
 from foveate.core.reduction import Reduction
 from foveate.core.roles import last_of
-from foveate.core.signal import Attention, Halves, Hidden, Ids, KeyValue, QueryKey, Rows, Signal, Site, follow, on
+from foveate.core.signal import (
+    Attention,
+    Columns,
+    Halves,
+    Hidden,
+    Ids,
+    KeyValue,
+    QueryKey,
+    Rows,
+    Signal,
+    Site,
+    follow,
+    on,
+)
 from foveate.core.store import Turn
 from foveate.engine import attention
 from foveate.engine.cache import FoveateLayer
@@ -132,14 +145,18 @@ class Signals:
                 return rows if route is None or route.skips else follow(rows, restore)
             shown = Attention(rows.logits[..., current], rows.lse)
         else:
-            asking = self._asking(route)
-            shown = attention.column_means(query, key, scale, mask, elsewhere=elsewhere, asking=asking)[:, current]
+            assert isinstance(signal, Columns)
+            asking = self.asking(route)
+            shown = attention.column_means(
+                query, key, scale, mask, elsewhere=elsewhere, asking=asking, by_head=signal.by_head
+            )
+            shown = (shown.transpose(1, 2) if signal.by_head else shown)[:, current]
         return shown if restore is None else follow(shown, restore)
 
     def _queries(self, signal: Rows, query: Tensor, route: Route | None) -> Tensor:
         """``[B, Q]`` the rows that a signal asks for."""
         if isinstance(signal.queries, int):
-            asking, count = self._asking(route), query.shape[2]
+            asking, count = self.asking(route), query.shape[2]
             if asking is not None:
                 return last_of(asking, signal.queries)
             return torch.arange(max(count - signal.queries, 0), count, device=query.device).expand(query.shape[0], -1)
@@ -148,7 +165,7 @@ class Signals:
             question = route.active.take(question) & route.active.valid
         return Reduction.keeping(question, self._question_counts).anchor
 
-    def _asking(self, route: Route | None) -> Tensor | None:
+    def asking(self, route: Route | None) -> Tensor | None:
         """``[B, q]`` which of a layer's queries are the prompt's, neither padding nor answers; None = all."""
         layout = self._rows.layout
         if route is not None:

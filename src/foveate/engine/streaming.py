@@ -115,7 +115,7 @@ class StreamCache:
         layers: list[Any] = [copy.copy(layer) for layer in self.cache.layers]
         for layer in layers:
             # Stepwise eviction writes in place; all else makes new tensors.
-            if isinstance(layer, FoveateLayer) and layer.eviction is not None:
+            if isinstance(layer, FoveateLayer) and (layer.eviction is not None or layer.tally is not None):
                 layer.keys, layer.values = torch.clone(layer.keys), torch.clone(layer.values)
                 layer.eviction = copy.deepcopy(layer.eviction)
         other.layers = layers

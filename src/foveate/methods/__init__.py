@@ -54,6 +54,7 @@ from foveate.methods.in_llm.vlm_pruner import VLMPruner
 from foveate.methods.kv_cache.aircache import AirCache
 from foveate.methods.kv_cache.attentionpack import AttentionPack
 from foveate.methods.kv_cache.flashcache import FlashCache
+from foveate.methods.kv_cache.h2o import H2O
 from foveate.methods.kv_cache.hermes import Hermes
 from foveate.methods.kv_cache.kivi import KIVI
 from foveate.methods.kv_cache.mixkv import MixKV
@@ -61,6 +62,7 @@ from foveate.methods.kv_cache.prefixkv import PrefixKV
 from foveate.methods.kv_cache.pyramidkv import PyramidKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
+from foveate.methods.kv_cache.streamingllm import StreamingLLM
 
 __all__ = [
     "ALVTS",
@@ -69,6 +71,7 @@ __all__ = [
     "DART",
     "DTR",
     "EVS",
+    "H2O",
     "KIVI",
     "PPE",
     "STC",
@@ -117,6 +120,7 @@ __all__ = [
     "SnapKV",
     "SparseVILA",
     "SparseVLM",
+    "StreamingLLM",
     "ToMe",
     "TransPrune",
     "Uniform",

@@ -44,6 +44,7 @@ def received(
     allowed: Allowed | None = None,
     chunk: int = CHUNK,
     elsewhere: Tensor | None = None,
+    by_head: bool = False,
 ) -> Tensor:
     """Attention received by each key from groups of queries: weighted sums over queries of the mean over heads, float32.
 
@@ -57,17 +58,19 @@ def received(
         allowed: which query may see which key; None = all.
         chunk: queries at a time.
         elsewhere: ``[B, H, Q]`` log-sum-exp of each query's logits over keys besides these, that share its attention.
+        by_head: for each key-value head the mean over its query heads, instead of that over all.
 
     Returns:
-        ``[B, G, K]``.
+        ``[B, G, K]``, or ``[B, Hkv, G, K]`` by head.
     """
     rows, keys, heads = query.shape[2], key.shape[2], query.shape[1]
+    mean_over = heads // key.shape[1] if by_head else heads
     total = query.new_zeros(query.shape[0], heads, weight.shape[1], keys, dtype=torch.float32)
     key = key.float()
     for start in range(0, rows, chunk):
         stop = min(start + chunk, rows)
         logits = row_logits(query[:, :, start:stop], key, scale)
-        counted = weight[:, None, :, start:stop].float() / heads  # [B or 1, 1, G, queries]
+        counted = weight[:, None, :, start:stop].float() / mean_over  # [B or 1, 1, G, queries]
         if allowed is not None:
             visible = allowed(start, stop)
             logits = logits.masked_fill_(~visible[:, None], torch.finfo(logits.dtype).min)
@@ -77,7 +80,7 @@ def received(
             share = (logits.logsumexp(-1) - elsewhere[:, :, start:stop]).sigmoid()
             counted = counted * share[:, :, None]
         total = total + counted @ logits.softmax(-1)
-    return total.sum(1)
+    return total.reshape(len(total), -1, mean_over, *total.shape[2:]).sum(2) if by_head else total.sum(1)
 
 
 def columns(
@@ -87,6 +90,7 @@ def columns(
     allowed: Tensor | None = None,
     chunk: int = CHUNK,
     elsewhere: Tensor | None = None,
+    by_head: bool = False,
 ) -> Tensor:
     """Attention received by each key: the mean over heads and over the queries that may see it, float32.
 
@@ -97,14 +101,16 @@ def columns(
         allowed: ``[B or 1, Q, K]`` bool, which query may see which key; None = all. Who may see none, padding, is no query.
         chunk: queries at a time.
         elsewhere: as `received` takes it.
+        by_head: for each key-value head the mean over its query heads, instead of that over all.
 
     Returns:
-        ``[B, K]``.
+        ``[B, K]``, or ``[B, Hkv, K]`` by head.
     """
     every = torch.ones(1, 1, query.shape[2], device=query.device)
     mask = None if allowed is None else lambda start, stop: allowed[:, start:stop]
     seen_by = query.shape[2] if allowed is None else allowed.sum(1).clamp(min=1)
-    return received(query, key, every, scale, mask, chunk, elsewhere)[:, 0] / seen_by
+    sums = received(query, key, every, scale, mask, chunk, elsewhere, by_head).squeeze(-2)
+    return sums / (seen_by[:, None] if by_head and isinstance(seen_by, Tensor) else seen_by)
 
 
 def from_rows(query: Tensor, key: Tensor, rows: Tensor, allowed: Tensor, chunk: int = CHUNK) -> Tensor:

@@ -42,7 +42,8 @@ def stream(
 
     Args:
         model: a vision-language model loaded through transformers, or what `foveate.checkpoint.load` gives.
-        recipe: as `foveate.attach` takes it. Without an owner of the cache that bounds it (``hermes``), it grows.
+        recipe: as `foveate.attach` takes it. Without an owner of the cache that bounds it (``hermes``,
+            ``streamingllm``), it grows.
         processor: the model's; None = it is loaded by the model's name.
         chunk: frames that the model reads at once. They are encoded and read when the last of them has come, or a question.
         system: what the conversation begins with, as the chat template's role ``system``.

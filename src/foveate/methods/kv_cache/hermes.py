@@ -30,7 +30,7 @@ from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Attention, Rows, Seen, Signal, Site
 from foveate.core.traits import Traits
-from foveate.ops.ranks import dense_ranks
+from foveate.ops.ranks import closed_up
 from foveate.ops.select import top_k
 
 SCENE = (
@@ -97,12 +97,6 @@ def smoothed(scores: Sequence[Tensor], kinds: Sequence[Depth], raw: bool = False
 def folded(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """One entry ``[1, H, 1, d]`` for many ``[1, H, n, d]``, whose keys stand at one position."""
     return keys.float().mean(2, keepdim=True).to(keys.dtype), values.float().mean(2, keepdim=True).to(values.dtype)
-
-
-def compacted(positions: Tensor, prefix: int) -> Tensor:
-    """Positions ``[R, n]`` without gaps behind the prefix, on each axis by itself."""
-    start = positions[:, :prefix].amax(1, keepdim=True) + 1 if prefix else 0
-    return torch.cat([positions[:, :prefix], dense_ranks(positions[:, prefix:]) + start], dim=1)
 
 
 @register
@@ -194,7 +188,7 @@ class Hermes(Bounded):
         keys, values = held.keys[:, :, stay], held.values[:, :, stay]
         positions = held.positions[:, stay]
         if closing:
-            old, positions = positions, compacted(positions, held.prefix)
+            old, positions = positions, closed_up(positions, held.prefix)
             keys = turned(number, keys, old, positions)
         if folds and len(stay) < held.keys.shape[2]:
             gone = torch.ones(held.keys.shape[2], dtype=torch.bool, device=stay.device).index_fill(0, stay, False)
