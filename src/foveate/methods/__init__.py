@@ -54,6 +54,7 @@ from foveate.methods.kv_cache.flashcache import FlashCache
 from foveate.methods.kv_cache.hermes import Hermes
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
+from foveate.methods.kv_cache.press import Press
 from foveate.methods.kv_cache.pyramidkv import PyramidKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
@@ -98,6 +99,7 @@ __all__ = [
     "PixelPrune",
     "Pool",
     "PrefixKV",
+    "Press",
     "PruMerge",
     "Prune2Drive",
     "PyramidDrop",
