@@ -26,7 +26,7 @@ from foveate.models.anatomy import Anatomy
 REFUSED = {
     "BasePress": "has no scores of its own; name one of its kinds",
     "ScorerPress": "has no scores of its own; name one of its kinds",
-    "CAMPress": "acts in steps of decoding, here on prompts only; use KnormPress",
+    "CAMPress": "acts in steps of decoding, here on prompts only; use KeyDiffPress",
     "ComposedPress": "is several presses, each on what the one before left; use one of them",
     "CompressionRatioDecodingPress": "acts in steps of decoding, here on prompts only; use the press inside it",
     "DMSPress": "drops what scores below a threshold, so that keep would say nothing; use the press inside it",
@@ -148,18 +148,20 @@ class Pressing:
             keys, values = anatomy.keys_values(layer, x, anatomy.rotary(layer, x, positions))
         try:
             self._run(layer, x, positions, keys, values, TRIAL // 2, None, trial=True)
-        except (AssertionError, ValueError):
-            return  # some want more rows than these; prompts that have too few are refused as they come
         except FoveateError as error:
             raise FoveateError(f"press={self.text!r}: {error}") from error
+        except (AssertionError, ValueError):
+            return  # some want more rows than these; prompts that have too few are refused as they come
         except Exception as error:
             raise FoveateError(
-                f"press={self.text!r}: fails on {anatomy.family} ({type(error).__name__}: {_line(error)}); use KnormPress"
+                f"press={self.text!r}: fails on {anatomy.family} ({type(error).__name__}: {_line(error)}); use KeyDiffPress"
             ) from error
 
     def _scores(self, layer: int, *given: Any) -> Tensor:
         try:
             return self._run(layer, *given)
+        except FoveateError:
+            raise
         except (AssertionError, ValueError) as error:
             raise FoveateError(
                 f"press={self.text!r}: {given[0].shape[1]} tokens: {_line(error)}; give it options for short prompts"
@@ -272,7 +274,7 @@ class _Attention:
             swapped = torch.cat([-rows[..., half:], rows[..., :half]], dim=-1)
             if not torch.allclose(turned, rows * cos[:, None] + swapped * sin[:, None], rtol=2e-2, atol=2e-2):
                 raise FoveateError(
-                    f"turns queries, for which {self.anatomy.family} pairs other numbers than kvpress; use KnormPress"
+                    f"turns queries, for which {self.anatomy.family} pairs other numbers than kvpress; use KeyDiffPress"
                 )
         return cos, sin
 
@@ -296,7 +298,7 @@ class _Tables(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         if name != "position_embeddings":
-            raise FoveateError(f"reads {name} of the model's call, which is not handed on; use KnormPress")
+            raise FoveateError(f"reads {name} of the model's call, which is not handed on; use KeyDiffPress")
         return self._module.tables(self._x, self._module.positions)
 
 

@@ -64,7 +64,7 @@ class Press(Cache):
     needs = ("the library kvpress", "decoder layer inputs", "cache ownership")
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
-    press: str = "KnormPress"
+    press: str = "KeyDiffPress"
     """The press, with its options as Python writes them: ``"CriticalKVPress(SnapKVPress(window_size=16))"``. Which of them
     run is said in docs/kvpress.md.
     """
