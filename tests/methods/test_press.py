@@ -243,6 +243,7 @@ def test_presses_that_cannot_run_are_refused_when_attached(name: str) -> None:
     ("text", "line"),
     [
         ("SnapKVPres", "kvpress has no 'SnapKVPres'; did you mean 'SnapKVPress'?"),
+        ("3", "must be a press, such as 'SnapKVPress"),
         ("snap kv", "must be a press, such as 'SnapKVPress"),
         ("KnormPress(width=3)", "KnormPress: .*unexpected keyword argument 'width'"),
         ("AdaKVPress", "AdaKVPress: .*missing 1 required positional argument: 'press'"),

@@ -80,7 +80,10 @@ def build(text: str) -> Any:
         FoveateError: if it is no such press, or one that cannot run here.
     """
     try:
-        return _made(ast.parse(text, mode="eval").body, library())
+        made = _made(ast.parse(text, mode="eval").body, library())
+        if isinstance(made, library().BasePress):
+            return made
+        raise SyntaxError
     except SyntaxError as error:
         raise FoveateError(f"press={text!r}: must be a press, such as 'SnapKVPress(window_size=16)'") from error
     except FoveateError as error:
@@ -182,7 +185,9 @@ class Pressing:
         module = _Attention(self.anatomy, layer, positions, keys, trial)
         hidden, tables = self.anatomy.norm(layer)(x), _Tables(module, x)
         with _LOCK, torch.random.fork_rng([keys.device] if keys.is_cuda else []):
-            torch.manual_seed(layer)
+            torch.default_generator.manual_seed(layer)
+            if keys.is_cuda:
+                torch.cuda.default_generators[keys.device.index].manual_seed(layer)
             # Short of the share by less than any entry, so that no rounding costs one.
             self.press.compression_ratio = max(drop - 1e-6, 0) / x.shape[1]
             if isinstance(self.press, library().ScorerPress):
