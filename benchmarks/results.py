@@ -7,6 +7,7 @@ Three budgets and 300 questions a task take many hours on a CPU. Methods that ca
 one budget and with 100 questions a task, under an hour on one core for thirty methods on both models:
 
 python -m benchmarks.results --series later  # those that the first series has no rows of
+python -m benchmarks.results --series cache  # methods on the cache at two smaller budgets, on long answers, turns and videos
 
 Stop it whenever you like: the same command goes on. --workers 2 measures two cells at a time.
 """
@@ -30,6 +31,7 @@ from foveate.bench.statistics import beats
 from foveate.bench.summary import Mean, means
 from foveate.cli.bench import CELLS_FAILED, BenchRequest, bench
 from foveate.cli.ray_option import THIS_MACHINE
+from foveate.core import registry
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe
 from foveate.engine.check import check
@@ -39,11 +41,22 @@ from foveate.models import anatomy
 
 @dataclass(frozen=True)
 class Series:
-    """Rows that were measured on the same questions: its name, empty for the first, its budgets, and questions a task."""
+    """Rows that were measured on the same questions.
+
+    Attributes:
+        name: empty for the first; ``title``: what its section is called.
+        keeps: its budgets.
+        n: questions a task.
+        tasks: which ones; None = those that a model has learnt, of the first series all.
+        group: of its methods; None = all that the first series has no rows of.
+    """
 
     name: str
     keeps: str
     n: int
+    title: str = ""
+    tasks: str | None = None
+    group: str | None = None
 
     def stem(self, model: str) -> str:
         """What files about a model are called."""
@@ -80,7 +93,13 @@ INSTEAD = {"scope": "scope(saliency='received')"}
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "results"
-SERIES = {"first": Series("", "0.33,0.22,0.11", 300), "later": Series("later", "0.22", 100)}
+SERIES = {
+    "first": Series("", "0.33,0.22,0.11", 300),
+    "later": Series("later", "0.22", 100, "methods that came later"),
+    "cache": Series(
+        "cache", "0.2,0.1", 100, "the cache at small budgets", "dialogue,compare,caption,events,stream", group="kv_cache"
+    ),
+}
 
 
 def main() -> None:
@@ -95,7 +114,7 @@ def main() -> None:
         folder = arguments.folder / series.stem(model)
         measure(model, series, arguments.workers, folder)
         write(numbers(model, series, _finished(Results.open(folder))), series.path(model))
-    print(*write_pages(ROOT / "docs", [read(path) for path in sorted(PAGES.glob("*.jsonl"))]), sep="\n")
+    print(*write_pages(ROOT / "docs", all_numbers()), sep="\n")
 
 
 def measure(model: str, series: Series, workers: int | None, folder: Path) -> None:
@@ -103,7 +122,7 @@ def measure(model: str, series: Series, workers: int | None, folder: Path) -> No
     learnt = [name for name, found in reference.evaluation(reference.path(model)).items() if not found["below_floor"]]
     request = BenchRequest(
         model=model,
-        tasks=None if series is SERIES["first"] else ",".join(learnt),
+        tasks=None if series is SERIES["first"] else series.tasks or ",".join(learnt),
         methods=",".join(_of_series(model, series)),
         keep=series.keeps,
         n=series.n,
@@ -132,6 +151,9 @@ def _of_series(model: str, series: Series) -> list[str]:
     recipes = [recipe for recipe in hosted(model)[0] if recipe not in REFERENCE_POINTS]
     if series is SERIES["first"]:
         return recipes
+    if series.group is not None:
+        known = registry.methods()
+        return [recipe for recipe in recipes if known[recipe.partition("(")[0]].group == series.group]
     there = {row.mean.method.partition("(")[0] for row in read(SERIES["first"].path(model)).rows}
     return [recipe for recipe in recipes if recipe.partition("(")[0] not in there]
 
@@ -152,6 +174,14 @@ def hosted(model: str) -> tuple[list[str], list[Verdict]]:
     return recipes, refused
 
 
+def all_numbers() -> list[Numbers]:
+    """Of all models, series by series."""
+    return sorted(
+        map(read, PAGES.glob("*.jsonl")),
+        key=lambda each: (each.model, [*(s.name for s in SERIES.values())].index(each.series)),
+    )
+
+
 def numbers(model: str, series: Series, results: Results) -> Numbers:
     """What the pages are written from."""
     measured = reference.evaluation(reference.path(model))
@@ -166,7 +196,7 @@ def numbers(model: str, series: Series, results: Results) -> Numbers:
     rows = [Row(mean, cells[mean.key[1:]]) for mean in means(learnt, results.pairs)]
     settings = results.settings
     refused = {verdict.method: str(verdict.reason) for verdict in hosted(model)[1]}
-    return Numbers(model, series.name, settings.n, settings.device, settings.dtype, tasks, refused, rows)
+    return Numbers(model, series.name, series.title, settings.n, settings.device, settings.dtype, tasks, refused, rows)
 
 
 def _finished(results: Results) -> Results:

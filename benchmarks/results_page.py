@@ -61,6 +61,7 @@ class Numbers:
 
     model: str
     series: str
+    about: str
     n: int
     device: str
     dtype: str
@@ -71,7 +72,7 @@ class Numbers:
     @property
     def title(self) -> str:
         """Of its section."""
-        return f"{self.model}, methods that came {self.series}" if self.series else self.model
+        return f"{self.model}: {self.about}" if self.about else self.model
 
     @property
     def stem(self) -> str:

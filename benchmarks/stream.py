@@ -5,7 +5,7 @@
 The long stream is a film of a few things on one ground, read under ``hermes`` by a reference model; what it holds is noted
 every hundred frames, and a question is timed early and late. Short streams are asked about things that were to be seen for a
 moment at their beginning and at their end, under several recipes. Writes docs/streams.json, the table in docs/streams.md and
-docs/streams.png.
+docs/streams.png. What docs/streams.json has of the same settings is not measured again.
 """
 
 from __future__ import annotations
@@ -54,10 +54,23 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     loaded = checkpoint.load(arguments.model, "cpu", "float32")
-    events = {recipe: known(loaded, recipe, arguments.streams, arguments.length) for recipe in RECIPES}
-    found = {"model": arguments.model, "keep": KEEP, "chunk": CHUNK, "length": arguments.length, "events": events}
-    found["long"] = long(loaded, RECIPES[1], arguments.frames)
-    (DOCS / "streams.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    settings = {"model": arguments.model, "keep": KEEP, "chunk": CHUNK, "frames": arguments.frames}
+    settings |= {"streams": arguments.streams, "length": arguments.length}
+    file = DOCS / "streams.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    if found.get("settings") != settings:
+        found = {"settings": settings, "events": {}}
+
+    def keep() -> None:
+        file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+    for recipe in RECIPES:
+        if recipe not in found["events"]:
+            found["events"][recipe] = known(loaded, recipe, arguments.streams, arguments.length)
+            keep()
+    if "long" not in found:
+        found["long"] = long(loaded, RECIPES[1], arguments.frames)
+        keep()
     draw_probe(charts(found["long"]["notes"]), DOCS / "streams.png", f"A stream of {arguments.frames:,} frames")
     page = DOCS / "streams.md"
     before, rest = page.read_text().split(BEGIN)
@@ -119,14 +132,13 @@ def charts(notes: list[dict[str, float]]) -> list[Chart]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    long, early = found["long"], str(EARLY)
+    long, early, settings = found["long"], str(EARLY), found["settings"]
     last = str(long["notes"][-1]["frame"])
     middle = {when: statistics.median(times) for when, times in long["first_token"].items()}
     at = {note["frame"]: note for note in long["notes"]}
     half = at[int(last) // 2]
-    streams = len(found["events"]["none"]["early"])
     table = [
-        f"`{found['model']}` in float32 on one CPU thread, `{long['recipe']}`, {found['chunk']} frames a chunk:",
+        f"`{settings['model']}` in float32 on one CPU thread, `{long['recipe']}`, {settings['chunk']} frames a chunk:",
         "",
         "| | frame " + " | frame ".join((early, str(half["frame"]), last)) + " |",
         "|---|--:|--:|--:|",
@@ -141,8 +153,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         "",
         "![What the stream holds, frame by frame](streams.png)",
         "",
-        f"{streams} streams of {found['length']} frames each: how often the answer to *is there a red circle?* is right,",
-        "about a thing that was to be seen in five of the first or of the last frames, or never, with 95 % intervals:",
+        f"{settings['streams']} streams of {settings['length']} frames each: how often the answer to",
+        "*is there a red circle?* is right, about a thing that was to be seen in five of the first or of the last frames,",
+        "or never, with 95 % intervals:",
         "",
         "| recipe | seen early | seen late | never seen |",
         "|---|--:|--:|--:|",

@@ -39,6 +39,13 @@ def test_a_picture_of_one_s_own_is_drawn_under_two_recipes(inspect: Any, page: A
         assert min(drawn.size) > 500
 
 
+def test_of_a_conversation_the_turn_with_the_pictures_is_drawn(inspect: Any, page: Any) -> None:
+    result = inspect("--task", "dialogue", "--recipe", "uniform(keep=36)")
+
+    assert result.exit_code == 0, result.stderr
+    assert "36 of 144 tokens (25 %)" in page()
+
+
 def test_the_page_needs_no_network(inspect: Any, page: Any) -> None:
     inspect("--task", "shape", "--recipe", "scope(keep=36) + snapkv(keep=0.5, window=4)")
 

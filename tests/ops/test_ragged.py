@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from foveate.ops.ragged import SIZE, Blocks, attend, log_mass
+from foveate.ops.ragged import SIZE, Blocks
 
 
 @given(
@@ -31,7 +31,7 @@ def test_it_equals_masked_attention(
     allowed = torch.rand(batch, 1, rows, later, generator=generator) < 0.5
 
     blocks = Blocks.of(keys, values, entries(kept), kept.sum(-1).tolist())
-    out = attend(query, blocks, more, others, allowed, 0.3)
+    out = blocks.attend(query, more, others, allowed, 0.3, unturned)
 
     visible = torch.cat([kept[:, :, None].expand(-1, -1, rows, -1), allowed.expand(-1, kv_heads, -1, -1)], dim=-1)
     expected = torch.nn.functional.scaled_dot_product_attention(
@@ -45,7 +45,7 @@ def test_it_equals_masked_attention(
     shown = (query @ keys.repeat_interleave(group, dim=1).mT * 0.3).masked_fill(
         ~kept.repeat_interleave(group, dim=1)[:, :, None], float("-inf")
     )
-    assert_close(log_mass(query, blocks, 0.3), shown.logsumexp(-1), atol=1e-5, rtol=1e-5)
+    assert_close(blocks.log_mass(query, 0.3, unturned), shown.logsumexp(-1), atol=1e-5, rtol=1e-5)
 
 
 def test_a_head_wastes_less_than_a_block() -> None:
@@ -67,9 +67,13 @@ def test_beams_take_their_blocks_along() -> None:
     order = torch.tensor([1, 1, 0])
     query, nothing = torch.randn(2, 2, 1, 4, generator=generator), torch.zeros(2, 2, 0, 4)
 
-    out = attend(query[order], blocks.batched(order), nothing[order], nothing[order], None, 1.0)
+    out = blocks.batched(order).attend(query[order], nothing[order], nothing[order], None, 1.0, unturned)
 
-    assert_close(out, attend(query, blocks, nothing, nothing, None, 1.0)[order])
+    assert_close(out, blocks.attend(query, nothing, nothing, None, 1.0, unturned)[order])
+
+
+def unturned(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("blocks hold keys as they were")
 
 
 def entries(kept: torch.Tensor) -> torch.Tensor:

@@ -239,7 +239,8 @@ def refused(loaded: Loaded) -> Iterator[Callable[[str, str], None]]:
         ("gemma3", "none", "stream: decoder layer 0 of gemma3 has sliding attention"),
         ("qwen3_5", "none", "stream: decoder layer 0 of qwen3_5 has a recurrent state"),
         ("llava", "hermes(keep=0.5)", "hermes: keep=0.5: a stream has no length to take a share of; give a count"),
-        ("llava", "mixkv(host='adakv')", "stores the cache by head"),
+        ("llava", "mixkv(host='adakv')", "mixkv(keep=0.5, host='adakv') puts entries into a store"),
+        ("llava", "kivi", "puts entries into a store"),
     ],
 )
 def test_what_cannot_go_on_for_ever_is_refused(

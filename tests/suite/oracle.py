@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -14,10 +15,14 @@ from torch import Tensor
 from foveate.core.layout import Edit, Layout
 from foveate.core.report import Trace
 from foveate.core.roles import Role
+from foveate.engine.cache import FoveateLayer
 from foveate.engine.decoding import Decoding
 from foveate.engine.rows import Rows
 from foveate.engine.run import Run
+from foveate.engine.stored import Turning
 from foveate.models import anatomy
+from foveate.models.taps import TAP, tapped
+from foveate.ops.rebuilt import Rebuilt
 
 
 @dataclass
@@ -34,6 +39,8 @@ class Notes:
         held: for each forward: first query, number of queries, and for each layer the tokens ``[B, h, m]`` attended to.
         moving: rows of which an edit has moved positions (not those of ``"anchor"`` with text that keeps its own).
         moved: for each forward that read images, whether that had happened when each layer was entered.
+        stored: for each layer and forward that read a store that makes keys and values anew: first query, number of queries,
+            the tokens ``[B, n]`` in the store, and the keys and values ``[B, Hkv, n, d]`` that were read of them.
         skipped: of each layer whose experts a method weighs, forward by forward: tokens ``[B, n]``, and which of the experts
             chosen for them ``[B, n, K]`` did not run.
     """
@@ -46,6 +53,7 @@ class Notes:
     held: list[tuple[int, int, list[Tensor | None]]] = field(default_factory=list)
     moving: list[Rows] = field(default_factory=list)
     moved: list[list[bool]] = field(default_factory=list)
+    stored: dict[int, list[tuple[int, int, Tensor, Tensor, Tensor]]] = field(default_factory=dict)
     skipped: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
 
@@ -54,6 +62,20 @@ def noting() -> Iterator[Notes]:
     """Take notes of every forward of every session."""
     notes = Notes()
     enter, begin, apply, edit, weigh = Run.enter, Decoding.begin, Run._apply, Rows.edit, Run.weigh
+    attend, attend_step = Run.attend, Decoding.attend
+
+    def reading(cache: Any, layer: int, query: Tensor, turn: Any) -> None:
+        if isinstance(cache, FoveateLayer) and isinstance(cache.store, Rebuilt):
+            tokens = cache.ledger.tokens(len(query), query.device)[:, 0, : cache.store.columns]
+            notes.stored.setdefault(layer, []).append((*notes.held[-1][:2], tokens, *cache.store.rebuilt(turn)))
+
+    def attended(run: Run, layer: int, query: Tensor, *args: Any) -> Any:
+        reading(run.keeping.layers[layer], layer, query, Turning().of(run.program.anatomy, layer))
+        return attend(run, layer, query, *args)
+
+    def attended_in_a_step(decoding: Decoding, layer: int, query: Tensor, *args: Any) -> Any:
+        reading(decoding.layers[layer], layer, query, Turning().of(decoding.program.anatomy, layer))
+        return attend_step(decoding, layer, query, *args)
 
     def applied(run: Run, layer: int, change: Edit, x: Tensor) -> Tensor:
         out = apply(run, layer, change, x)
@@ -111,6 +133,8 @@ def noting() -> Iterator[Notes]:
         patch.object(Run, "_apply", applied),
         patch.object(Decoding, "begin", stepped),
         patch.object(Rows, "edit", edited),
+        patch.object(Run, "attend", attended),
+        patch.object(Decoding, "attend", attended_in_a_step),
     ):
         yield notes
 
@@ -213,11 +237,54 @@ def masked_logits(
     if parts.rotary_rows == 1 and "attention_mask" in inputs:
         inputs = dict(inputs, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as stack:
+            for layer, stored in () if notes is None else notes.stored.items():
+                stack.enter_context(_reading(parts, layer, stored, torch.arange(length)))
             return model(**inputs, use_cache=False).logits
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _read_from_stores(
+    stored: list[Any], numbers: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
+) -> Tensor:
+    """Attention of the tokens ``numbers`` ``[L]``, some of which read other keys and values of tokens than were written."""
+
+    def attention(rows: Tensor, *entries: Tensor) -> Tensor:
+        keys, values = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in entries)
+        return torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, rows], keys, values, attn_mask=mask[:, :, rows], scale=scale
+        )
+
+    length = len(numbers)
+    out = attention(torch.arange(length), key, value)
+    place = torch.full((int(numbers.max()) + 2,), length)  # the last one is that of -1
+    place[numbers] = torch.arange(length)
+    for first, count, tokens, *read in stored:
+        rows = ((numbers >= first) & (numbers < first + count)).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        spare = (torch.nn.functional.pad(x, (0, 0, 0, 1)) for x in (key, value))
+        index = place[tokens][:, None, :, None]
+        changed = [x.scatter(2, index.expand_as(new), new)[:, :, :-1] for x, new in zip(spare, read)]
+        out[:, :, rows] = attention(rows, *changed)
+    return out
+
+
+@contextmanager
+def _reading(parts: Any, layer: int, stored: list[Any], numbers: Tensor) -> Iterator[None]:
+    """Meanwhile a layer's attention reads what was ``stored``, where anything was."""
+    attention = parts.attention(layer) if stored else None
+    if attention is None:
+        yield
+        return
+    attention.__dict__[TAP] = partial(_read_from_stores, stored, numbers)
+    try:
+        with tapped([attention]):
+            yield
+    finally:
+        del attention.__dict__[TAP]
 
 
 @torch.no_grad()
@@ -261,7 +328,11 @@ def short_logits(model: Any, inputs: dict[str, Tensor], trace: Trace, notes: Not
             if mask is not None and mask.shape[1] > 1:
                 mask = mask.repeat_interleave(parts.config.num_attention_heads // mask.shape[1], dim=1)
             positions = positions[1:] if len(positions) == 4 else positions
-            x = module(x, position_embeddings=parts.rotary(layer, x, positions), attention_mask=mask)
+            mine_stored = [
+                (first, count, *(part[sample, None] for part in rest)) for first, count, *rest in notes.stored.get(layer, ())
+            ]
+            with _reading(parts, layer, mine_stored, tokens):
+                x = module(x, position_embeddings=parts.rotary(layer, x, positions), attention_mask=mask)
             if added is not None and layer < added.shape[2]:
                 x[:, : int(mine.sum())] += added[sample, mine, layer]
         out[sample, tokens[~inserted]] = model.lm_head(parts.language_model.norm(x))[0, ~inserted]

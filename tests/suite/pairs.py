@@ -32,6 +32,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
+    "attentionpack": [
+        {"rank": 6},
+        {"rank": 5, "value_rank": 8, "shares": (0.2, 0.3, 0.5), "ranks": (1.0, 0.5, 0.2), "grouping": "prompt"},
+        {"rank": 9, "shares": (1.0,), "ranks": (1.0,), "least": 27},
+    ],
     "apet": [{"keep": 4, "basis": 2}, {"keep": 0.3, "basis": 2, "entering": 2.0, "layer": 1, "blend": 0.5, "ridge": 0.1}],
     "blink": [
         {"band": (1, 2), "region": 2, "expand": 1.0, "drop": 0.5},
@@ -44,6 +49,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 5, "space": "embedding"},
     ],
     "core": [{"similarity": 0.3}, {"keep": 6}, {"keep": 0.4, "similarity": 1.0}],
+    "docprune": [
+        {"tau_bg": 0.02, "tau_att": 0.9, "layer": 2},
+        {"tau_bg": 0.0, "tau_comp": 3.15, "tau_att": 1.0, "score": "kv_group"},
+    ],
     "divprune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "positions": "anchor"}],
     "embedlens": [{}, {"drop": "sinks"}, {"ids": tuple(range(0, tiny.VOCABULARY, 7)), "top_k": 2}],
     "dtr": [{"keep": 6}, {"keep": 0.4, "layer": 3, "rate": 0.3, "lam": 0.01, "steps": 2}],
@@ -53,6 +62,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "evs": [{"rate": 0.5}, {"rate": 0.7, "positions": "anchor"}],
     "fastv": [{"keep": 6}, {"keep": 0.4, "layer": 1, "score": "all"}],
+    "flowcut": [{"keep": 6}, {"keep": 0.4, "entropy": 0.9, "every": 1, "layer": 2, "entering": 2.0}],
     "flashcache": [{"keep": 0.4}, {"keep": 6, "tokens": "visual", "gamma": 0.1, "recent": 3}],
     "folder": [{"keep": 6}, {"keep": 0.4, "form": "features"}],
     "prumerge": [{"keep": 6}, {"keep": 7, "plus": True, "reading": "paper"}, {}, {"plus": True}],
@@ -94,6 +104,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.5, "window": 4, "host": "adakv"},
         {"keep": 0.5, "window": 4, "host": "pyramidkv"},
     ],
+    "kivi": [{"size": 8, "residual": 4}, {"bits": 4, "size": 16, "residual": 0}, {"bits": 8, "size": 8, "residual": 9}],
     "modes": [{}, {"tau_text": 0.03, "tau_vision": 0.12}, {"tau_text": 2.0, "tau_vision": 2.0}],
     "pixelprune": [{"threshold": 0.38, "metric": "rms"}, {"threshold": 0.303, "metric": "mean", "anchored": False}],
     "pool": [{"most": 6}, {"most": 0.4, "positions": "anchor"}],

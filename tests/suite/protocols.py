@@ -21,8 +21,9 @@ BLOCKS = "mixkv(keep=0.5, host='adakv', window=4)"
 VIEW = "sparsevila(keep=6, decode_keep=0.5)"
 STEPS = "prefixkv(keep=0.5, distance=-4)"
 ROWS = "snapkv(keep=0.5, window=4)"
-CACHES = [ROWS, BLOCKS, VIEW, STEPS]
-"""A cache by rows, by head, of which a part is read, and one that evicts step by step."""
+FACTORS = "attentionpack(rank=6)"
+CACHES = [ROWS, BLOCKS, VIEW, STEPS, FACTORS]
+"""A cache by rows, by head, of which a part is read, one that evicts step by step, one that makes keys and values anew."""
 
 PROTOCOLS: dict[str, tuple[Body, Recipe]] = {
     name: (body, Recipe.of(recipe))
@@ -38,6 +39,7 @@ PROTOCOLS: dict[str, tuple[Body, Recipe]] = {
         ("cache by head", LLAVA, BLOCKS),
         ("cache in part", LLAVA, VIEW),
         ("cache step by step", LLAVA, STEPS),
+        ("cache in factors", LLAVA, FACTORS),
         ("all at once", LLAVA, f"tome(keep=9) + fastv(layer=2, keep=5) + {ROWS}"),
     )
 } | {"experts": (MOE, Recipe((*Recipe.of("fastv(layer=2, keep=4)").methods, Skip(below=0.3))))}

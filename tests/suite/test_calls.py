@@ -25,7 +25,7 @@ from foveate.core.state import State
 from foveate.core.traits import Traits
 from tests.suite.bodies import ONE, Body
 from tests.suite.conversation import generate
-from tests.suite.protocols import BLOCKS, LLAVA, PROTOCOLS, ROWS, STEPS, VIEW, attached, told
+from tests.suite.protocols import BLOCKS, FACTORS, LLAVA, PROTOCOLS, ROWS, STEPS, VIEW, attached, told
 from tests.suite.test_memory import Live, no_collector
 
 protocols = pytest.mark.parametrize(("body", "recipe"), PROTOCOLS.values(), ids=PROTOCOLS.keys())
@@ -79,7 +79,7 @@ def test_a_thread_that_made_no_call_sees_the_last_one() -> None:
 
 
 def test_threads_with_models_of_their_own_do_not_disturb_each_other(hasty: None) -> None:
-    recipes: list[Any] = [None, "none", "fastv(layer=2, keep=4)", ROWS, BLOCKS, None]
+    recipes: list[Any] = [None, "none", "fastv(layer=2, keep=4)", ROWS, BLOCKS, FACTORS, None]
     models, inputs = [LLAVA.model() for _ in recipes], LLAVA.inputs(ONE)
     sessions = [recipe and attached(model, recipe) for model, recipe in zip(models, recipes)]
     before = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
@@ -154,6 +154,7 @@ DEADLY = [
     f"index_preserving + shortv(layers=(1,)) + {BLOCKS}",
     f"hiprune(keep=9) + {VIEW}",
     f"alvts(keep=0.4) + {STEPS}",
+    f"shortv(layers=(1,)) + {FACTORS}",
 ]
 
 

@@ -17,7 +17,7 @@ from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import generate, logits
 from tests.suite.oracle import masked_logits, noting, short_logits
 from tests.suite.pairs import refusal
-from tests.suite.protocols import BLOCKS, CACHES, LLAVA, ROWS, STEPS, VIEW, attached, double, told
+from tests.suite.protocols import BLOCKS, CACHES, FACTORS, LLAVA, ROWS, STEPS, VIEW, attached, double, told
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 IDENTITY = f"uniform(keep=1.0) + fastv(keep=1.0) + {ROWS}"
@@ -179,7 +179,9 @@ def test_packed_rows_run_unmodified_as_in_the_plain_model(name: str, cached: boo
 # Helpers of generate.
 
 
-@pytest.mark.parametrize("recipe", ["hiprune(keep=6)", "fastv(layer=2, keep=4)", ROWS, BLOCKS, VIEW, STEPS])
+@pytest.mark.parametrize(
+    "recipe", ["hiprune(keep=6)", "fastv(layer=2, keep=4)", ROWS, BLOCKS, VIEW, STEPS, f"{FACTORS[:-1]}, grouping='prompt')"]
+)
 def test_an_assistant_is_refused_with_the_remedy(recipe: str) -> None:
     model, inputs = LLAVA.model(), LLAVA.inputs(ONE)
     message = r"^assistant_model: not possible under [^\n]*; use prompt_lookup_num_tokens, which needs no second model$"

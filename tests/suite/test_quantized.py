@@ -35,6 +35,8 @@ PLACES = {
     "cache": "snapkv(keep=0.5, window=4)",
     "cache by head": "mixkv(keep=0.5, host='adakv', window=4)",
     "cache by step": "prefixkv(keep=0.5, distance=-4)",
+    "cache in factors": "attentionpack(rank=6)",
+    "cache in few bits": "kivi(size=8, residual=4)",
 }
 FAMILIES = ("llava-clip", "qwen2_5_vl", "gemma3")
 

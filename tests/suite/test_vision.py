@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.reduction import Reduction
 from foveate.core.roles import VISUAL, Role
-from foveate.core.signal import Columns, Features, Keys, Rows, Seen, Signal, Site, Summary
+from foveate.core.signal import Columns, Features, Keys, Rows, Seen, Signal, Site, Summary, Values
 from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.engine.session import Session
-from foveate.methods import PruMerge, ToMe, VisionZip
+from foveate.engine.vision_signals import PictureSignals
+from foveate.methods import FlowCut, PruMerge, ToMe, VisionZip
 from foveate.models import anatomy
 from tests.suite.bodies import BODIES, ONE, RAGGED
 from tests.suite.oracle import noting
@@ -163,6 +165,35 @@ def test_of_ragged_images_cls_and_what_it_attends_to_are_those_of_each_image_alo
         torch.testing.assert_close(together[0][image], alone[0][0], **CLOSE)
         mine = together[1].probabilities()[image, :, 0]
         torch.testing.assert_close(mine[:, -len(cells) :], alone[1].probabilities()[0, :, 0], **CLOSE)
+
+
+def test_of_ragged_images_values_are_those_of_each_image_alone_cls_in_front() -> None:
+    model, inputs = LLAVA.model(), LLAVA.inputs(RAGGED)
+    signals = (Values(Site("encoder", 2)),)
+
+    together: list[Any] = []
+    with torch.no_grad(), foveate.attach(model, _watched(signals, together, RAGGED_KEPT)):
+        model.model.get_image_features(inputs["pixel_values"])
+    for image, cells in enumerate(RAGGED_KEPT):
+        alone: list[Any] = []
+        with torch.no_grad(), foveate.attach(model, _watched(signals, alone, [cells])):
+            model.model.get_image_features(inputs["pixel_values"][image : image + 1])
+        assert alone[0].shape == (1, 4, 1 + len(cells), 8)
+        torch.testing.assert_close(together[0][image][:, [0, *range(-len(cells), 0)]], alone[0][0], **CLOSE)
+
+
+def test_what_is_read_in_its_own_block_alone_is_let_go_behind_it() -> None:
+    model, pixels = LLAVA.model(), LLAVA.inputs(ONE)["pixel_values"]
+    held: list[int] = []
+
+    def note(signals: PictureSignals, layer: int) -> None:
+        forget(signals, layer)
+        held.append(len(signals._seen))
+
+    forget = PictureSignals.forget_before
+    with torch.no_grad(), patch.object(PictureSignals, "forget_before", note), foveate.attach(model, FlowCut(keep=6)):
+        model.model.get_image_features(pixels)
+    assert held == [0] * 4
 
 
 @pytest.mark.filterwarnings("ignore::foveate.NeedsTraining")

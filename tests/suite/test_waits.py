@@ -20,7 +20,7 @@ from tests.thirdparty import installed
 from tests.waits import Waits, body, calls, elsewhere, kernels, turns, waits
 
 BATCHES = {"one": ONE, "ragged": RAGGED}
-SHALLOW, DEEP = 8, 16
+SHALLOW, DEEP, CLIP = 8, 16, 24
 
 
 def methods() -> list[Method]:
@@ -32,13 +32,17 @@ def methods() -> list[Method]:
 
 METHODS = methods()
 every = pytest.mark.parametrize("method", map(tier, METHODS))
-BY_HEAD = 0.7
-"""Attention over a cache that is stored by head takes so many more kernels: blocks and later entries are joined."""
+STORED = {"mixkv": 0.7, "attentionpack": 1.1, "kivi": 0.5}
+"""Attention over a cache some of which is in a store takes so many more kernels: to join blocks by head, to make keys and
+values anew, to turn keys."""
 # Layers that rows skipped hold different tokens, as compressed caches do.
 compressing = pytest.mark.parametrize("method", [tier(m) for m in METHODS if isinstance(m, Cache | Routing)])
 idle = pytest.mark.parametrize("method", [tier(m) for m in METHODS if not isinstance(m, Cache | Routing)])
 # Whoever renumbers between layers leaves them with tables of their own.
-turning = {"apet", "duet_vlm", "information_horizon", "pyramiddrop", "sparsevlm", "transprune"}
+turning = {"apet", "duet_vlm", "flowcut", "information_horizon", "pyramiddrop", "sparsevlm", "transprune"}
+# Who decides by what layers show, as published: flowcut how many go in every second block of the encoder, docprune behind
+# each layer whether a sample is to be cut. Both have a parameter by which they need not look.
+looking = {"flowcut": (DEEP - SHALLOW) // 2, "docprune": DEEP - SHALLOW}
 batch = pytest.mark.parametrize("batch", BATCHES)
 
 
@@ -48,6 +52,14 @@ def test_a_prompt_waits_twelve_times_at_most_whatever_the_depth(method: Method) 
     deep, own = (counted(waits, DEEP, "ragged", of)[0] for of in (method, None))
 
     assert len(deep) - len(own) <= 12, listed(deep)
+    assert abs(len(deep) - len(shallow)) <= looking.get(method.name, 0), listed(deep)
+
+
+def test_flowcut_waits_twelve_times_at_most_in_the_published_encoder_and_with_its_entropy_set_whatever_the_depth() -> None:
+    published, own = (waits(CLIP, RAGGED, recipe, steps=0)[0] for recipe in ("flowcut(keep=6)", None))
+    shallow, deep = (waits(layers, RAGGED, "flowcut(keep=6, entropy=0.9)", steps=0)[0] for layers in (SHALLOW, DEEP))
+
+    assert len(published) - len(own) <= 12, listed(published)
     assert len(deep) == len(shallow), listed(deep)
 
 
@@ -117,7 +129,8 @@ def test_decoding_waits_for_nothing(method: Method) -> None:
 @compressing
 @batch
 def test_a_compressed_cache_starts_a_fifth_more_kernels_at_most(method: Method, batch: str) -> None:
-    more = BY_HEAD if isinstance(method, Cache) and method.by_head else 0.2
+    stored = isinstance(method, Cache) and (method.by_head or type(method).pack is not Cache.pack)
+    more = STORED[method.name] if stored else 0.2
     assert counted(kernels, DEEP, batch, method) <= (1 + more) * counted(kernels, DEEP, batch)
 
 

@@ -32,6 +32,8 @@ MERGED = "folder(keep=6)"
 BLOCKS = "mixkv(keep=0.5, host='adakv', window=4)"
 VIEW = "sparsevila(keep=6, decode_keep=0.5)"
 STEPS = "prefixkv(keep=0.5, distance=-4)"
+FACTORS = "attentionpack(rank=6, grouping='prompt')"
+FEW = "kivi(size=8, residual=4)"
 RECIPES = [
     MERGED,
     "prumerge(plus=True)",
@@ -39,6 +41,8 @@ RECIPES = [
     BLOCKS,
     VIEW,
     STEPS,
+    FACTORS,
+    FEW,
     "alvts(keep=0.4)",
     "hidrop(late_entry=2, layer_list=(2,), keep_list=(6,), early_exit=4)",
     "ivc_prune",
@@ -389,6 +393,8 @@ LATER = [
     (BLOCKS, "ivc_prune"),
     (BLOCKS, "shortv(layers=(1,))"),
     (BLOCKS, VIEW),
+    (FACTORS, BLOCKS),
+    (FEW, "hiprune(keep=5)"),
     (BLOCKS, STEPS),
     (VIEW, "alvts(keep=0.4)"),
     (VIEW, STEPS),

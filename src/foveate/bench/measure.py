@@ -21,7 +21,7 @@ from foveate.bench.records import RATIOS, Answer, Measurement
 from foveate.checkpoint import Checkpoint, load, parse_model_args, resolve_device
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE, Recipe
-from foveate.core.report import Report
+from foveate.core.report import Report, Trace
 from foveate.engine import Session, limit
 from foveate.tasks import Question, evidence_cells
 
@@ -168,10 +168,17 @@ def _answer(
     with checkpoint.attach(recipe, seed) as session, encodings.serve(session) if encodings else nullcontext():
         if len(batch[0].turns) == 1:
             predictions = [[said] for said in checkpoint.answer(_inputs(checkpoint, batch, session), longest)]
+            report, trace = session.report, session.trace
         else:
-            asked = [(q.images, [turn.prompt for turn in q.turns]) for q in batch]
-            predictions = [checkpoint.converse(images, prompts, longest, session) for images, prompts in asked]
-    report, trace = session.report, session.trace
+            (question,) = batch
+            costs = list[tuple[Report, Trace]]()
+            prompts = [turn.prompt for turn in question.turns]
+            predictions = [
+                checkpoint.converse(
+                    question.images, prompts, longest, session, lambda: costs.append((session.report, session.trace))
+                )
+            ]
+            report, trace = costs[0]  # the turn that brings the pictures
     alive = [trace.alive(layer) for layer in range(checkpoint.layers)]
     recalls = [
         evidence_recalls(q, grids, [layer[b] for layer in alive]) for b, (q, grids) in enumerate(zip(batch, trace.grids))

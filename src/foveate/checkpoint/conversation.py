@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -134,8 +134,12 @@ class Checkpoint:
         prompts: Sequence[str],
         max_new_tokens: int,
         session: Session | None = None,
+        turned: Callable[[], None] | None = None,
     ) -> list[str]:
-        """The greedy answer to each of several prompts about the same pictures, all turns on one cache; as `inputs`."""
+        """The greedy answer to each of several prompts about the same pictures, all turns on one cache; as `inputs`.
+
+        ``turned`` is called behind each turn.
+        """
         inputs = self.inputs([pictures], prompts[:1], session)
         settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
         output, answers = None, []
@@ -147,6 +151,8 @@ class Checkpoint:
             output = self.model.generate(**inputs, **settings)
             new = output.sequences[0, inputs["input_ids"].shape[1] :]
             answers.append(self.processor.decode(new, skip_special_tokens=True).strip())
+            if turned is not None:
+                turned()
         return answers
 
     def _prepared(self, turn: dict[str, Any], session: Session) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable, write_whole
 from foveate.core.recipe import Recipe
+from foveate.core.report import Trace
 from foveate.report.inspection import Inspection, Subject, cards, figure, page, png
 from foveate.report.numbers import NOTHING, percent
 from foveate.report.stages import Stage, Story, story
@@ -79,8 +80,9 @@ def look(loaded: Checkpoint, asked: Question, recipe: Recipe, seed: int) -> Insp
     prompts = [turn.prompt for turn in asked.turns]
     with loaded.attach(recipe, seed) as session:
         session.watch()
-        said = loaded.converse(asked.images, prompts, asked.max_new_tokens, session)
-    told = story(session.trace, len(asked.images))
+        traces = list[Trace]()
+        said = loaded.converse(asked.images, prompts, asked.max_new_tokens, session, lambda: traces.append(session.trace))
+    told = story(traces[0], len(asked.images))  # of the turn that brings the pictures
     recalls = tuple(_recall(asked, told, stage) for stage in told.stages)
     return Inspection(str(recipe), "\n".join(said), told, recalls)
 

@@ -263,6 +263,16 @@ class Layout:
         counts = (self.item[..., None] == number).sum(1).tolist()
         return [of[: len(items)] for of, items in zip(counts, self.items)]
 
+    @cached_property
+    def parted(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Visual rows ``[B, n]`` and others ``[B, m]``, ascending, padded on the left with -1; positions ``[R, B, n]`` of
+        the former, int32. Layers with one layout get the same tensors.
+        """
+        rows = self.rows(*VISUAL)
+        visual = last_of(rows, max(self.visual, default=0))
+        others = last_of(self.valid & ~rows, max((n - v for n, v in zip(self.live, self.visual)), default=0))
+        return visual, others, self.positions.gather(2, visual.clamp(min=0).expand(len(self.positions), -1, -1)).int()
+
     def where(self, items: Sequence[tuple[int, int]]) -> Tensor:
         """``[I, n]`` rows of some items, given as (sample, number), that have n visual rows each, in their order."""
         sample, number = upload(items, self.item.device).unbind(1)

@@ -21,6 +21,9 @@ from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Seen, Signal, Site
 from foveate.core.state import State
+from foveate.core.store import Entries as Entries
+from foveate.core.store import Kept as Kept
+from foveate.core.store import Packed as Packed
 from foveate.core.traits import Traits
 from foveate.core.tunable import Tunable
 
@@ -199,47 +202,16 @@ class Experts(Method):
         """
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Cached entries that live on in a layer.
-
-    Attributes:
-        entries: ``[B, Hkv or 1, k]`` ascending; where there are fewer, padded with -1.
-        counts: entries of each sample, where they are not those of its rows; the same for all heads.
-        by_head: entries of each head of each sample, where heads keep different numbers: they are then stored by head,
-            without the padding.
-    """
-
-    entries: Tensor
-    counts: tuple[int, ...] | None = None
-    by_head: tuple[tuple[int, ...], ...] | None = None
-
-
-@dataclass(frozen=True)
-class Entries:
-    """What a layer's cache holds, the current rows included.
-
-    Attributes:
-        tokens: ``[B, 1 or Hkv, n]`` number of each entry's token in the conversation, -1 = padding.
-        visual: ``[B, 1 or Hkv, n]`` bool.
-        counts: visual entries of each sample, on the host.
-    """
-
-    tokens: Tensor
-    visual: Tensor
-    counts: tuple[int, ...]
-
-
 class Cache(Method):
     """Decides which cached keys and values live on, or are read. One owner for each recipe.
 
-    A subclass overrides what it needs: `score` and `plan` (once a prompt has been read), `view` (each turn), `step` (each
-    step of decoding).
+    A subclass overrides what it needs: `score` and `plan`, or `pack` in their place (once a prompt has been read), `view`
+    (each turn), `step` (each step of decoding).
 
-    The layout that `score` and `plan` get is that of the layer's entries, all of them: ``keys.shape[2]`` is its width. What
-    was in the cache before the prompt (a cached system prompt) is there as text, in front, and its entries are scored and
-    budgeted like any other. Attention rows over them are those of ``Rows(..., keys="cache")``, and columns are the mean over
-    the queries of the prompt. Rows of an answer are padding.
+    The layout that those three get is that of the layer's entries, all of them: ``keys.shape[2]`` is its width. What was in
+    the cache before the prompt (a cached system prompt) is there as text, in front, and its entries are scored and budgeted
+    like any other. Attention rows over them are those of ``Rows(..., keys="cache")``, and columns are the mean over the
+    queries of the prompt. Rows of an answer are padding.
     """
 
     @property
@@ -259,6 +231,13 @@ class Cache(Method):
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> Sequence[Kept | None]:
         """Once all layers are scored: what stays in each layer, or None for all of it."""
         return [None] * len(scores)
+
+    def pack(self, layer: int, keys: Tensor, values: Tensor, seen: Seen, layout: Layout) -> Packed | None:
+        """Once a prompt has been read: the store that some of the layer's entries go on in, or None for none.
+
+        Arguments are those of `score`. What comes behind a layer that has a store stays as it is.
+        """
+        return None
 
     def view(self, layer: int, entries: Entries, seen: Seen, layout: Layout) -> Tensor | None:
         """At the end of each turn's prompt: entries ``[B, 1, k]``, ascending, that decoding reads until the next turn.

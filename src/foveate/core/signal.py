@@ -122,6 +122,13 @@ class QueryKey:
 
 
 @dataclass(frozen=True)
+class Values:
+    """Values ``[I, H, n, d]`` that enter an encoder block's attention, of all rows, CLS included."""
+
+    site: Site
+
+
+@dataclass(frozen=True)
 class KeyValue:
     """Keys (rotated) and values ``[B, Hkv, n, d]`` that a decoder layer made of the current rows."""
 
@@ -223,6 +230,7 @@ Signal = (
     | Question
     | Ids
     | QueryKey
+    | Values
     | KeyValue
     | Hidden
     | Halves

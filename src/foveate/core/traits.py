@@ -30,6 +30,7 @@ class Traits:
         recurrent: decoder layers with a recurrent state instead of attention.
         sliding: decoder layers with sliding attention.
         cell: pixels ``(channels, rows, columns)`` that make one token, where the patches site is open.
+        merge: patches on each side of such a cell.
         companion: whether a text tower was given.
         patches: tokens of an image in the encoder, CLS not counted; None where images differ.
         one_grid: whether every picture gets the same grid, whatever its size.
@@ -54,6 +55,7 @@ class Traits:
     recurrent: tuple[int, ...] = ()
     sliding: tuple[int, ...] = ()
     cell: tuple[int, int, int] | None = None
+    merge: int = 1
     companion: bool = False
     patches: int | None = None
     one_grid: bool = False

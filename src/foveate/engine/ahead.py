@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from foveate.engine.cache import FoveateLayer
-from foveate.engine.run import Forward, Run, attend_blocks
+from foveate.engine.run import Forward, Run
+from foveate.engine.stored import Turning, attend
 from foveate.ops.gradients import constant
 
 
@@ -33,6 +34,7 @@ class Ahead:
         self._host, self._run = host, run
         self._layers: list[tuple[Forward, tuple[Any, ...], dict[str, Any]]] = []
         self._constants: dict[int, tuple[Tensor, Tensor]] = {}
+        self._turning = Turning()
         self._noting = True
 
     def through(self, layer: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -45,8 +47,9 @@ class Ahead:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor | None:
-        """Nobody watches; where earlier entries are stored by head, the attention's output."""
-        return attend_blocks(self._run.keeping.layers[layer], query, key, value, mask, scale)
+        """Nobody watches; where some of the earlier entries are in a store, the attention's output."""
+        turn = self._turning.of(self._run.program.anatomy, layer)
+        return attend(self._run.keeping.layers[layer], query, key, value, mask, scale, turn)
 
     @torch.no_grad()
     def note(self, model: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
@@ -84,7 +87,7 @@ class Ahead:
         old = cache.ledger
         given = self._run.rows.given_to(layer, x, kwargs, old, self._run.rows.extended(old))
         # An argument's name differs from family to family, and an empty cache need not be there at all.
-        earlier = _Earlier(cache) if cache.columns or cache.blocks is not None else None
+        earlier = _Earlier(cache) if cache.columns or cache.store is not None else None
         caches = {name: earlier for name in ("past_key_values", "layer_past") if name in given}
         return {name: self._constant(value) for name, value in given.items()} | caches
 

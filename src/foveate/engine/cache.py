@@ -22,9 +22,9 @@ from transformers.cache_utils import (
 )
 
 from foveate.core.errors import FoveateError
+from foveate.core.store import Store
 from foveate.engine.eviction import Eviction
 from foveate.engine.ledger import EMPTY, Ledger
-from foveate.ops.ragged import Blocks
 
 
 class Owner(Protocol):
@@ -50,7 +50,8 @@ class FoveateLayer(DynamicLayer):
     Without an attached session it works while nothing was removed, and refuses otherwise instead of mis-masking.
 
     Attributes:
-        blocks: entries by head, where heads keep different numbers; ``keys`` and ``values`` are then those that came later.
+        store: entries in a form of their own (heads that keep different numbers, factors, few bits), which all later queries
+            see; ``keys`` and ``values`` are then the others.
         eviction: where entries lie while a method evicts step by step, None where none does.
         record_past: whether what leaves the sliding window stays until the next `crop`.
     """
@@ -59,7 +60,7 @@ class FoveateLayer(DynamicLayer):
         super().__init__()
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
-        self.blocks: Blocks | None = None
+        self.store: Store | None = None
         self.eviction: Eviction | None = None
         self.record_past = False
         self._ledger, self._columns = EMPTY, 0
@@ -112,7 +113,7 @@ class FoveateLayer(DynamicLayer):
         if not isinstance(getattr(self, "keys", None), Tensor):
             return 0
         full = 0 if self._full is None else self._full.keys.nbytes + self._full.values.nbytes
-        return int(self.keys.nbytes + self.values.nbytes + full) + (0 if self.blocks is None else self.blocks.nbytes)
+        return int(self.keys.nbytes + self.values.nbytes + full) + (0 if self.store is None else self.store.nbytes)
 
     @property
     def whole(self) -> Ledger:
@@ -127,8 +128,7 @@ class FoveateLayer(DynamicLayer):
     @property
     def held(self) -> float:
         """Entries that attention reads, on average over samples and heads (read from the device where they are ragged)."""
-        early = 0.0 if self.blocks is None else float(self.blocks.there.sum()) / (self.keys.shape[0] * self.keys.shape[1])
-        return self.keys.shape[2] + early
+        return self.keys.shape[2] + (0.0 if self.store is None else self.store.held)
 
     def activate_past_recording(self) -> None:
         """From now on `crop` may take tokens back behind which the sliding window has moved on."""
@@ -165,13 +165,10 @@ class FoveateLayer(DynamicLayer):
         self.keys, self.values = _gather(self.keys, entries), _gather(self.values, entries)
         self.ledger = kept
 
-    def keep_ragged(self, entries: Tensor, counts: Sequence[Sequence[int]]) -> None:
-        """Evict all but ``entries`` ``[B, Hkv, k]`` (-1 = none), ``counts[b][h]`` of a head, and store them by head."""
-        entries = entries[..., entries.shape[2] - max(map(max, counts)) :]
-        kept = replace(self.ledger.kept(entries, False), blocked=entries.shape[2])
-        self.blocks = Blocks.of(self.keys, self.values, entries, counts)
-        self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
-        self.ledger = kept
+    def pack(self, store: Store, rest: Tensor, ledger: Ledger) -> None:
+        """Evict all but what is in ``store`` from now on and the entries ``rest`` ``[B, Hkv or 1, k]``, as in ``ledger``."""
+        self.keys, self.values = _gather(self.keys, rest), _gather(self.values, rest)
+        self.store, self.ledger = store, ledger
 
     def write_to(self, places: Tensor, grows: bool) -> None:
         """The next entry of each sample goes to ``places`` ``[B]``; ``grows``: some of them behind the others."""
@@ -216,7 +213,7 @@ class FoveateLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.blocks, self.eviction, self._full = None, None, None
+        self.store, self.eviction, self._full = None, None, None
         self.ledger = EMPTY
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -267,8 +264,8 @@ class FoveateLayer(DynamicLayer):
     def _batched(self, index: Tensor, samples: Sequence[int] = ()) -> None:
         """What lies beside keys and values follows; the host's numbers follow ``samples``."""
         self.ledger = self.ledger.batched(index)
-        if self.blocks is not None:
-            self.blocks = self.blocks.batched(index)
+        if self.store is not None:
+            self.store = self.store.batched(index)
         if self._full is not None:
             keys, values = (x.index_select(0, index.to(x.device)) for x in (self._full.keys, self._full.values))
             self._full = _Full(keys, values, self._full.ledger.batched(index))

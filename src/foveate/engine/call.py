@@ -16,12 +16,12 @@ from transformers.cache_utils import DynamicCache
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen, on
 from foveate.core.stream import Memory
-from foveate.engine import ahead, attention
+from foveate.engine import ahead
 from foveate.engine.arguments import by_name
 from foveate.engine.cache import Owner, adopt
 from foveate.engine.check import check_call, check_training
 from foveate.engine.decoding import Decoding
-from foveate.engine.intake import Intake
+from foveate.engine.intake import Intake, on_host
 from foveate.engine.pictures import refuse_unprepared
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
@@ -29,6 +29,7 @@ from foveate.engine.rows import positions_of
 from foveate.engine.run import Run
 from foveate.engine.side import Handed
 from foveate.engine.vision import Kind, Look
+from foveate.models import taps
 
 LOOK = "_foveate_look"
 """Attribute of an encoder's output that says what it was made of, for prompts that come later."""
@@ -97,7 +98,7 @@ class Call:
         encoder = self._program.anatomy.encoder
         listening = () if encoder is None else [encoder.attention[layer] for layer in self._program.encoder_signals]
         try:
-            with attention.tapped(listening):
+            with taps.tapped(listening):
                 output = original(*args, **kwargs)
             look.finish(output)
             if self._memory is not None and look.memory is not None:
@@ -156,7 +157,8 @@ class Call:
         if not self._with_head and incoming.get("labels") is not None:  # then they only say where answers begin
             incoming = dict(incoming)
             self._labels = incoming.pop("labels").clone()
-        self._incoming = self._read_early(incoming)
+        packed = not self._generating and bool(self._program.methods)
+        self._incoming = on_host(incoming, self._labels, positions=packed)
         if incoming.get("pixel_values") is not None or incoming.get("pixel_values_videos") is not None:
             self.looks = []  # encoded from now on; what was before has not come to a prompt
         elif not self.looks and incoming.get("mm_encoder_outputs") is not None:
@@ -233,8 +235,8 @@ class Call:
             decoding = Decoding.of(cache, self._program, layers, past, self._padding(kwargs), self._generating)
             kwargs = decoding.begin(kwargs, given, past)
             self.run = decoding if decoding.busy else None
-            if decoding.stored_by_head:
-                tap = attention.tapped(self._attentions(range(len(layers))))
+            if decoding.stored:
+                tap = taps.tapped(self._attentions(range(len(layers))))
         try:
             if tap is None:
                 output = original(**kwargs)
@@ -303,8 +305,8 @@ class Call:
             looks = self.looks if any(map(len, intake.items)) else ()
             run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, hidden=hidden or False)
             run.take_deepstack(kwargs)
-        by_head = [number for number, layer in enumerate(layers) if getattr(layer, "blocks", None) is not None]
-        stack.enter_context(attention.tapped(self._attentions({*program.decoder_signals, *by_head})))
+        stored = [number for number, layer in enumerate(layers) if getattr(layer, "store", None) is not None]
+        stack.enter_context(taps.tapped(self._attentions({*program.decoder_signals, *stored})))
         self.run = run
         return run, kwargs
 
@@ -327,17 +329,6 @@ class Call:
             if not self._generating:
                 intake.refuse_packed(self._incoming)
         return intake
-
-    def _read_early(self, incoming: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the intake is to ask of a prompt, on the host already: asked later, it would wait for the encoder."""
-        ids = incoming.get("input_ids")
-        if not isinstance(ids, Tensor) or ids.shape[1] == 1:
-            return incoming
-        asked = {"input_ids": ids, "attention_mask": incoming.get("attention_mask"), "labels": self._labels}
-        if not self._generating and self._program.methods:
-            asked["position_ids"] = incoming.get("position_ids")
-        known = {name: value.cpu() for name, value in asked.items() if isinstance(value, Tensor) and value.ndim < 4}
-        return {**incoming, **known}
 
     def _end(self, recording: Recording, run: Run, output: Any, note: bool) -> None:
         with recording.clock.lap("engine"):

@@ -49,13 +49,13 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
     owners = [method.name for method in recipe.methods if isinstance(method, Cache)]
     if len(owners) > 1:
         raise FoveateError(f"{owners[0]} + {owners[1]}: each owns the cache; use one of them")
-    for method in (m for m in recipe.methods if isinstance(m, Cache) and m.by_head):
+    for method in (m for m in recipe.methods if isinstance(m, Cache) and (m.by_head or type(m).pack is not Cache.pack)):
         attending = (parts.attention(layer) for layer in range(len(parts.layers)) if layer not in traits.recurrent)
         beyond = next(filter(None, map(beyond_logits, attending)), None)
         if beyond:
             raise FoveateError(
-                f"{method}: stores the cache by head, where attention with {beyond} cannot be read; use one that keeps as "
-                "many entries of every head, such as snapkv"
+                f"{method}: keeps cached entries in a store, where attention with {beyond} cannot be read; use one that "
+                "leaves as many entries of every head in the cache, such as snapkv"
             )
     _check_grids(recipe, traits)
     _check_reuse(recipe, traits)

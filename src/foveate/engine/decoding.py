@@ -23,7 +23,7 @@ from foveate.engine.intake import Intake
 from foveate.engine.ledger import Ledger
 from foveate.engine.program import Program
 from foveate.engine.rows import Rows, positions_of
-from foveate.engine.run import attend_blocks
+from foveate.engine.stored import Turning, attend
 
 STEPS = "_foveate_steps"
 """Attribute of a cache: the steps of decoding that go on over it."""
@@ -56,7 +56,7 @@ class Decoding:
 
     Attributes:
         busy: whether this step's layers have to be called with anything else.
-        stored_by_head: whether some of them hold what only we can read.
+        stored: whether some of them hold what only we can read.
     """
 
     def __init__(self, program: Program, layers: Sequence[Any], padding: Tensor | None, steady: bool) -> None:
@@ -68,13 +68,14 @@ class Decoding:
         self._program = weakref.ref(program)
         self.layers, self.steady = layers, steady
         self.held = _held(layers)
-        self._kept_alive = [(layer._ledger, layer.blocks) for layer in layers if isinstance(layer, FoveateLayer)]
+        self._kept_alive = [(layer._ledger, layer.store) for layer in layers if isinstance(layer, FoveateLayer)]
         self._padding = padding
         self._table: tuple[Tensor, Tensor] | None = None
         self._columns: dict[int, _Columns] = {}
         self._rows: Rows | None = None
+        self._turning = Turning()
         own = {i: layer for i, layer in enumerate(layers) if isinstance(layer, FoveateLayer)}
-        self.stored_by_head = any(layer.blocks is not None for layer in own.values())
+        self.stored = any(layer.store is not None for layer in own.values())
         shifts = [layer.ledger.shift for layer in own.values()]
         self._shift = shifts[0] if all(shift is shifts[0] for shift in shifts) else None
         distinct = list({id(shift): shift for shift in shifts}.values()) if self._shift is None else []
@@ -92,7 +93,7 @@ class Decoding:
         self._turns = bool(self._turned) or self._shift is not None or not sliding.isdisjoint(self._masked)
         method = program.cache
         self._evicts = method is not None and type(method).step is not Cache.step
-        self.busy = bool(self._touched) or self.stored_by_head
+        self.busy = bool(self._touched) or self.stored
 
     @classmethod
     def of(
@@ -182,8 +183,8 @@ class Decoding:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor | None:
-        """The output of attention over a cache that is stored by head."""
-        return attend_blocks(self.layers[layer], query, key, value, mask, scale)
+        """The output of attention over a cache some of which is in a store."""
+        return attend(self.layers[layer], query, key, value, mask, scale, self._turning.of(self.program.anatomy, layer))
 
     # Inside.
 
@@ -253,7 +254,7 @@ def _held(layers: Sequence[Any]) -> list[int]:
     # One comprehension and no call for each layer: this runs in every step.
     # What has left a sliding window makes no difference: nothing that depends on it is carried to the next step.
     own = [layer for layer in layers if type(layer) is FoveateLayer]
-    return [id(part) for c in own for part in (c, c.is_sliding or c._ledger.prefix, c._ledger.shift, c.blocks)]
+    return [id(part) for c in own for part in (c, c.is_sliding or c._ledger.prefix, c._ledger.shift, c.store)]
 
 
 def _place(one: Any, among: Sequence[Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,18 +76,19 @@ def patch_rows(layout: Layout, prefix: int) -> Reduction:
     return Reduction.keeping(layout.role != Role.CLS, (layout.shape[1] - prefix,) * layout.shape[0])
 
 
-def behind_prefix(edit: Edit, prefix: int) -> Edit:
-    """An edit of patches as one of patches behind summary rows, which stay."""
-    reduction = edit.reduction
+def behind_prefix(edit: Edit, prefix: int, device: torch.device) -> Edit:
+    """An edit of patches, with its counts, as one of patches behind summary rows, which stay."""
+    reduction = edit.reduction.to(device)
     if not prefix:
-        return edit
+        return replace(edit, reduction=reduction)
     anchor = reduction.anchor
     behind = torch.where(anchor >= 0, anchor + prefix, -1)
     summary = torch.arange(prefix, device=anchor.device).expand(anchor.shape[0], -1)
     # Padding stands in front: summary rows go between it and the patches, by a stable sort of what is padding.
     whole = torch.cat([summary, behind], dim=1)
     order = (whole >= 0).to(torch.uint8).argsort(dim=1, stable=True)
-    return Edit(Reduction.gather(whole.gather(1, order), reduction.inputs + prefix))
+    live = None if edit.live is None else tuple(count + prefix for count in edit.live)
+    return Edit(Reduction.gather(whole.gather(1, order), reduction.inputs + prefix), live=live, visual=edit.visual)
 
 
 def dense(x: Tensor, layout: Layout, rows: int) -> Tensor:

@@ -176,6 +176,21 @@ class Intake:
         return question if self.answer is None else question & ~self.answer
 
 
+def on_host(incoming: Mapping[str, Any], labels: Tensor | None, *, positions: bool) -> Mapping[str, Any]:
+    """What `Intake` is to ask of a prompt, on the host already: asked later, it would wait for the encoder.
+
+    ``positions``: whether it asks for ``position_ids``, too.
+    """
+    ids = incoming.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.shape[1] == 1:
+        return incoming
+    asked = {"input_ids": ids, "attention_mask": incoming.get("attention_mask"), "labels": labels}
+    if positions:
+        asked["position_ids"] = incoming.get("position_ids")
+    known = {name: value.cpu() for name, value in asked.items() if isinstance(value, Tensor) and value.ndim < 4}
+    return {**incoming, **known}
+
+
 def restarts(positions: Tensor, valid: Tensor, visual: Tensor) -> bool:
     """Whether positions start again within a row, as those of packed prompts do.
 

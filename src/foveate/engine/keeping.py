@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.layout import Edit, Layout
-from foveate.core.method import Cache, Entries, Kept, Plan
+from foveate.core.method import Cache, Entries, Kept, Packed, Plan
 from foveate.core.reduction import Reduction
 from foveate.core.roles import VISUAL, last_of
 from foveate.core.signal import Columns, Signal, Site, follow, on
@@ -24,6 +24,7 @@ from foveate.engine.ledger import Ledger
 from foveate.engine.program import Program
 from foveate.engine.route import Route, behind
 from foveate.engine.rows import Rows
+from foveate.ops.ragged import Blocks
 
 
 class Keeping:
@@ -62,7 +63,7 @@ class Keeping:
         It should where nothing was compressed yet, and where pictures come.
         """
         held = [layer for number, layer in enumerate(self.layers) if self._is_full(number)]
-        dense = all(layer.blocks is None and _same_for_all_heads(layer.ledger) for layer in held)
+        dense = all(layer.store is None and _same_for_all_heads(layer.ledger) for layer in held)
         return dense and (self.rows.has_pictures or all(layer.ledger.complete for layer in held))
 
     def _is_full(self, layer: int) -> bool:
@@ -121,7 +122,7 @@ class Keeping:
     def finish(self) -> None:
         """All layers are scored: let the owner say what stays, where it has not said so yet."""
         method = self.program.cache
-        if not self.scoring or method is None or method.layer_by_layer:
+        if not self.scoring or method is None or method.layer_by_layer or self._packs:
             return
         with self.clock.lap("method"):
             layouts = [layout.to(self.rows.device) for layout in self._scored]
@@ -150,7 +151,9 @@ class Keeping:
                 score = method.score(layer, cache.keys, cache.values, seen, layout)
             if self.turn and type(method).view is not Cache.view:
                 self._view(method, layer, cache, seen, self.cached[layer].without_answers)
-            if self.scoring and method.layer_by_layer:
+            if self.scoring and self._packs:
+                self._pack(layer, method.pack(layer, cache.keys, cache.values, seen, layout))
+            elif self.scoring and method.layer_by_layer:
                 self._compress(layer, method.plan([score], [layout])[0])
             else:
                 self.scores[layer] = score
@@ -187,17 +190,37 @@ class Keeping:
         self.acts |= kept is not None
         kept, live = self._with_answers(layer, kept), tuple(map(sum, zip(layout.live, self._answers)))
         if kept is not None and kept.by_head is not None:
-            cache.keep_ragged(kept.entries.to(cache.keys.device), kept.by_head)
+            entries = kept.entries.to(cache.keys.device)[..., -max(map(max, kept.by_head)) :]
+            blocks = Blocks.of(cache.keys, cache.values, entries, kept.by_head)
+            cache.pack(blocks, entries[..., :0], cache.ledger.packed(entries, entries[..., :0], False))
         elif kept is not None:
             counts = kept.counts or live
             holes = len(set(zip(counts, self._answers))) > 1
             cache.keep(kept.entries.to(cache.keys.device), holes=holes)
             live = counts
-        if type(method).step is not Cache.step and layer not in self._sliding and cache.blocks is None:
+        if type(method).step is not Cache.step and layer not in self._sliding and cache.store is None:
             if kept is not None and kept.counts is None:
                 live = tuple((kept.entries[:, 0] >= 0).sum(1).tolist())
             width = self.rows.past + self.rows.given
             cache.eviction = Eviction(live, self.rows.intake.lengths, width, cache.keys.shape[2])
+
+    def _pack(self, layer: int, packed: Packed | None) -> None:
+        cache = self.layers[layer]
+        if packed is None or not isinstance(cache, FoveateLayer):
+            return
+        self.acts = True
+        kept = self._with_answers(layer, Kept(packed.rest, packed.counts))
+        assert kept is not None
+        entries, rest, old = packed.entries, kept.entries.to(cache.keys.device), cache.ledger
+        holes = len(set(zip(packed.counts, self._answers))) > 1
+        # Layers with one layout share a ledger, if their owner gives them the same tensors.
+        key, keep = (old.key, id(entries), id(packed.rest)), (old, entries, packed.rest)
+        ledger = self.rows.once("packed", key, lambda: old.packed(entries.to(rest.device), rest, holes), keep=keep)
+        cache.pack(packed.store, rest, ledger)
+
+    @property
+    def _packs(self) -> bool:
+        return type(self.program.cache).pack is not Cache.pack
 
     @property
     def _answers(self) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ class Ledger:
         tail: entries in the tail.
         holes: whether the prefix has padding.
         shift: ``[B]`` by how much later tokens move down in rotary position, None = not at all.
-        blocked: how many of the prefix' columns are kept in blocks by head instead of in the dense tensors.
+        stored: how many of the prefix' columns, the first ones, are in a store instead of in the dense tensors.
         visual: ``[B, L]`` bool: which of the first L tokens of the conversation are visual, None = none.
     """
 
@@ -32,7 +32,7 @@ class Ledger:
     tail: int = 0
     holes: bool = False
     shift: Tensor | None = None
-    blocked: int = 0
+    stored: int = 0
     visual: Tensor | None = None
 
     @property
@@ -53,7 +53,7 @@ class Ledger:
     @property
     def key(self) -> tuple[Any, ...]:
         """The same for ledgers that say the same of layers that went through the same edits."""
-        return (id(self.prefix), self.start, self.tail, self.holes, id(self.shift), self.blocked, id(self.visual))
+        return (id(self.prefix), self.start, self.tail, self.holes, id(self.shift), self.stored, id(self.visual))
 
     def tokens(self, batch: int, device: torch.device) -> Tensor:
         """``[B, 1 or Hkv, n]`` token numbers of all entries."""
@@ -63,9 +63,9 @@ class Ledger:
         return torch.cat([self.prefix.to(device), tail.expand(*self.prefix.shape[:2], -1)], dim=-1)
 
     def dense(self, batch: int, device: torch.device) -> Tensor:
-        """`tokens` of the entries in dense tensors; what lies in blocks is read elsewhere, by every query."""
+        """`tokens` of the entries in dense tensors; what lies in a store is read there, by every query."""
         tokens = self.tokens(batch, device)
-        return tokens[:, :1, self.blocked :] if self.blocked else tokens
+        return tokens[:, :1, self.stored :] if self.stored else tokens
 
     def is_visual(self, tokens: Tensor) -> Tensor:
         """Which of ``tokens`` ``[B, h, n]`` are visual."""
@@ -87,15 +87,24 @@ class Ledger:
         return replace(self, prefix=prefix, start=past, tail=0, holes=self.holes or holes, shift=shift)
 
     def kept(self, entries: Tensor, holes: bool) -> Ledger:
-        """With the entries ``[B, Hkv or 1, k]`` only (-1 = padding, if there are ``holes``), and what lies in blocks."""
+        """With the entries ``[B, Hkv or 1, k]`` only (-1 = padding, if there are ``holes``), and what lies in a store."""
         tokens = self.tokens(entries.shape[0], entries.device)
-        if self.blocked:
-            early = torch.arange(self.blocked, device=entries.device).expand(*entries.shape[:2], -1)
-            entries = torch.cat([early, torch.where(entries >= 0, entries + self.blocked, -1)], dim=-1)
+        if self.stored:
+            early = torch.arange(self.stored, device=entries.device).expand(*entries.shape[:2], -1)
+            entries = torch.cat([early, torch.where(entries >= 0, entries + self.stored, -1)], dim=-1)
         heads = max(tokens.shape[1], entries.shape[1])
         entries = entries.expand(-1, heads, -1)
         prefix = tokens.expand(-1, heads, -1).gather(2, entries.clamp(min=0)).masked_fill(entries < 0, -1)
         return replace(self, prefix=prefix, start=self.past, tail=0, holes=holes)
+
+    def packed(self, entries: Tensor, rest: Tensor, holes: bool) -> Ledger:
+        """With the ``entries`` ``[B, Hkv or 1, n]``, which go to a store, and the ``rest`` only.
+
+        That has padding, if there are ``holes``. Nothing is in a store yet.
+        """
+        heads = max(entries.shape[1], rest.shape[1])
+        kept = torch.cat([part.expand(-1, heads, -1) for part in (entries, rest)], dim=-1)
+        return replace(self.kept(kept, holes), stored=entries.shape[2])
 
     def last(self, count: int) -> Ledger:
         """With the last ``count`` entries only."""

@@ -75,7 +75,7 @@ class Program:
         compiled: decoder layers that are compiled one by one.
         devices: where each decoder layer is run, if accelerate says so.
         asks_companion: whether the question's embedding is read; ``asks_ids``: whether the tokens' ids are.
-        passing: queries and keys of encoder blocks that nobody reads behind their own block.
+        passing: signals of encoder blocks that are only read at sites of their own block.
         retain: whether the signals of all layers are to be there at the end (calibration).
         watched: whether each step of a method is to be remembered (inspection).
     """
@@ -151,17 +151,19 @@ class Program:
             self._sort(signal)
         if self.reuse is not None:
             self.reused = tuple(layer for layer in self.reuse.reused(traits) if layer not in self.encoder_signals)
-        self.passing = {signal for signal in every if isinstance(signal, QueryKey) and self._passes(signal)}
+        self.passing: list[Any] = [s for signals in self.encoder_signals.values() for s in signals if self._passes(s)]
 
     def watching(self, layout: Layout, by_head: bool = False) -> AbstractContextManager[list[Tensor] | None]:
         """What rows of ``layout`` are ranked by meanwhile, if somebody wants to know."""
         return collecting(layout.shape, by_head) if self.watched else nullcontext()
 
-    def _passes(self, signal: QueryKey) -> bool:
-        readers = [method for method, signals in self.reads.items() if signal in signals]
-        return signal.site.kind == "encoder" and all(
-            isinstance(method, Tokens) and all(site.kind == "encoder" for site in method.sites(self.traits))
-            for method in readers
+    def _passes(self, signal: Any) -> bool:
+        """Whether all who read it act in its block."""
+        block = ("encoder", signal.site.layer)
+        return all(
+            isinstance(method, Tokens) and any((site.kind, site.layer) == block for site in method.sites(self.traits))
+            for method, signals in self.reads.items()
+            if signal in signals
         )
 
     def _sort(self, signal: Signal) -> None:

@@ -209,4 +209,5 @@ def _kept(layer: Any) -> float:
         return 1.0
     whole = layer.whole
     width = 0 if whole.prefix is None else whole.prefix.shape[2]
-    return (width + whole.tail) / whole.past if whole.past else 1.0
+    # A store and the entries beside it are padded each for itself.
+    return min((width + whole.tail) / whole.past, 1.0) if whole.past else 1.0

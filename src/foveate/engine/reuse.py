@@ -19,10 +19,10 @@ from foveate.core.errors import FoveateError
 from foveate.core.reuse import Reuse
 from foveate.core.stream import Memory
 from foveate.engine import blocks
-from foveate.engine.attention import function_of
 from foveate.engine.clock import Clock
 from foveate.engine.program import Program
 from foveate.models.anatomy import Encoder, Halves, Picture
+from foveate.models.taps import function_of
 
 Block = tuple[Tensor, Tensor, Tensor, Tensor]
 """Of some frames in one block, each ``[F, n, D]``: keys, values, what attention gave, what the MLP gave."""

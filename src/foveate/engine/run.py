@@ -17,7 +17,6 @@ from foveate.core.roles import VISUAL
 from foveate.core.signal import Question, Signal, Site
 from foveate.core.state import State
 from foveate.core.step import Step
-from foveate.engine import attention
 from foveate.engine.arrival import arrival
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.clock import Clock
@@ -28,9 +27,9 @@ from foveate.engine.route import Route
 from foveate.engine.rows import Rows, unpositioned
 from foveate.engine.side import ByItem
 from foveate.engine.signals import ByPicture, Signals
+from foveate.engine.stored import Turning, attend
 from foveate.engine.vision import Look
 from foveate.engine.vision_signals import joined
-from foveate.ops import ragged
 
 Forward = Callable[..., Tensor]
 """The forward of a decoder layer."""
@@ -80,6 +79,7 @@ class Run:
         self._hidden_asked = _numbers(hidden, len(program.anatomy.layers) + 1)
         self._looks = sorted(looks, key=lambda look: look.kind)  # as the intake counts them: images first
         self._route: Route | None = None
+        self._turning = Turning()
         self._inside = False
         if self.rows.has_pictures:
             self.signals.seen |= {signal: ByPicture(self.rows, signal, self._gather) for signal in program.signals_by_item}
@@ -205,12 +205,13 @@ class Run:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor | None:
-        """Watch the attention of ``layer``; its output, where the cache is stored by head."""
+        """Watch the attention of ``layer``; its output, where some of the cache is in a store."""
         cache = self.keeping.layers[layer]
+        turn = self._turning.of(self.program.anatomy, layer)
         if self.rows.given > 1 and self._watches and layer in self.program.decoder_signals:
             with self.clock.lap("decoder signals"):
-                self.signals.observe(layer, query, key, scale, mask, cache, self._route)
-        return attend_blocks(cache, query, key, value, mask, scale)
+                self.signals.observe(layer, query, key, scale, mask, cache, self._route, turn)
+        return attend(cache, query, key, value, mask, scale, turn)
 
     def observe_half(self, layer: int, number: int, x: Tensor) -> None:
         """Input or output of a half of ``layer``."""
@@ -328,14 +329,3 @@ def _numbers(asked: bool | int | Sequence[int], count: int) -> frozenset[int]:
         return frozenset(numbers if asked else ())
     chosen = [asked] if isinstance(asked, int) else asked
     return frozenset(numbers[number] for number in chosen if -count <= number < count)
-
-
-def attend_blocks(cache: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor | None:
-    """Attention over entries that are stored by head; None where they are not."""
-    if not isinstance(cache, FoveateLayer) or cache.blocks is None:
-        return None
-    allowed = None
-    if mask is not None or query.shape[2] > 1:
-        rows = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
-        allowed = attention.visible(mask, rows, query.shape[2], key.shape[2])
-    return ragged.attend(query, cache.blocks, key, value, allowed, scale)

@@ -22,7 +22,7 @@ from foveate.core.layout import Layout
 from foveate.core.recipe import Recipe, RecipeLike
 from foveate.core.report import Report, Trace
 from foveate.core.signal import Seen
-from foveate.engine import attention, blocks, experts, generation, reuse
+from foveate.engine import blocks, experts, generation, reuse
 from foveate.engine.arguments import by_name
 from foveate.engine.call import LOOK, Call
 from foveate.engine.check import check, warn_untrained
@@ -35,7 +35,7 @@ from foveate.engine.seat import Seat
 from foveate.engine.shown import Shown
 from foveate.engine.stand_in import Attached, stand_in
 from foveate.engine.vision import Kind
-from foveate.models import anatomy
+from foveate.models import anatomy, taps
 
 SESSION = "_foveate_session"
 """Attribute of a model that runs under a session."""
@@ -219,7 +219,7 @@ class Session(Shown, Prepares, Hands):
             around = torch.compiler.disable(self._layer) if layer in program.compiled else self._layer
             self._stand_in(module, "forward", around, layer)
             if layer not in program.traits.recurrent:
-                put(parts.attention(layer), attention.TAP, Attached(self._tap, layer))
+                put(parts.attention(layer), taps.TAP, Attached(self._tap, layer))
         for layer, methods in program.experts.items():
             weigh, echo = functools.partial(self._weigh, layer), any(method.echoes for method in methods)
             self._stand_in(parts.experts(layer), "forward", experts.weighed, weigh, echo)
@@ -233,7 +233,7 @@ class Session(Shown, Prepares, Hands):
         encoder, program = self.anatomy.encoder, self._program
         assert encoder is not None
         for layer in program.encoder_signals:
-            self._put(encoder.attention[layer], attention.TAP, Attached(self._tap_encoder, layer))
+            self._put(encoder.attention[layer], taps.TAP, Attached(self._tap_encoder, layer))
         inside = {layer for kind, layer, _ in program.vision if kind == "encoder"}
         every = bool(inside) or ("patches", 0, "before") in program.vision
         for layer in program.reused:
@@ -313,7 +313,7 @@ class Session(Shown, Prepares, Hands):
     def _tap_encoder(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> None:
         call = self._seat.call
         if call is not None and call.look is not None:
-            call.look.observe(layer, query, key, scale, mask)
+            call.look.observe(layer, query, key, value, scale, mask)
 
     # All that runs inside of `_outer` is not traced, so this costs a step of decoding no more than one call for each layer.
     def _layer(self, layer: int, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

@@ -15,12 +15,12 @@ from foveate.core.method import Method
 from foveate.core.reduction import Reduction
 from foveate.core.roles import last_of
 from foveate.core.signal import Attention, Halves, Hidden, Ids, KeyValue, QueryKey, Rows, Signal, Site, follow, on
+from foveate.core.store import Turn
 from foveate.engine import attention
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.program import Program
 from foveate.engine.route import Route, behind
 from foveate.engine.rows import Rows as Alive
-from foveate.ops import ragged
 
 Gather = Callable[[Signal, Sequence[int], Tensor], Any]
 """An encoder signal of the tokens ``ordinal`` ``[I, n]`` of grids of one shape, by their numbers in the prompt."""
@@ -87,13 +87,15 @@ class Signals:
         mask: Tensor | None,
         cache: FoveateLayer,
         route: Route | None,
+        turn: Turn,
     ) -> None:
         """What ``layer``'s attention shows."""
         written = self._rows.layout.shape[1] if route is None else route.restore.inputs
+        elsewhere = None if cache.store is None else cache.store.log_mass(query, scale, turn)
         for signal in self.program.decoder_signals[layer]:
             every = self.whole and signal in self.program.cache_signals
             current = slice(0 if every else key.shape[2] - written, key.shape[2])
-            self.seen[signal] = self._observed(signal, query, key, scale, mask, cache, route, current)
+            self.seen[signal] = self._observed(signal, query, key, scale, mask, elsewhere, route, current)
 
     def made(self, layer: int, cache: FoveateLayer, route: Route | None) -> None:
         """Keys and values of the current rows, zero for rows that have none."""
@@ -110,11 +112,10 @@ class Signals:
         key: Tensor,
         scale: float,
         mask: Tensor | None,
-        cache: FoveateLayer,
+        elsewhere: Tensor | None,
         route: Route | None,
         current: slice,
     ) -> Any:
-        elsewhere = None if cache.blocks is None else ragged.log_mass(query, cache.blocks, scale)
         if isinstance(signal, QueryKey):
             made = query, key[:, :, current]
             return made if route is None else (follow(made[0], route.spread), follow(made[1], route.restore))

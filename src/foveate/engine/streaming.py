@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from foveate.core.bounded import Bounded, Held
 from foveate.core.errors import FoveateError
+from foveate.core.method import Cache
 from foveate.core.signal import Function
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.call import Call
@@ -247,5 +248,5 @@ def _check(session: Session) -> None:
                 f"stream: decoder layer {layers[0]} of {parts.family} has {kind}, which a stream cannot go on with; use a "
                 "model with full attention in every layer, such as qwen2_5_vl or llava_onevision"
             )
-    if owner is not None and owner.by_head:
-        raise FoveateError(f"stream: {owner} stores the cache by head, which cannot go on; use hermes(keep=...)")
+    if owner is not None and (owner.by_head or type(owner).pack is not Cache.pack):
+        raise FoveateError(f"stream: {owner} puts entries into a store, which grows no more; use hermes(keep=...)")

@@ -108,7 +108,8 @@ class Look:
                 continue
             x, layout = edit.reduction.apply(x), layout.after(edit)
             self._note(edit)
-            self._pending = Edit(edit.reduction) if self._pending is None else Edit(edit.reduction @ self._pending.reduction)
+            whole = edit.reduction if self._pending is None else edit.reduction @ self._pending.reduction
+            self._pending = Edit(whole, live=layout.live, visual=layout.visual)
         if self._pending is None or encoder.patches.keep is None:
             return args, kwargs
         alive = torch.zeros(len(shapes), longest + 1, dtype=torch.bool, device=cells.device)
@@ -166,11 +167,11 @@ class Look:
             )
         return x
 
-    def observe(self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> None:
+    def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> None:
         """What the attention of encoder block ``layer`` shows."""
         ragged = self._layout is not None and not self._layout.dense
         asking = self._layout.valid.to(query.device) if self._layout is not None and ragged else None
-        self.signals.observe(layer, query, key, scale, mask, asking)
+        self.signals.observe(layer, query, key, value, scale, mask, asking)
 
     def before_projector(self, x: Tensor) -> Tensor:
         """Site *pre_projector*; summary rows are gone."""
@@ -242,7 +243,7 @@ class Look:
         self._layout = self._layout.to(x.device)
         if pending is not None:
             self._pending = None
-            x = self._apply(grids.behind_prefix(Edit(pending.reduction.to(x.device)), prefix), x)
+            x = self._apply(grids.behind_prefix(pending, prefix, x.device), x)
         for method in methods:
             seen = {signal: self.signals.now(signal, prefix) for signal in self.program.reads[method]}
             edit = self._ask(method, Site(kind, layer, part), x, self._layout, seen)  # type: ignore[arg-type]

@@ -14,12 +14,28 @@ from foveate.core.device import upload
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.reduction import Reduction
-from foveate.core.signal import Aligned, Attention, Columns, Features, Keys, Pixels, QueryKey, Signal, Summary, follow, on
+from foveate.core.signal import (
+    Aligned,
+    Attention,
+    Columns,
+    Features,
+    Keys,
+    Pixels,
+    QueryKey,
+    Signal,
+    Summary,
+    Values,
+    follow,
+    on,
+)
 from foveate.engine import attention, grids
 from foveate.engine.clock import Clock
 from foveate.engine.program import Program
 from foveate.models.anatomy import Encoder, View
 from foveate.ops.attention import row_logits
+
+WHOLE = (QueryKey, Values)
+"""Signals of all rows of a block, CLS included, and by head."""
 
 
 class PictureSignals:
@@ -44,7 +60,14 @@ class PictureSignals:
         return signal in self._seen
 
     def observe(
-        self, layer: int, query: Tensor, key: Tensor, scale: float, mask: Tensor | None, asking: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        mask: Tensor | None,
+        asking: Tensor | None = None,
     ) -> None:
         """What the attention of encoder block ``layer`` shows; packed encoders call once for each window.
 
@@ -57,6 +80,8 @@ class PictureSignals:
                     made = attention.column_means(query, key, scale, mask, causal=False, asking=asking)
                 elif isinstance(signal, QueryKey):
                     made = (query, key)
+                elif isinstance(signal, Values):
+                    made = value
                 elif isinstance(signal, Keys):
                     made = key.float().mean(1)
                 else:
@@ -77,43 +102,43 @@ class PictureSignals:
                     self._seen[signal] = [companion.align(x[None])[0]] if packed else companion.align(x)
 
     def forget_before(self, layer: int) -> None:
-        """Let go of queries and keys that nobody reads behind their own block."""
+        """Let go of what nobody reads behind its own block."""
         for signal in self.program.passing:
             if signal.site.layer < layer:
                 self._seen.pop(signal, None)
 
     def now(self, signal: Signal, prefix: int) -> Any:
-        """A signal as a vision site gets it: by row; patches only, except for queries and keys."""
+        """A signal as a vision site gets it: by row; patches only, except for queries, keys and values."""
         if signal in self.program.given:
             return self.program.given[signal]
         if isinstance(signal, Summary):
             return self.summary
         value = self._seen.get(signal)
-        return value if value is None or not prefix else grids.without_columns(value, prefix)
+        return value if isinstance(signal, WHOLE) or value is None else grids.without_columns(value, prefix)
 
     def edit(self, reduction: Reduction) -> None:
         """Follow an edit of the encoder's rows."""
         self._seen = {signal: follow(value, reduction) for signal, value in self._seen.items()}
 
     def drop_summary(self, prefix: int, layout: Layout | None) -> None:
-        """Drop summary columns, which nobody asks for behind the encoder; queries and keys keep them, in front.
+        """Drop summary columns, which nobody asks for behind the encoder; queries, keys and values keep them, in front.
 
         ``layout`` is that of the rows, None where summary rows are the first.
         """
         if layout is None:
-            self._seen = {signal: grids.without_columns(value, prefix) for signal, value in self._seen.items()}
+            self._seen = {signal: self.now(signal, prefix) for signal in self._seen}
             return
         patches = grids.patch_rows(layout, prefix)
         order = torch.cat([grids.summary_rows(layout, prefix).anchor, patches.anchor], dim=1)
         whole = Reduction.gather(order, patches.inputs)
         self._seen = {
-            signal: follow(value, whole if isinstance(signal, QueryKey) else patches) for signal, value in self._seen.items()
+            signal: follow(value, whole if isinstance(signal, WHOLE) else patches) for signal, value in self._seen.items()
         }
 
     def refill(self, layout: Layout, rows: int, device: torch.device) -> None:
         """Back to the full grid of ``rows``, of what is about the rows of ``layout``."""
         for signal, value in on(self._seen, device).items():
-            if grids.length(value) == layout.shape[1]:
+            if not isinstance(signal, WHOLE) and grids.length(value) == layout.shape[1]:
                 self._seen[signal] = grids.dense_signal(value, layout, rows)
 
     def settle(self, bound: Mapping[str, Any]) -> None:
@@ -151,7 +176,7 @@ class PictureSignals:
     def edited(self, members: Sequence[int], ordinal: Tensor, reduction: Reduction, after: Layout, total: int) -> None:
         """Views ``members`` were edited behind the projector: of their tokens ``ordinal``, what ``after`` says lives on."""
         for signal in self._seen:
-            if isinstance(signal, QueryKey) or signal not in self.program.signals_by_item:
+            if isinstance(signal, WHOLE) or signal not in self.program.signals_by_item:
                 continue
             value = follow(self.gather(signal, members, ordinal), reduction)
             full = grids.dense_signal(value, after, total)

@@ -1,5 +1,6 @@
 """One file for each published system, grouped by the place where its main idea acts."""
 
+from foveate.methods.before_encoder.docprune import DocPrune
 from foveate.methods.before_encoder.downsample import Downsample
 from foveate.methods.before_encoder.index_preserving import IndexPreserving
 from foveate.methods.before_encoder.pixelprune import PixelPrune
@@ -26,6 +27,7 @@ from foveate.methods.before_llm.score import SCoRe
 from foveate.methods.before_llm.uniform import Uniform
 from foveate.methods.before_llm.visionzip import VisionZip
 from foveate.methods.before_llm.zoo_prune import ZOOPrune
+from foveate.methods.in_encoder.flowcut import FlowCut
 from foveate.methods.in_encoder.folder import Folder
 from foveate.methods.in_encoder.stc import STC
 from foveate.methods.in_encoder.tome import ToMe
@@ -50,8 +52,10 @@ from foveate.methods.in_llm.transprune import TransPrune
 from foveate.methods.in_llm.v2drop import V2Drop
 from foveate.methods.in_llm.vlm_pruner import VLMPruner
 from foveate.methods.kv_cache.aircache import AirCache
+from foveate.methods.kv_cache.attentionpack import AttentionPack
 from foveate.methods.kv_cache.flashcache import FlashCache
 from foveate.methods.kv_cache.hermes import Hermes
+from foveate.methods.kv_cache.kivi import KIVI
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
 from foveate.methods.kv_cache.press import Press
@@ -66,20 +70,24 @@ __all__ = [
     "DART",
     "DTR",
     "EVS",
+    "KIVI",
     "PPE",
     "STC",
     "AirCache",
     "ApET",
+    "AttentionPack",
     "Blink",
     "CDPruner",
     "CoIn",
     "DivPrune",
+    "DocPrune",
     "Downsample",
     "DuetVLM",
     "EmbedLens",
     "FastV",
     "Feather",
     "FlashCache",
+    "FlowCut",
     "Folder",
     "HalfV",
     "Hawk",

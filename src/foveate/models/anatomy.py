@@ -193,11 +193,13 @@ class Patches:
             raster order (normalised as the encoder gets them).
         keep: given args, kwargs and the numbers ``[n]`` of the cells to encode, ascending: new args and kwargs for the
             vision tower, which then makes n tokens, in that order. None: the engine drops rows before the first block.
+        merge: patches on each side of a cell.
     """
 
     cell: tuple[int, int, int]
     read: Callable[[tuple[Any, ...], Mapping[str, Any]], Tensor]
     keep: Callable[[tuple[Any, ...], Mapping[str, Any], Tensor], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+    merge: int = 1
 
 
 @dataclass(frozen=True)
@@ -508,6 +510,7 @@ class Anatomy:
             recurrent=self.recurrent,
             sliding=tuple(i for i, kind in enumerate(self.kinds) if kind in decoder.WINDOWS),
             cell=encoder.patches.cell if encoder and encoder.patches else None,
+            merge=encoder.patches.merge if encoder and encoder.patches else 1,
             companion=companion,
             patches=encoder.tile if encoder else None,
             one_grid=self.one_grid,

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.core.errors import FoveateError
+from foveate.models.taps import STUB, tapped
 
 ROWS = 3
 """Rows that a layer is watched on."""
@@ -211,9 +211,6 @@ class Heard:
 def listening(attention: nn.Module) -> Iterator[Heard]:
     """What enters the attention function when ``attention`` calls it; meanwhile each value passes for the output."""
     heard = Heard()
-    kernel = str(attention.config._attn_implementation)  # type: ignore[union-attr]
-    local = ALL_ATTENTION_FUNCTIONS._local_mapping
-    before = local.get(kernel)
 
     def hear(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
@@ -226,14 +223,12 @@ def listening(attention: nn.Module) -> Iterator[Heard]:
         heard.calls.append(Entered(query, key, attention_mask, scale, (stored.keys, stored.values)))
         return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
 
-    local[kernel] = hear
+    attention.__dict__[STUB] = hear
     try:
-        yield heard
+        with tapped([attention]):
+            yield heard
     finally:
-        if before is None:
-            del local[kernel]
-        else:
-            local[kernel] = before
+        attention.__dict__.pop(STUB)
 
 
 def remembering(module: nn.Module, cache: DynamicCache) -> dict[str, DynamicCache]:

@@ -151,7 +151,7 @@ def _patches(vision: Any, tables: Tables) -> Patches:
             cu_seqlens=boundaries(segments, cells, merge**2),
         )
 
-    return Patches(cell=cell, read=read, keep=keep)
+    return Patches(cell=cell, read=read, keep=keep, merge=merge)
 
 
 def _call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from foveate.core.device import upload
+from foveate.core.store import Store, Turn
 
 SIZE = 32
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(Store):
     """Entries of ``B * Hkv`` heads.
 
     Attributes:
@@ -67,6 +68,12 @@ class Blocks:
         """Bytes of keys and values."""
         return self.keys.nbytes + self.values.nbytes
 
+    @property
+    def held(self) -> float:
+        """Entries of a head, on average."""
+        batch, heads = self.heads
+        return float(self.there.sum()) / (batch * heads)
+
     def batched(self, index: Tensor) -> Blocks:
         """With the batch entries ``index`` ``[B']``, possibly repeated."""
         _, heads = self.heads
@@ -75,54 +82,42 @@ class Blocks:
         moved = {name: getattr(self, name)[block] for name in ("keys", "values", "there")}
         return replace(self, **moved, owner=head, heads=(len(index), heads))
 
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float, turn: Turn
+    ) -> Tensor:
+        """See `Store.attend`; softmax and sums in float32."""
+        batch, heads, rows, width = query.shape
+        kv_heads = keys.shape[1]
+        group = heads // kv_heads
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        # Few and large operations: this runs in every layer of every step.
+        early = self._logits(query, scale)
+        folded = query.reshape(batch * kv_heads, group * rows, width)
+        late = torch.baddbmm(folded.new_zeros(()), folded, keys.mT, alpha=scale).float()  # [B Hkv, g, m]
+        if allowed is not None:
+            visible = allowed.expand(batch, heads, rows, -1).reshape(late.shape)
+            late = late.masked_fill(~visible, float("-inf"))
 
-def attend(query: Tensor, blocks: Blocks, keys: Tensor, values: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
-    """Attention over the entries in ``blocks``, which every query sees, and over later dense ones.
+        top = late.amax(-1) if late.shape[-1] else late.new_full(late.shape[:-1], float("-inf"))
+        largest = early.amax(-1)
+        top = top.scatter_reduce(0, self.owner[:, None].expand_as(largest), largest, "amax")[..., None]
+        early, late = (early - top.index_select(0, self.owner)).exp(), (late - top).exp()
+        total = late.sum(-1, keepdim=True).index_add(0, self.owner, early.sum(-1, keepdim=True))
+        out = (late.to(values.dtype) @ values).float()
+        out = out.index_add(0, self.owner, (early.to(values.dtype) @ self.values).float())
+        return (out / total).to(query.dtype).reshape(batch, heads, rows, width)
 
-    Args:
-        query: ``[B, H, q, d]``.
-        blocks: earlier entries, ragged.
-        keys, values: ``[B, Hkv, m, d]`` later entries.
-        allowed: ``[B, 1 or H, q, m]`` bool, which later entries a query sees; None = all.
-        scale: factor of the logits.
+    def log_mass(self, query: Tensor, scale: float, turn: Turn) -> Tensor:
+        """See `Store.log_mass`."""
+        by_block = self._logits(query, scale).logsumexp(-1)  # [n, g]
+        batch, kv_heads = self.heads
+        nothing = by_block.new_full((batch * kv_heads, by_block.shape[1]), float("-inf"))
+        top = nothing.scatter_reduce(0, self.owner[:, None].expand_as(by_block), by_block, "amax")
+        total = torch.zeros_like(top).index_add(0, self.owner, (by_block - top[self.owner]).exp())
+        return (top + total.log()).reshape(query.shape[:3])
 
-    Returns:
-        ``[B, H, q, d]`` in the query's dtype; softmax and sums in float32.
-    """
-    batch, heads, rows, width = query.shape
-    kv_heads = keys.shape[1]
-    group = heads // kv_heads
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-    # Few and large operations: this runs in every layer of every step.
-    early = _logits(query, blocks, scale)
-    folded = query.reshape(batch * kv_heads, group * rows, width)
-    late = torch.baddbmm(folded.new_zeros(()), folded, keys.mT, alpha=scale).float()  # [B Hkv, g, m]
-    if allowed is not None:
-        visible = allowed.expand(batch, heads, rows, -1).reshape(late.shape)
-        late = late.masked_fill(~visible, float("-inf"))
-
-    top = late.amax(-1) if late.shape[-1] else late.new_full(late.shape[:-1], float("-inf"))
-    largest = early.amax(-1)
-    top = top.scatter_reduce(0, blocks.owner[:, None].expand_as(largest), largest, "amax")[..., None]
-    early, late = (early - top.index_select(0, blocks.owner)).exp(), (late - top).exp()
-    total = late.sum(-1, keepdim=True).index_add(0, blocks.owner, early.sum(-1, keepdim=True))
-    out = (late.to(values.dtype) @ values).float()
-    out = out.index_add(0, blocks.owner, (early.to(values.dtype) @ blocks.values).float())
-    return (out / total).to(query.dtype).reshape(batch, heads, rows, width)
-
-
-def log_mass(query: Tensor, blocks: Blocks, scale: float) -> Tensor:
-    """Log-sum-exp of the logits of ``query`` ``[B, H, q, d]`` over the entries in ``blocks``: ``[B, H, q]`` float32."""
-    by_block = _logits(query, blocks, scale).logsumexp(-1)  # [n, g]
-    batch, kv_heads = blocks.heads
-    nothing = by_block.new_full((batch * kv_heads, by_block.shape[1]), float("-inf"))
-    top = nothing.scatter_reduce(0, blocks.owner[:, None].expand_as(by_block), by_block, "amax")
-    total = torch.zeros_like(top).index_add(0, blocks.owner, (by_block - top[blocks.owner]).exp())
-    return (top + total.log()).reshape(query.shape[:3])
-
-
-def _logits(query: Tensor, blocks: Blocks, scale: float) -> Tensor:
-    """``[n, g, SIZE]`` logits of the g queries that share each block's head; slots that are not in use at -inf."""
-    batch, kv_heads = blocks.heads
-    folded = query.reshape(batch * kv_heads, -1, query.shape[-1])
-    return torch.baddbmm(blocks.bias, folded.index_select(0, blocks.owner), blocks.keys.mT, alpha=scale).float()
+    def _logits(self, query: Tensor, scale: float) -> Tensor:
+        """``[n, g, SIZE]`` logits of the g queries that share each block's head; slots that are not in use at -inf."""
+        batch, kv_heads = self.heads
+        folded = query.reshape(batch * kv_heads, -1, query.shape[-1])
+        return torch.baddbmm(self.bias, folded.index_select(0, self.owner), self.keys.mT, alpha=scale).float()

@@ -50,13 +50,13 @@ class ModelAnswers:
         with self.checkpoint.attach(recipe, seed) as session:
             if len(batch[0].turns) > 1:
                 (question,) = batch
-                said = [
-                    self.checkpoint.converse(question.images, [turn.prompt for turn in question.turns], longest, session)
-                ]
-            else:
-                inputs = self.checkpoint.inputs([q.images for q in batch], [q.turns[0].prompt for q in batch], session)
-                said = [[answer] for answer in self.checkpoint.answer(inputs, longest)]
-        return said, session.report
+                prompts, reports = [turn.prompt for turn in question.turns], list[Report]()
+                said = self.checkpoint.converse(
+                    question.images, prompts, longest, session, lambda: reports.append(session.report)
+                )
+                return [said], reports[0]  # of the turn that brings the pictures
+            inputs = self.checkpoint.inputs([q.images for q in batch], [q.turns[0].prompt for q in batch], session)
+            return [[answer] for answer in self.checkpoint.answer(inputs, longest)], session.report
 
 
 def batches(questions: Sequence[Question], size: int) -> Iterator[list[int]]:

@@ -24,6 +24,7 @@ from foveate.core.budget import Budget
 from foveate.core.layout import Layout
 from foveate.core.method import Kept
 from foveate.core.parameters import AtLeast, In, Keep
+from foveate.core.ranking import ranked
 from foveate.core.registry import register
 from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
@@ -219,7 +220,7 @@ class Hermes(Bounded):
         attention: Attention = seen[_asking(layer)]
         probabilities = attention.probabilities()
         asking = (attention.logits.amax((1, 3)) > float("-inf")).sum(1)
-        return probabilities.sum((1, 2)) / (probabilities.shape[1] * asking)[:, None]
+        return ranked(probabilities.sum((1, 2)) / (probabilities.shape[1] * asking)[:, None])
 
     def plan(self, scores: Sequence[Tensor | None], layouts: Sequence[Layout]) -> list[Kept | None]:
         """Of each sample's visual entries the best of every layer, and all that is not visual."""
