@@ -23,7 +23,7 @@ def page(verdicts: Sequence[Verdict]) -> str:
         "",
         f"Every method with its default parameters on every model family ({WORKS} = runs; a number = refused, for the",
         "reason of that number below), as `foveate.attach` decides on a small model of the family: 8 decoder layers, sdpa",
-        "attention, no artifacts, no companion. Other parameters may run where the defaults do not.",
+        "attention, no artifacts, no companion, kvpress installed. Other parameters may run where the defaults do not.",
         "`foveate methods --matrix --model MODEL` says it of a model of yours.",
         "",
         f"Written by `python benchmarks/matrix.py` with transformers {version('transformers')}.",

@@ -115,6 +115,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "pixelprune": [{"threshold": 0.38, "metric": "rms"}, {"threshold": 0.303, "metric": "mean", "anchored": False}],
     "pool": [{"most": 6}, {"most": 0.4, "positions": "anchor"}],
     "prefixkv": [{"keep": 0.5, "distance": -4}, {"keep": 8, "search": "bisect"}],
+    "press": [
+        {"keep": 0.4},
+        {"keep": 6, "press": "SnapKVPress(window_size=4)", "tokens": "all"},
+        {"keep": 0.5, "press": "AdaKVPress(ExpectedAttentionPress())"},
+        {"keep": 0.5, "press": "ChunkKVPress(KnormPress(), chunk_length=4)", "tokens": "all"},
+    ],
     "prune2drive": [{"keep": 0.4}, {"keep": 6, "layer": 0}],
     "pyramiddrop": [{}, {"layers": (1, 3), "ratios": (0.6, 0.0), "positions": "anchor"}],
     "pyramidkv": [

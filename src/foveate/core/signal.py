@@ -180,6 +180,24 @@ class Function:
 
 
 @dataclass(frozen=True)
+class Scorer:
+    """A press of the library kvpress as a function, on a decoder layer; only where that is installed.
+
+    Delivered as ``f(x [1, n, D], positions [R, 1, n], keys, values [1, Hkv, n, d], drop, spared [1, n])`` -> scores
+    ``[1, Hkv, n]`` (float32) of the entries of one prompt, without padding. ``x`` is what entered the layer, ``drop`` how
+    many entries are to go. Presses that choose by themselves (not `kvpress.ScorerPress`) give -inf to what goes, nothing of
+    which is ``spared`` (bool, or None), and 0 to the others.
+
+    Attributes:
+        press: as Python writes it, with its options: ``"SnapKVPress(window_size=16)"``.
+        layer: of the decoder.
+    """
+
+    press: str
+    layer: int
+
+
+@dataclass(frozen=True)
 class Numbers:
     """The numbers of the artifact of ``method``, by name; tensors among them on the model's device.
 
@@ -221,6 +239,7 @@ Signal = (
     | Hidden
     | Halves
     | Function
+    | Scorer
     | Numbers
     | Side
 )

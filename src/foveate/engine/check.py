@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,9 +11,10 @@ from foveate.core.errors import FoveateError, NeedsTraining
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.reuse import Reuse
-from foveate.core.signal import Aligned, Features, Function, Halves, Ids, Numbers, Pixels, Question, Side, Summary
+from foveate.core.signal import Aligned, Features, Function, Halves, Ids, Numbers, Pixels, Question, Scorer, Side, Summary
 from foveate.core.traits import Traits
 from foveate.engine.attention import beyond_logits
+from foveate.engine.presses import Pressing
 from foveate.engine.program import Program, layers_of
 from foveate.engine.stand_in import compiled
 from foveate.models.anatomy import Anatomy
@@ -111,11 +112,11 @@ def _check_layers(parts: Anatomy) -> None:
 def _check_depth(method: Method, traits: Traits) -> None:
     """No layer beyond the model's, where a method would silently do nothing."""
     signals = method.reads(traits)
-    placeless = Features | Pixels | Summary | Aligned | Question | Ids | Function | Numbers | Side
+    placeless = Features | Pixels | Summary | Aligned | Question | Ids | Function | Scorer | Numbers | Side
     read = [signal.site for signal in signals if not isinstance(signal, placeless)]
     acts = list(method.sites(traits)) if isinstance(method, Tokens) else []
     decoder = [site.layer for site in (*read, *acts) if site.kind == "decoder"]
-    decoder += [signal.layer for signal in signals if isinstance(signal, Function) and signal.layer is not None]
+    decoder += [signal.layer for signal in signals if isinstance(signal, Function | Scorer) and signal.layer is not None]
     decoder += method.routed(traits) if isinstance(method, Routing) else ()
     decoder += method.weighed(traits) if isinstance(method, Experts) else ()
     # Blocks behind the one that feeds the projector may be read, but rows there reach nothing.
@@ -146,8 +147,18 @@ def _check_parts(method: Method, parts: Anatomy, traits: Traits) -> None:
                 parts.halves(signal.site.layer)
             elif isinstance(signal, Function) and signal.name in ("rotate", "unrotate"):
                 parts.turned(signal.layer or 0)
+        _check_presses([signal for signal in method.reads(traits) if isinstance(signal, Scorer)], parts)
     except FoveateError as error:
         raise FoveateError(f"{method.name}: {error}") from error
+
+
+def _check_presses(signals: Sequence[Scorer], parts: Anatomy) -> None:
+    """Presses can be built, and work on each kind of layer."""
+    for text in dict.fromkeys(signal.press for signal in signals):
+        pressing = Pressing(parts, text)
+        layers = [signal.layer for signal in signals if signal.press == text and signal.layer not in parts.recurrent]
+        for layer in {id(parts.build(layer)): layer for layer in reversed(layers)}.values():
+            pressing.check(layer)
 
 
 @cache

@@ -28,6 +28,7 @@ from foveate.core.signal import (
     QueryKey,
     Question,
     Rows,
+    Scorer,
     Side,
     Signal,
     Site,
@@ -37,6 +38,7 @@ from foveate.core.signal import (
 from foveate.core.traits import Traits
 from foveate.engine.clock import reader
 from foveate.engine.functions import function
+from foveate.engine.presses import Pressing
 from foveate.engine.stand_in import compiled
 from foveate.models.anatomy import Anatomy
 
@@ -143,6 +145,8 @@ class Program:
         self.given |= {
             s: on(dict(traits.artifacts[s.method].numbers), anatomy.home) for s in every if isinstance(s, Numbers)
         }
+        presses = {text: Pressing(anatomy, text) for text in dict.fromkeys(s.press for s in every if isinstance(s, Scorer))}
+        self.given |= {s: presses[s.press].on(s.layer) for s in every if isinstance(s, Scorer)}
         for signal in every:
             self._sort(signal)
         if self.reuse is not None:
@@ -180,7 +184,7 @@ class Program:
         elif isinstance(signal, Hidden | Halves | KeyValue):
             kinds: dict[type, set[int]] = {Hidden: self.hidden, Halves: self.halves, KeyValue: self.key_value}
             kinds[type(signal)].add(signal.site.layer)
-        elif not isinstance(signal, Function | Numbers):
+        elif not isinstance(signal, Function | Scorer | Numbers):
             encoder = signal.site.kind == "encoder"
             (self.encoder_signals if encoder else self.decoder_signals).setdefault(signal.site.layer, []).append(signal)
             if encoder:
@@ -191,6 +195,8 @@ def layers_of(signal: Signal) -> Sequence[int]:
     """The decoder layers whose attention a signal needs."""
     if isinstance(signal, Function) and signal.layer is not None:
         return range(signal.layer) if signal.name == "through" else (signal.layer,) if signal.name == "query_key" else ()
+    if isinstance(signal, Scorer):
+        return (signal.layer,)
     if isinstance(signal, Rows | Columns | QueryKey | KeyValue) and signal.site.kind == "decoder":
         return (signal.site.layer,)
     return ()

@@ -59,6 +59,7 @@ from foveate.methods.kv_cache.hermes import Hermes
 from foveate.methods.kv_cache.kivi import KIVI
 from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
+from foveate.methods.kv_cache.press import Press
 from foveate.methods.kv_cache.pyramidkv import PyramidKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
@@ -109,6 +110,7 @@ __all__ = [
     "PixelPrune",
     "Pool",
     "PrefixKV",
+    "Press",
     "PruMerge",
     "Prune2Drive",
     "PyramidDrop",
