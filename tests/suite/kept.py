@@ -40,7 +40,9 @@ def kept(session: Session, cache: Any, sample: int, prompt: range) -> Kept:
     return Kept(
         alive=[numbers(layout.origin[sample, layout.rows(*VISUAL)[sample]]) for layout in layouts],
         active=[
-            None if plan is None else numbers(layout.origin[sample, (plan.active & layout.valid)[sample]])
+            None
+            if plan is None or bool((plan.active | ~layout.valid)[sample].all())
+            else numbers(layout.origin[sample, (plan.active & layout.valid)[sample]])
             for layout, plan in zip(layouts, routes)
         ],
         held=[

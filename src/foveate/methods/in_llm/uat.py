@@ -150,7 +150,7 @@ class UAT(Exits, Offline):
     """At calibration: mean reliability below which there is a penalty."""
     rank: Annotated[int, AtLeast(1)] | None = None
     """At calibration: rank of the translators; None = 1/16 of the model's width."""
-    steps: Annotated[int, AtLeast(0)] = 2000
+    steps: Annotated[int, AtLeast(0)] = 500
     """At calibration: steps of training."""
     rate: Annotated[float, AtLeast(0)] = 1e-3
     """At calibration: learning rate."""
