@@ -18,8 +18,8 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
-from foveate.engine.calibrate import Calibration
 from foveate.core.traits import Traits
+from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
 from foveate.methods import ALVTS, UAT, MoDES
 from foveate.methods.before_encoder.index_preserving import train

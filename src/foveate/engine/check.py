@@ -12,7 +12,7 @@ from foveate.core.exits import Exits
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.reuse import Reuse
-from foveate.core.signal import Aligned, Features, Function, Halves, Ids, Numbers, Pixels, Question, Side, Site, Summary
+from foveate.core.signal import Aligned, Features, Function, Halves, Ids, Numbers, Pixels, Question, Side, Summary
 from foveate.core.traits import Traits
 from foveate.engine.attention import beyond_logits
 from foveate.engine.program import Program, layers_of
@@ -87,7 +87,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
 
 
 def minds_inserted(kind: type[Method]) -> bool:
-    """Whether methods of this kind cannot stand beside rows that are put in: they route, let rows exit, or cut earlier caches."""
+    """Whether methods of this kind cannot stand beside rows that are put in: they route, or cut earlier caches."""
     return issubclass(kind, Routing | Exits) or (issubclass(kind, Tokens) and kind.cuts_caches)
 
 
@@ -275,9 +275,7 @@ def _acts_behind(method: Method, first: int, traits: Traits) -> str | None:
     """What a method does behind the exit before decoder layer ``first``; None if nothing."""
     acts = [site.layer for site in method.sites(traits) if site.kind == "decoder"] if isinstance(method, Tokens) else []
     routed = list(method.routed(traits)) if isinstance(method, Routing) else []
-    sites = [site for signal in method.reads(traits) if isinstance(site := getattr(signal, "site", None), Site)]
-    read = [site.layer for site in sites if site.kind == "decoder"]
-    for what, layers in (("acts before", [n for n in acts if n > first]), ("routes", routed), ("reads", read)):
+    for what, layers in (("acts before", [layer for layer in acts if layer > first]), ("routes", routed)):
         late = [layer for layer in layers if layer >= first]
         if late:
             return f"{what} decoder layer {min(late)}"

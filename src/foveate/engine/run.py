@@ -17,7 +17,6 @@ from foveate.core.roles import VISUAL
 from foveate.core.signal import Question, Signal, Site
 from foveate.core.state import State
 from foveate.core.step import Step
-from foveate.engine.arguments import numbers
 from foveate.engine.arrival import arrival
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.clock import Clock
@@ -80,7 +79,7 @@ class Run:
         self.steps = self.keeping.steps
         self.acted: set[Any] = set()
         self.hidden: list[Tensor | None] | None = [] if hidden else None
-        self._hidden_asked = numbers(hidden, len(program.anatomy.layers) + 1)
+        self._hidden_asked = _numbers(hidden, len(program.anatomy.layers) + 1)
         self._looks = sorted(looks, key=lambda look: look.kind)  # as the intake counts them: images first
         self._route: Route | None = None
         self._turning = Turning()
@@ -332,3 +331,12 @@ def _refuse_losing_the_end(before: Layout, layer: int, method: Tokens, edit: Edi
             f"input_ids: the prompt ends in its picture, whose last row predicts the next token, and {method.name} does "
             f"away with it before layer {layer}; put text behind the picture"
         )
+
+
+def _numbers(asked: bool | int | Sequence[int], count: int) -> frozenset[int]:
+    """Which of ``count`` hidden states are asked for: all, none, or some by number (negative: from the end)."""
+    numbers = range(count)
+    if isinstance(asked, bool):
+        return frozenset(numbers if asked else ())
+    chosen = [asked] if isinstance(asked, int) else asked
+    return frozenset(numbers[number] for number in chosen if -count <= number < count)

@@ -11,8 +11,8 @@ A sample of the bandit is one forward: a prompt, or a step of decoding. A batch 
 state is the session's, shared by its threads (``session.remembered("uat")``). The host waits for the device once at each
 exit, and once more for the reward.
 
-Reconstructed: a linear reliability model ``g`` behind a sigmoid, large where a prediction is reliable, which gets the share of
-the layers that have run; the penalty of its coverage, squared; UCB1's constant; risk bound and coverage; the rank of the
+Reconstructed: a linear reliability model ``g`` behind a sigmoid, large where a prediction is reliable, which gets the share
+of the layers that have run; the penalty of its coverage, squared; UCB1's constant; risk bound and coverage; the rank of the
 translators. Training (``foveate calibrate uat``) is self-labelled: what the full model predicts is right
 (``target="answer"``: the answers that stand behind the prompts), at the rows that predict answers.
 """
@@ -53,7 +53,10 @@ def reward(confidence: Tensor, reliable: Tensor, layers: int, lam: float) -> Ten
 
 
 def reliability(probabilities: Tensor, depth: float, weight: Tensor) -> Tensor:
-    """``[...]`` in [0, 1]: the sigmoid of a linear function of ``[..., V]``, ``depth`` and 1, by its ``weight`` ``[V + 2]``."""
+    """``[...]`` in [0, 1]: the sigmoid of a linear function of probabilities ``[..., V]`` and ``depth``.
+
+    ``weight`` ``[V + 2]`` ends with that of ``depth`` and the constant.
+    """
     return (probabilities @ weight[:-2] + depth * weight[-2] + weight[-1]).sigmoid()
 
 
@@ -114,7 +117,9 @@ class Bandit:
             FoveateError: if it is of other arms.
         """
         if tuple(state["arms"]) != self.arms:
-            raise FoveateError(f"uat: arms={list(state['arms'])}: the state is of these; must be those of the recipe, {self.arms}")
+            raise FoveateError(
+                f"uat: arms={list(state['arms'])}: the state is of these; must be those of the recipe, {self.arms}"
+            )
         with self._lock:
             self.pulls, self.values = list(state["pulls"]), list(state["values"])
 
@@ -177,7 +182,9 @@ class UAT(Exits, Offline):
             return self.refuse_numbers(traits, "needs exit heads trained on this model")
         missing = [layer for layer in layers if layer not in numbers["layers"]]
         if missing:
-            return f"layers={layers}: has exit heads at {tuple(numbers['layers'])} only; calibrate it again with these layers"
+            return (
+                f"layers={layers}: has exit heads at {tuple(numbers['layers'])} only; calibrate it again with these layers"
+            )
         return None
 
     def exits(self, traits: Traits) -> tuple[int, ...]:
