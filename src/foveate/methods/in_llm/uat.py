@@ -238,7 +238,8 @@ class UAT(Exits, Offline):
         layers = self.fitted(call.traits).layers or ()
         call.begin("reading", 2 * call.batches)
         full = torch.cat([logits.float() for logits in call.answers(Recipe())])
-        signals = [*(Hidden(Site("decoder", layer)) for layer in layers), Ids(), Function("norm"), Function("head")]
+        signals: list[Signal] = [Hidden(Site("decoder", layer)) for layer in layers]
+        signals += [Ids(), Function("norm"), Function("head")]
         states, words = list[Tensor](), list[Tensor]()
         for layout, seen in call.read(*signals):
             rows = predicting(layout)
