@@ -40,10 +40,11 @@ def kept(session: Session, cache: Any, sample: int, prompt: range) -> Kept:
     return Kept(
         alive=[numbers(layout.origin[sample, layout.rows(*VISUAL)[sample]]) for layout in layouts],
         active=[
-            None
-            if plan is None or bool((plan.active | ~layout.valid)[sample].all())
-            else numbers(layout.origin[sample, (plan.active & layout.valid)[sample]])
+            None if plan is None or active == numbers(layout.origin[sample, layout.valid[sample]]) else active
             for layout, plan in zip(layouts, routes)
+            for active in [
+                numbers(layout.origin[sample, (plan.active & layout.valid)[sample]]) if plan is not None else None
+            ]
         ],
         held=[
             _unless_equal([numbers(head) for head in ledger.tokens(sample + 1, torch.device("cpu"))[sample]])
