@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,17 +41,19 @@ def kept(session: Session, cache: Any, sample: int, prompt: range) -> Kept:
     return Kept(
         alive=[numbers(layout.origin[sample, layout.rows(*VISUAL)[sample]]) for layout in layouts],
         active=[
-            None if plan is None or active == numbers(layout.origin[sample, layout.valid[sample]]) else active
+            None if plan is None else _unless_all(numbers, layout.origin[sample], layout.valid[sample], plan.active[sample])
             for layout, plan in zip(layouts, routes)
-            for active in [
-                numbers(layout.origin[sample, (plan.active & layout.valid)[sample]]) if plan is not None else None
-            ]
         ],
         held=[
             _unless_equal([numbers(head) for head in ledger.tokens(sample + 1, torch.device("cpu"))[sample]])
             for ledger in ledgers
         ],
     )
+
+
+def _unless_all(numbers: Callable[[Tensor], list[int]], origin: Tensor, valid: Tensor, active: Tensor) -> list[int] | None:
+    chosen = numbers(origin[valid & active])
+    return None if chosen == numbers(origin[valid]) else chosen
 
 
 def _unless_equal(heads: list[list[int]]) -> list[list[int]]:

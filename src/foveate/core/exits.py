@@ -33,8 +33,9 @@ class Exits(Method):
     Asked in every forward that predicts: the prompt's (for its last row, which decides for all of its rows) and each step of
     decoding; rows of an answer that comes with its prompt decide each for itself (and run on where attention takes no mask).
     Candidates that ``generate`` tries out run on. What has left runs through no layer; its keys and values in the layers
-    behind are made of the state that it left with, by each layer's own norm and projections. Once all samples of a batch
-    have left, no layer runs; until then, those that left are padding. The host waits for the device once at each exit.
+    behind are made of the state that it left with (and what the model adds to visual rows in its first layers), by each
+    layer's own norm and projections. Once all samples of a batch have left, no layer runs; until then, those that left are
+    padding. The host waits for the device once at each exit.
     """
 
     @abstractmethod

@@ -146,7 +146,7 @@ class UAT(Exits, Offline):
     eps: Annotated[float, In(0, 1)] = 0.1
     """The risk that is tolerated: what all layers together cost of the reward."""
     beta: Annotated[float, AtLeast(0)] = math.sqrt(2)
-    """How much the bandit favours thresholds that it has seldom used."""
+    """How much the bandit favours thresholds that it has seldom used; as it is, for hundreds of tokens."""
     layers: Annotated[tuple[int, ...], Layers()] | None = None
     """Decoder layers before which a token may leave; None = at each quarter of the depth."""
     target: Literal["model", "answer"] = "model"
