@@ -72,6 +72,10 @@ def test_a_report_says_everything_on_eight_lines() -> None:
     ]
 
 
+def test_layers_that_were_left_out_are_said() -> None:
+    assert str(replace(REPORT, layers=0.625)).splitlines()[6] == "layers         62.5% ran for what predicts a token"
+
+
 def test_experts_that_did_not_run_are_said() -> None:
     assert str(replace(REPORT, experts=0.375)).splitlines()[6] == "experts        37.5% of those chosen ran"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ def kept(session: Session, cache: Any, sample: int, prompt: range) -> Kept:
     return Kept(
         alive=[numbers(layout.origin[sample, layout.rows(*VISUAL)[sample]]) for layout in layouts],
         active=[
-            None if plan is None else numbers(layout.origin[sample, (plan.active & layout.valid)[sample]])
+            None if plan is None else _unless_all(numbers, layout.origin[sample], layout.valid[sample], plan.active[sample])
             for layout, plan in zip(layouts, routes)
         ],
         held=[
@@ -48,6 +49,11 @@ def kept(session: Session, cache: Any, sample: int, prompt: range) -> Kept:
             for ledger in ledgers
         ],
     )
+
+
+def _unless_all(numbers: Callable[[Tensor], list[int]], origin: Tensor, valid: Tensor, active: Tensor) -> list[int] | None:
+    chosen = numbers(origin[valid & active])
+    return None if chosen == numbers(origin[valid]) else chosen
 
 
 def _unless_equal(heads: list[list[int]]) -> list[list[int]]:

@@ -17,6 +17,7 @@ from foveate.core.report import Trace
 from foveate.core.roles import Role
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.decoding import Decoding
+from foveate.engine.exiting import Exiting
 from foveate.engine.rows import Rows
 from foveate.engine.run import Run
 from foveate.engine.stored import Turning
@@ -43,6 +44,9 @@ class Notes:
             the tokens ``[B, n]`` in the store, and the keys and values ``[B, Hkv, n, d]`` that were read of them.
         skipped: of each layer whose experts a method weighs, forward by forward: tokens ``[B, n]``, and which of the experts
             chosen for them ``[B, n, K]`` did not run.
+        passing: of each layer, forward by forward without images: tokens ``[B, n]`` that it did not run for, the others -1.
+        leaving: forward by forward: tokens ``[B, q]`` that left before the last layer, the others -1, and what then left the
+            last layer in their place ``[B, q, D]``.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
@@ -55,6 +59,8 @@ class Notes:
     moved: list[list[bool]] = field(default_factory=list)
     stored: dict[int, list[tuple[int, int, Tensor, Tensor, Tensor]]] = field(default_factory=dict)
     skipped: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    passing: dict[int, list[Tensor]] = field(default_factory=dict)
+    leaving: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @contextmanager
@@ -62,6 +68,7 @@ def noting() -> Iterator[Notes]:
     """Take notes of every forward of every session."""
     notes = Notes()
     enter, begin, apply, edit, weigh = Run.enter, Decoding.begin, Run._apply, Rows.edit, Run.weigh
+    close = Exiting.close
     attend, attend_step = Run.attend, Decoding.attend
 
     def reading(cache: Any, layer: int, query: Tensor, turn: Any) -> None:
@@ -104,6 +111,8 @@ def noting() -> Iterator[Notes]:
         if run.rows.has_pictures:
             notes.moved[-1].append(any(run.rows is rows for rows in notes.moving))
             notes.entering[-1].append((result[0], run.state.get("prefill", "deepstack")))
+        elif (plan := run.routes[layer]) is not None:
+            notes.passing.setdefault(layer, []).append(run.rows.tokens.masked_fill(plan.active, -1))
         cache = run.keeping.layers[layer]
         ledger = getattr(cache, "ledger", None)  # layers with a recurrent state have none
         notes.held[-1][2].append(None if ledger is None else ledger.tokens(x.shape[0], x.device))
@@ -120,6 +129,15 @@ def noting() -> Iterator[Notes]:
         notes.held.append((past, 1, [tokens(cache) for cache in decoding.layers]))
         return begin(decoding, kwargs, given, past)
 
+    def closed(exiting: Exiting, x: Tensor, *args: Any) -> Tensor:
+        out = close(exiting, x, *args)
+        if exiting.left:
+            assert exiting._index is not None
+            index = exiting._index
+            tokens = exiting._rows.tokens.gather(1, index.clamp(min=0)).masked_fill(~exiting._left, -1)
+            notes.leaving.append((tokens, exiting._out))
+        return out
+
     def weighed(run: Run, layer: int, index: Tensor, weights: Tensor) -> Tensor:
         new = weigh(run, layer, index, weights)
         if run.routes[layer] is None:  # else rows are fewer, and others stand for them
@@ -129,6 +147,7 @@ def noting() -> Iterator[Notes]:
 
     with (
         patch.object(Run, "weigh", weighed),
+        patch.object(Exiting, "close", closed),
         patch.object(Run, "enter", noted),
         patch.object(Run, "_apply", applied),
         patch.object(Decoding, "begin", stepped),
@@ -195,8 +214,15 @@ def masked_logits(
             if log[layer] is not None:
                 still |= _places(trace, start, starts, layer, ~log[layer].active, length)
 
+        for tokens in [] if notes is None else notes.passing.get(layer, ()):
+            still |= _marked(tokens, length)
+
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            return torch.where(still[..., None], args[0], output)
+            output = torch.where(still[..., None], args[0], output)
+            for tokens, rows in notes.leaving if notes is not None and layer == layers - 1 else ():
+                index = tokens.masked_fill((tokens < 0) | (tokens >= length), length)[..., None].expand_as(rows)
+                output = torch.cat([output, output[:, :1]], dim=1).scatter(1, index, rows)[:, :length]
+            return output
 
         return hook
 
@@ -352,6 +378,12 @@ def _held_mask(tokens: Tensor, held: list[tuple[int, int, Any]], sample: int) ->
 
 def _turn(trace: Trace, start: int, starts: tuple[int, ...], layer: int) -> Layout:
     return trace.log[starts.index(start)][layer]
+
+
+def _marked(tokens: Tensor, length: int) -> Tensor:
+    """``[B, L]``: which tokens of the conversation are among ``tokens`` ``[B, n]`` (-1 = none)."""
+    index = tokens.masked_fill((tokens < 0) | (tokens >= length), length)
+    return torch.zeros(tokens.shape[0], length + 1, dtype=torch.bool).scatter(1, index, True)[:, :length]
 
 
 def _places(trace: Trace, start: int, starts: tuple[int, ...], layer: int, chosen: Tensor, length: int) -> Tensor:

@@ -18,9 +18,10 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
+from foveate.core.traits import Traits
 from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
-from foveate.methods import ALVTS, MoDES
+from foveate.methods import ALVTS, UAT, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
@@ -143,6 +144,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"layers": (2,), "rank": (0.9, 1.0), "positions": "anchor"},
     ],
     "transprune": [{}, {"layers": (1, 3), "ratios": (0.6, 0.3), "accumulate": (1, 2)}],
+    "uat": [{"tau": 0.052}, {"tau": 0.045, "layers": (1, 3)}],
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "vlm_pruner": [{"keep": 6}, {"keep": 0.4, "layer": 1, "tau": 0.2, "batch": 3, "channels": 8}],
     "visionzip": [{"keep": 6}, {"keep": 0.4, "contextual": 3, "place": "embeddings"}],
@@ -191,6 +193,8 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         factors = [[0.2, 0.3] if layer in traits.sparse else [0.0, 0.0] for layer in range(traits.decoder_layers)]
         numbers = {"factors": torch.tensor(factors), "thresholds": [0.06, 0.09], "special": torch.tensor([1, 8, 9, 20])}
         made.append(MoDES().artifact(traits.fingerprint, numbers))
+    # Exit heads of chance, at every layer: some of them are sure enough of some tokens at the thresholds in `VARIANTS`.
+    made.append(UAT().artifact(traits.fingerprint, exit_heads(traits, parts(body).config)))
     width = traits.decoder_layers, parts(body).config.hidden_size
     direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
     made.append(Artifact("dtr", traits.fingerprint, {"direction": direction}))
@@ -201,6 +205,16 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)
         made.append(Artifact("index_preserving", traits.fingerprint, weights | {"cell": list(traits.cell)}))
     return tuple(made)
+
+
+def exit_heads(traits: Traits, config: Any) -> dict[str, Any]:
+    """Numbers of UAT that come by chance, for exits before every layer but the first."""
+    layers, width = [*range(1, traits.decoder_layers)], config.hidden_size
+    chance = torch.Generator().manual_seed(0)
+    down = torch.randn(len(layers), 2, width, generator=chance) * 0.1
+    up = torch.randn(len(layers), width, 2, generator=chance)
+    weight = torch.randn(traits.fingerprint.vocabulary + 2, generator=chance)
+    return {"layers": layers, "down": down, "up": up, "bias": torch.zeros(len(layers), width), "reliability": weight}
 
 
 def lent(body: Body | str, model: Any) -> list[Artifact]:

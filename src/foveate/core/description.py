@@ -12,6 +12,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any
 
+from foveate.core.exits import Exits
 from foveate.core.method import Cache, Experts, Method, Offline, Pictures, Routing, Tokens
 from foveate.core.parameters import rules
 from foveate.core.reuse import Reuse
@@ -91,7 +92,9 @@ class Description:
 def protocols(method: type[Method] | Method) -> tuple[str, ...]:
     """Names of the protocols that a method implements."""
     kind = method if isinstance(method, type) else type(method)
-    return tuple(p.__name__ for p in (Pictures, Reuse, Tokens, Routing, Experts, Cache, Offline) if issubclass(kind, p))
+    return tuple(
+        p.__name__ for p in (Pictures, Reuse, Tokens, Routing, Exits, Experts, Cache, Offline) if issubclass(kind, p)
+    )
 
 
 def describe(kind: type[Method]) -> Description:

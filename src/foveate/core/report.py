@@ -21,6 +21,7 @@ class Report:
     over the batch. ``kv_kept`` is the share of all tokens so far that a layer's cache holds. ``workspace`` is the most bytes
     that the methods say they need beside the unmodified model's peak (`foveate.core.method.Method.workspace`). ``active``
     rows are those not frozen. ``experts`` is the share of those that routers chose for the prompt's active rows that ran.
+    ``layers`` is the share of the decoder layers that the rows which predict a token ran through, the answer's, too.
     FLOPs count the matrix products of the language model's layers in the prefill. Every forward after the prefill counts as
     a decode step. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read in the encoder;
     ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead. ``first_token_seconds`` are those from
@@ -53,6 +54,7 @@ class Report:
     first_token_seconds: float
     total_seconds: float
     experts: float = 1.0
+    layers: float = 1.0
 
     def __str__(self) -> str:
         step = self.decode_seconds / self.decode_steps if self.decode_steps else 0.0
@@ -68,6 +70,7 @@ class Report:
                 f"workspace      {self.workspace / 2**20:.2f} MiB at most",
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
                 *([f"experts        {self.experts:.1%} of those chosen ran"] if self.experts < 1 else []),
+                *([f"layers         {self.layers:.1%} ran for what predicts a token"] if self.layers < 1 else []),
                 f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
                 f"(methods {self.method_seconds:.4f}, engine {self.engine_seconds:.4f}), per token {step:.4f}",
                 f"from entry     first token {self.first_token_seconds:.4f} s, whole answer {self.total_seconds:.4f} s "

@@ -17,8 +17,9 @@ Scope = Literal["prefill", "session"]
 class State:
     """Values by scope and key: ``prefill`` ends with the forward, ``session`` when the recipe is detached.
 
-    The engine puts ``"seed"`` and ``"traits"`` (the model's `Traits`) into ``session``. What is there is shared by all
-    threads, so it must not depend on a request. Entries put with ``rows=True`` are aligned with the sequence
+    The engine puts ``"seed"`` and ``"traits"`` (the model's `Traits`) into ``session``, and what goes on from request to
+    request (`foveate.core.exits.Exits.memory`). What is there is shared by all threads, so nothing else there may depend on
+    a request. Entries put with ``rows=True`` are aligned with the sequence
     (``[B, N, ...]``) and follow every edit of it.
 
     Attributes:

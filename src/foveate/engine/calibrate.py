@@ -110,10 +110,11 @@ class Calibration:
 
     def read(self, *signals: Signal) -> Iterator[tuple[Layout, Seen]]:
         """Layout and signals of each batch."""
+        parts = anatomy(self._model)
         for batch in self._batches:
             with torch.no_grad(), attach(self._model, _Reader(signals)) as session:
                 session.retain()
-                self._model(**batch, logits_to_keep=1)
+                parts.multimodal(**batch)  # without the head, which would make logits of answers, too
                 assert session.read is not None
                 read = session.read
             self.advance()

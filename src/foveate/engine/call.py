@@ -180,7 +180,7 @@ class Call:
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         prompt = past == 0 or (not self.prompt_is_read if self._generating else rows > 1)
-        if not prompt and rows == 1 and not program.experts:
+        if not prompt and rows == 1 and not (program.experts or program.exits):
             return self._step(original, kwargs, cache, past, given)
 
         config = program.anatomy.config
@@ -342,5 +342,6 @@ class Call:
         if self._program.retain:
             device = output["last_hidden_state"].device
             self.read = run.layouts[0].to(device), on(run.signals.seen, device)
+        recording.left(run.exiting)
         if note and run.rows.given > 1:
             recording.prompt(run, self.looks if run.rows.has_pictures else ())

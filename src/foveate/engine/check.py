@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from foveate.core.errors import FoveateError, NeedsTraining
+from foveate.core.exits import Exits
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.reuse import Reuse
@@ -74,6 +75,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
                     "choose full-attention layers"
                 )
             routed[layer] = method.name
+    _check_exits(recipe, traits)
     for method in recipe.methods:
         _check_parts(method, parts, traits)
     inserting = next((m.name for m in recipe.methods if isinstance(m, Tokens) and m.inserts), None)
@@ -87,7 +89,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
 
 def minds_inserted(kind: type[Method]) -> bool:
     """Whether methods of this kind cannot stand beside rows that are put in: they route, or cut earlier caches."""
-    return issubclass(kind, Routing) or (issubclass(kind, Tokens) and kind.cuts_caches)
+    return issubclass(kind, Routing | Exits) or (issubclass(kind, Tokens) and kind.cuts_caches)
 
 
 def _check_kernel(parts: Anatomy) -> None:
@@ -119,6 +121,7 @@ def _check_depth(method: Method, traits: Traits) -> None:
     decoder += [signal.layer for signal in signals if isinstance(signal, Function | Scorer) and signal.layer is not None]
     decoder += method.routed(traits) if isinstance(method, Routing) else ()
     decoder += method.weighed(traits) if isinstance(method, Experts) else ()
+    decoder += method.exits(traits) if isinstance(method, Exits) else ()
     # Blocks behind the one that feeds the projector may be read, but rows there reach nothing.
     within = {
         "decoder layer": (decoder, traits.decoder_layers),
@@ -252,3 +255,39 @@ def _check_experts(recipe: Recipe, traits: Traits) -> None:
         if dense:
             there = ", ".join(map(str, traits.sparse))
             raise FoveateError(f"{method.name}: decoder layer {dense[0]} has no experts; layers with experts: {there}")
+
+
+def _check_exits(recipe: Recipe, traits: Traits) -> None:
+    """Behind its first exit nobody but the one who lets rows leave says anything of them."""
+    exiting = [(m, layers) for m in recipe.methods if isinstance(m, Exits) and (layers := m.fitted(traits).exits(traits))]
+    if len(exiting) > 1:
+        raise FoveateError(f"{exiting[0][0].name} + {exiting[1][0].name}: both let rows leave early; use one of them")
+    for method, layers in exiting:
+        first, name = min(layers), method.name
+        if first < 1:
+            raise FoveateError(f"{name}: layer {first}: must be 1 or more, as a layer has to run before anything leaves")
+        other = next((n for n in range(first, traits.decoder_layers) if n in (*traits.sliding, *traits.recurrent)), None)
+        if other is not None:
+            kind = "sliding attention" if other in traits.sliding else "a recurrent state"
+            raise FoveateError(
+                f"{name}: decoder layer {other}, behind the first exit, has {kind}, which rows cannot leave; use a model "
+                "whose later layers have full attention"
+            )
+        for beside in (m for m in recipe.methods if m is not method):
+            late = "owns the cache" if isinstance(beside, Cache) else _acts_behind(beside.fitted(traits), first, traits)
+            if late:
+                raise FoveateError(
+                    f"{name} + {beside.name}: {beside.name} {late}, and from layer {first} on rows may have left; "
+                    f"use one of them, or other layers"
+                )
+
+
+def _acts_behind(method: Method, first: int, traits: Traits) -> str | None:
+    """What a method does behind the exit before decoder layer ``first``; None if nothing."""
+    acts = [site.layer for site in method.sites(traits) if site.kind == "decoder"] if isinstance(method, Tokens) else []
+    routed = list(method.routed(traits)) if isinstance(method, Routing) else []
+    for what, layers in (("acts before", [layer for layer in acts if layer > first]), ("routes", routed)):
+        late = [layer for layer in layers if layer >= first]
+        if late:
+            return f"{what} decoder layer {min(late)}"
+    return None

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from foveate.core.companion import Companion
+from foveate.core.exits import Exits
 from foveate.core.layout import Layout
 from foveate.core.method import Cache, Experts, Method, Pictures, Routing, Tokens
 from foveate.core.ranking import collecting
@@ -59,6 +60,7 @@ class Program:
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
         routing: the method that routes each decoder layer.
         experts: methods that weigh the experts of each decoder layer, in recipe order.
+        exits: the method by which rows leave before the last layer; ``exit_layers``: before which layers they may.
         cache: the owner of the cache.
         cut: decoder layer before which rows may go from the caches of all earlier layers for the last time, 0 = none.
         reads: the signals of each method, in its own order.
@@ -96,6 +98,8 @@ class Program:
         self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
         self.routing: dict[int, Routing] = {}
         self.experts: dict[int, list[Experts]] = {}
+        self.exits: Exits | None = None
+        self.exit_layers: frozenset[int] = frozenset()
         self.cache: Cache | None = None
         self.cut = 0
         # The sequence site comes before decoder[0]; within a site, recipe order.
@@ -115,6 +119,9 @@ class Program:
             if isinstance(method, Experts):
                 for layer in method.weighed(traits):
                     self.experts.setdefault(layer, []).append(method)
+            if isinstance(method, Exits) and (layers := method.exits(traits)):
+                self.exits, self.exit_layers = method, frozenset(layers)
+                self.constants[method.name] = method.memory(traits)
             if isinstance(method, Cache):
                 self.cache = method
 

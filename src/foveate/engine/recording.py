@@ -16,6 +16,7 @@ from foveate.core.shape import Shape
 from foveate.core.step import Held, Step
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.clock import Clock
+from foveate.engine.exiting import Exiting
 from foveate.engine.flops import prefill_flops
 from foveate.engine.intake import Intake
 from foveate.engine.program import Program
@@ -45,6 +46,7 @@ class Recording:
         self._encoded = (0, 0)
         self._written: list[Layout] = []
         self._acted: set[Any] = set()
+        self._layers = [0, 0]
 
     def prompt(self, run: Run, looks: Sequence[Look]) -> None:
         """A forward read a prompt, or a part of it."""
@@ -60,6 +62,11 @@ class Recording:
                 self.trace.routes.append(run.routes)
         if self._program.watched:
             self._remember(run, looks)
+
+    def left(self, exiting: Exiting) -> None:
+        """A forward let rows leave before the last layer, or could have."""
+        self._layers[0] += exiting.ran
+        self._layers[1] += exiting.possible
 
     def unmodified(self, intake: Intake, positions: Tensor, looks: Sequence[Look]) -> None:
         """A forward without a recipe read a prompt, or a part of it."""
@@ -121,6 +128,7 @@ class Recording:
             first_token_seconds=clock.seconds("first token"),
             total_seconds=clock.seconds("call"),
             experts=sum(map(sum, ran.values())) / every if every else 1.0,
+            layers=self._layers[0] / self._layers[1] if self._layers[1] else 1.0,
             signal_seconds=clock.seconds("encoder signals"),
             method_seconds=clock.seconds("method") + clock.seconds("decoder signals"),
             engine_seconds=max(clock.seconds("engine") - clock.seconds("method"), 0.0),

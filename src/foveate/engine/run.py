@@ -20,6 +20,7 @@ from foveate.core.step import Step
 from foveate.engine.arrival import arrival
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.clock import Clock
+from foveate.engine.exiting import Exiting
 from foveate.engine.intake import Intake
 from foveate.engine.keeping import Keeping
 from foveate.engine.program import Program
@@ -42,6 +43,7 @@ class Run:
         rows: what is alive, where it stands and what it may see.
         signals: what was recorded.
         keeping: the cache.
+        exiting: what has left before the last layer.
         turn: whether these rows are (part of) a prompt, and not tokens that are generated or tried out.
         layouts, ran, routes: for each layer: what entered it, how many rows of each sample were there and were active, and
             what a routing method said; ``layouts`` ends with what left the last one.
@@ -67,6 +69,7 @@ class Run:
         past = next(layer for layer in layers if isinstance(layer, FoveateLayer)).get_seq_length()
         self.rows = Rows(program.anatomy, intake, positions, past)
         self.keeping = Keeping(program, layers, self.rows, clock, turn=turn)
+        self.exiting = Exiting(program, self.rows, clock, turn=turn)
         self.signals = Signals(program, self.rows, whole=self.keeping.scoring)
         self.state = State(program.constants)
         self.layouts: list[Any] = []
@@ -106,7 +109,7 @@ class Run:
             x, kwargs = self.enter(layer, args[0], kwargs)
         self._inside = True
         try:
-            x = forward(x, *args[1:], **kwargs)
+            x = x if self.exiting.over else forward(x, *args[1:], **kwargs)
         finally:
             self._inside = False
         with self.timed("engine"):
@@ -139,6 +142,9 @@ class Run:
         plan = self._plan(layer, x)
         self.routes.append(plan)
         old = cache.ledger
+        if self.exiting.over:
+            self.ran.append(self.exiting.write(layer, x, cache, kwargs["position_embeddings"]))
+            return x, kwargs
         if plan is not None:
             self._route = route = Route(x, rows.layout, plan)
             self.ran.append((route.counts if route.skips else rows.layout.live, route.counts))
@@ -159,6 +165,8 @@ class Run:
         levels = self.state.get("prefill", "deepstack")
         if levels is not None and layer < levels.shape[2]:
             x = x + levels[:, :, layer].to(x.device, x.dtype)
+        if self.exiting.acts and layer == len(self.program.anatomy.layers) - 1:
+            x = self.exiting.close(x, self._read, self.state)
         if not isinstance(cache, FoveateLayer):
             self.keeping.skip()
             return x
@@ -275,6 +283,9 @@ class Run:
         return edit.values if edit.values is not None else edit.reduction.apply(x)
 
     def _plan(self, layer: int, x: Tensor) -> Plan | None:
+        if self.exiting.acts and (plan := self.exiting.plan(layer, x, self._read, self.state)) is not None:
+            self.acted.add(self.exiting.method)
+            return plan
         method = self.program.routing.get(layer)
         if method is None or not self.rows.has_pictures:
             return None

@@ -163,6 +163,10 @@ class Session(Shown, Prepares, Hands):
                 outputs[kind] = encode(**{name: value for name, value in inputs.items() if name in known})
         return {"mm_encoder_outputs": outputs}
 
+    def remembered(self, method: str) -> Any:
+        """What a method of that name goes on with from request to request (the bandit of ``uat``); None if nothing."""
+        return self._program.constants.get(method)
+
     @property
     def looks_into_encoder(self) -> bool:
         """Whether a method acts or reads before the projector's output; if not, that depends on the pictures alone."""

@@ -49,6 +49,7 @@ from foveate.methods.in_llm.pyramiddrop import PyramidDrop
 from foveate.methods.in_llm.shortv import ShortV
 from foveate.methods.in_llm.sparsevlm import SparseVLM
 from foveate.methods.in_llm.transprune import TransPrune
+from foveate.methods.in_llm.uat import UAT
 from foveate.methods.in_llm.v2drop import V2Drop
 from foveate.methods.in_llm.vlm_pruner import VLMPruner
 from foveate.methods.kv_cache.aircache import AirCache
@@ -76,6 +77,7 @@ __all__ = [
     "KIVI",
     "PPE",
     "STC",
+    "UAT",
     "AirCache",
     "ApET",
     "AttentionPack",
