@@ -115,7 +115,8 @@ class Ids:
 class QueryKey:
     """Queries ``[B, H, n, d]`` and keys ``[B, Hkv, n, d]`` that enter a site's attention.
 
-    At encoder sites of all rows, CLS included; at decoder sites rotated, of the current rows.
+    At encoder sites of all rows, CLS included; at decoder sites rotated, of the current rows. At the site ``pre_projector``,
+    where rows are tokens, each is the mean over a token's cells, if it has several.
     """
 
     site: Site
