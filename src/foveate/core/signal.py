@@ -112,6 +112,15 @@ class Ids:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """Attention that each row of sound gets in the last block of its encoder ``[B, n]``, float32, 0 for all other rows.
+
+    The mean over heads and over all queries of the same sound. At the language model's sites, of prompts with sound; only
+    where `foveate.core.traits.Traits.hears`.
+    """
+
+
+@dataclass(frozen=True)
 class QueryKey:
     """Queries ``[B, H, n, d]`` and keys ``[B, Hkv, n, d]`` that enter a site's attention.
 
@@ -212,6 +221,7 @@ Signal = (
     | Aligned
     | Question
     | Ids
+    | Heard
     | QueryKey
     | Values
     | KeyValue
