@@ -28,9 +28,12 @@ def test_the_audio_of_the_worked_example() -> None:
     importance = torch.tensor([0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.6, 0.4, 0.5, 0.05])
     salient = {0, 2, 4, 6, 7, 8}
 
-    assert set(kept_audio(importance, 0.4, 0.0).nonzero()[:, 0].tolist()) == salient
-    assert set(kept_audio(importance, 0.4, 0.2).nonzero()[:, 0].tolist()) == salient | {1, 5}
-    assert bool(kept_audio(importance, 0.0, 0.2).all())
+    found, anchors = kept_audio(importance, 0.4, 0.2)
+
+    assert set(found.nonzero()[:, 0].tolist()) == salient
+    assert anchors.tolist() == [1, 5]
+    assert kept_audio(importance, 0.4, 0.0)[1].tolist() == []
+    assert bool(kept_audio(importance, 0.0, 0.2)[0].all())
 
 
 @pytest.mark.parametrize(("share", "rate"), [(0.0, 0.75), (1.0, 0.35), (0.5, 0.55)])
@@ -139,7 +142,7 @@ def test_what_is_loud_is_seen_better() -> None:
 
 
 @torch.no_grad()
-def test_a_model_that_listens_gets_all_of_the_sound_and_less_of_the_video() -> None:
+def test_a_model_that_listens_gets_the_sound_that_counts_and_less_of_the_video() -> None:
     file = recording(4.0)
     model, inputs = tiny.qwen2_5_omni(), with_sound(4, file)
     recipe = "omnizip_av(audio=0.5, context=0.0)"
@@ -149,8 +152,126 @@ def test_a_model_that_listens_gets_all_of_the_sound_and_less_of_the_video() -> N
 
     assert answer.shape[1] == inputs["input_ids"].shape[1] + 2
     assert by_step(session.trace.alive(0)[0][0], 4) == [4, 4, 10, 10]
-    assert int((layout.role == Role.AUDIO).sum()) == 100
-    assert layout.question[0].nonzero()[:, 0].tolist() == [31, 32, 133, 134, 135]  # what is heard asks nothing
+    assert layout.origin[layout.role == Role.AUDIO].tolist() == list(range(69 + 50, 69 + 100))  # the loud half
+    assert layout.question[0].nonzero()[:, 0].tolist() == [31, 32, 83, 84, 85]  # what is heard asks nothing
+
+
+def heard_by(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """What each token of sound gets, of one sound: from queries and keys of the last block, and no mask."""
+    block = model.model.audio_tower.layers[-1].self_attn
+    made: list[Tensor] = []
+    hooks = [part.register_forward_hook(lambda module, args, out: made.append(out)) for part in (block.q_proj, block.k_proj)]
+    model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    query, key = (part.unflatten(1, (block.num_heads, -1)).transpose(0, 1) for part in made)
+    got = (query @ key.mT * block.scaling).softmax(-1).mean((0, 1))
+    return got[: len(got) // 2 * 2].reshape(-1, 2).mean(1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_what_the_encoder_attends_to_says_what_counts(attention: str) -> None:
+    model, inputs = tiny.qwen2_5_omni(attention=attention), with_sound(4, recording(4.0))
+    expected = heard_by(model, inputs)
+    with foveate.attach(model, "omnizip_av(audio=0.4, members=0)") as session:
+        model(**inputs)
+    layout = session.trace.log[-1][0]
+    kept = layout.origin[layout.role == Role.AUDIO] - 69
+
+    assert len(expected) == 100
+    assert kept.tolist() == expected.topk(60).indices.sort().values.tolist()
+    assert "_foveate_tap" not in model.model.audio_tower.layers[-1].self_attn.__dict__
+
+
+@torch.no_grad()
+def test_anchors_take_in_what_goes() -> None:
+    model, inputs = tiny.qwen2_5_omni(), with_sound(4, recording(4.0))
+    with foveate.attach(model, "omnizip_av(audio=0.4, context=0.05)") as session:
+        model(**inputs)
+    layout = session.trace.log[-1][0]
+    size = layout.size[layout.role == Role.AUDIO]
+
+    assert len(size) == 65
+    assert int((size > 1).sum()) <= 5
+    assert 65 < float(size.sum()) <= 65 + 5 * 3
+
+
+@torch.no_grad()
+def test_nothing_is_lost_where_everything_counts() -> None:
+    model, inputs = tiny.qwen2_5_omni(), with_sound(2, recording(2.0))
+    plain = model(**inputs).logits
+    with foveate.attach(model, "omnizip_av(audio=0.0, video=0.0, low=0.0, high=0.0)"):
+        assert_close(model(**inputs).logits, plain)
+
+
+@torch.no_grad()
+def test_turns_of_video_and_sound_are_windows() -> None:
+    model, inputs = tiny.qwen2_5_omni(), with_sound(4, recording(4.0))
+    turn = [*[tiny.VIDEO] * 32, *[tiny.AUDIO] * 50]
+    ids = torch.tensor([[1, 20, 8, *turn, *turn, 5, 30, 31]])
+    positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
+    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
+    importance = torch.cat([torch.arange(50.0) - 100, torch.arange(50.0)])
+    recipe = "omnizip_av(audio=0.5, members=0, steps=1)"
+    with foveate.attach(model, recipe) as session, session.side(videos={"audio": importance}):
+        model(**inputs)
+    layout = session.trace.log[-1][0]
+
+    assert by_step(session.trace.alive(0)[0][0], 4) == [4, 4, 10, 10]
+    assert layout.origin[layout.role == Role.AUDIO].tolist() == list(range(3 + 82 + 32, 3 + 164))
+
+
+@torch.no_grad()
+def test_a_sample_keeps_in_a_batch_what_it_keeps_alone() -> None:
+    model, samples = tiny.qwen2_5_omni(), [with_sound(4, recording(4.0)), with_sound(2, recording(2.0))]
+    origins = []
+    for sample in samples:
+        with foveate.attach(model, "omnizip_av") as session:
+            model(**sample)
+        origins.append(session.trace.log[-1][0].origin[0])
+    width = samples[0]["input_ids"].shape[1]
+    shift = width - samples[1]["input_ids"].shape[1]
+
+    def padded(name: str, behind: int = 0) -> Tensor:
+        first, second = samples[0][name], samples[1][name]
+        more = first.shape[-1] - second.shape[-1]
+        return torch.cat([first, torch.nn.functional.pad(second, (0, more) if behind else (more, 0))])
+
+    both = {name: padded(name) for name in ("input_ids", "attention_mask")}
+    both |= {name: padded(name, behind=1) for name in ("input_features", "feature_attention_mask")}
+    both |= {
+        name: torch.cat([sample[name] for sample in samples])
+        for name in ("pixel_values_videos", "video_grid_thw", "video_second_per_grid")
+    }
+    with foveate.attach(model, "omnizip_av") as session:
+        model(**both)
+    layout = session.trace.log[-1][0]
+
+    assert layout.origin[0][layout.valid[0]].tolist() == origins[0].tolist()
+    assert (layout.origin[1][layout.valid[1]] - shift).tolist() == origins[1].tolist()
+
+
+@torch.no_grad()
+def test_sound_that_predicts_the_next_token_stays() -> None:
+    model, inputs = tiny.qwen2_5_omni(), with_sound(2, recording(2.0))
+    inputs["input_ids"], inputs["attention_mask"] = (inputs[name][:, :-3] for name in ("input_ids", "attention_mask"))
+    inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1]).expand(3, 1, -1)
+    with foveate.attach(model, "omnizip_av(audio=1.0, members=0)") as session:
+        model(**inputs)
+    layout = session.trace.log[-1][0]
+
+    assert layout.origin[layout.role == Role.AUDIO].tolist() == [inputs["input_ids"].shape[1] - 1]
+
+
+@torch.no_grad()
+def test_sound_of_another_length_than_the_prompts_is_refused() -> None:
+    model, inputs = tiny.qwen2_5_omni(), with_sound(2, recording(2.0))
+    refused = pytest.raises(
+        FoveateError, match=r"omnizip_av: audio=\(7,\): must be a number for each of the 50 tokens of sound"
+    )
+    with foveate.attach(model, "omnizip_av") as session, session.side(videos={"audio": torch.ones(7)}), refused:
+        model(**inputs)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+import foveate
 from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
@@ -22,6 +23,7 @@ from foveate.methods.before_llm import prumerge
 from foveate.methods.before_llm.prumerge import cls_attention, even_grid, merging, outliers, published_grid
 from tests.methods.bodiless import traits
 from tests.methods.vision import only, vision_layout
+from tests.suite.bodies import BODIES
 
 HAND = torch.tensor([[0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.65]])
 KEYS = torch.tensor([[[1, 0], [0.9, 0.1], [0.8, 0.2], [0, 1], [0, 1], [0, 1], [0.7, 0.3], [1, 0]]])
@@ -313,3 +315,40 @@ def test_what_cannot_be_is_refused_at_attach(method: PruMerge, model: Traits, re
 def test_parameters_that_mean_nothing_are_refused_by_name(parameters: dict[str, Any]) -> None:
     with pytest.raises(FoveateError, match=f"prumerge: {next(iter(parameters))}="):
         PruMerge(**parameters)
+
+
+@pytest.mark.filterwarnings("ignore::foveate.NeedsTraining")
+@pytest.mark.parametrize(
+    ("family", "norm", "projection", "prefix"), [("internvl", "k_norm", "", 1), ("idefics3", "", "k_proj", 0)]
+)
+@torch.no_grad()
+def test_a_token_of_several_cells_has_their_mean_key(
+    family: str, norm: str, projection: str, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = BODIES[family]
+    model = body.model()
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    plain = PruMerge.edit
+
+    def watched(self: PruMerge, site: Site, x: Tensor, layout: Layout, given: Any, state: State) -> Edit | None:
+        ((query, key),) = given.values()
+        seen.append((x, query, key))
+        return plain(self, site, x, layout, given, state)
+
+    monkeypatch.setattr(PruMerge, "edit", watched)
+    made: list[Tensor] = []
+    with foveate.attach(model, "prumerge(layer=3, keep=6, reading='paper')") as session:
+        assert session.anatomy.encoder is not None
+        attention = session.anatomy.encoder.attention[3]
+        hook = getattr(attention, norm or projection).register_forward_hook(lambda module, args, out: made.append(out))
+        model(**body.inputs([(3, 1, 6)]))
+        hook.remove()
+    ((x, query, key),) = seen
+    tokens = x.shape[1]
+    side = int((4 * tokens) ** 0.5)
+    cells = made[0][:, prefix:].unflatten(1, (side // 2, 2, side // 2, 2)).mean((2, 4)).flatten(1, 2)
+
+    assert key.shape[2] == query.shape[2] == tokens + prefix
+    assert_close(key.transpose(1, 2).flatten(2)[:, prefix:], cells)
+    assert_close(key.transpose(1, 2).flatten(2)[:, :prefix], made[0][:, :prefix])
+    assert session.report.visual_tokens == (6.0,) * len(session.report.visual_tokens)

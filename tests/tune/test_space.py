@@ -72,6 +72,39 @@ def test_what_a_method_declares_is_searched_and_a_single_value_holds_fast() -> N
     assert {draw(Space.of(["alvts"], LLAVA), seed).methods[0].rope for seed in range(30)} == {False}
 
 
+def test_each_view_gets_a_rate_where_prompts_have_several() -> None:
+    rates = [
+        [draw(Space.of(["prune2drive"], LLAVA, pictures=n), seed).methods[0].rates for seed in range(30)] for n in (1, 3, 9)
+    ]
+
+    assert set(rates[0]) == {()}
+    assert {len(each) for each in rates[1]} == {0, 3}
+    assert {len(each) for each in rates[2]} == {0, 6}
+    assert all(0.1 <= rate <= 1 for each in rates[1] for rate in each)
+    assert len({rate for each in rates[1] for rate in each}) > 20
+
+
+def test_the_rates_of_views_are_drawn_again() -> None:
+    space = Space.of(["prune2drive", "snapkv"], LLAVA, compose=True, pictures=3)
+
+    assert all(redrawn(space, draw(space, seed)) == draw(space, seed) for seed in range(20))
+    assert redrawn(space, Recipe.parse("prune2drive(keep=0.5)")) == Recipe.parse("prune2drive(keep=0.5)")
+
+
+def test_the_search_finds_the_view_that_counts() -> None:
+    space = Space.of(["prune2drive"], LLAVA, pictures=3)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    for _ in range(120):
+        trial = study.ask()
+        (method,) = space.suggest(trial).methods
+        rates = method.rates or (method.keep,) * 3
+        study.tell(trial, 0.3 * sum(rates) - rates[0])
+    (best,) = space.suggest(optuna.trial.FixedTrial(study.best_trial.params)).methods
+
+    assert best.rates[0] > 0.9
+    assert max(best.rates[1:]) < 0.2
+
+
 def test_a_third_partys_method_is_searched() -> None:
     with installed():
         recipes = {str(draw(Space.of(["stripes"], LLAVA), seed)) for seed in range(10)}

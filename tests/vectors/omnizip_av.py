@@ -1,11 +1,11 @@
-"""OmniZip: the sound that counts, the rates of the windows, and the video tokens kept."""
+"""OmniZip: the sound that counts and what it takes in, the rates of the windows, and the video tokens kept."""
 
 from __future__ import annotations
 
 import torch
 from torch.testing import assert_close
 
-from foveate.methods.before_llm.omnizip_av import drop_rates, interleaved, kept_audio
+from foveate.methods.before_llm.omnizip_av import drop_rates, interleaved, joined_sound, kept_audio
 from foveate.ops.select import top_of_groups
 from tests.vectors import Case
 
@@ -13,9 +13,26 @@ LOW, HIGH = 0.35, 0.75
 
 
 def check_audio(case: Case) -> None:
-    assert torch.equal(
-        kept_audio(case["audio_importance"], case["rho_audio"], _context(case)), case["out_audio_mask"].bool()
-    )
+    salient, anchors = kept_audio(case["audio_importance"], case["rho_audio"], _context(case))
+
+    assert torch.equal(salient.index_fill(0, anchors, True), case["out_audio_mask"].bool())
+    assert set(case["out_anchor"].tolist()) == set(anchors.tolist())
+
+
+def check_anchors(case: Case) -> None:
+    sound, video = (case["input_embeds"][case["input_ids"] == case[f"{kind}_token_id"]] for kind in ("audio", "video"))
+    expected = case["out_embeds"][case["input_ids"] == case["audio_token_id"]]
+    salient, anchors = kept_audio(case["audio_importance"], case["rho_audio"], _context(case))
+    if not len(anchors):
+        assert_close(sound, expected)
+        return
+    to, weight = joined_sound(sound, video, salient, anchors, int(case["g"]))
+    kept = to == torch.arange(len(sound))
+    joined = torch.zeros_like(sound).index_add(0, to[to >= 0], (sound * weight[:, None])[to >= 0])
+    members = {(int(anchor), place) for place, anchor in enumerate(to.tolist()) if anchor not in (-1, place)}
+
+    assert members == {(a, m) for a, m in zip(case["out_anchor"].tolist(), case["out_anchor_member"].tolist()) if m >= 0}
+    assert_close(joined[kept], expected[kept], atol=1e-5, rtol=1e-5)
 
 
 def check_rates(case: Case) -> None:

@@ -116,10 +116,20 @@ class Ids:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """Attention that each row of sound gets in the last block of its encoder ``[B, n]``, float32, 0 for all other rows.
+
+    The mean over heads and over all queries of the same sound. At the language model's sites, of prompts with sound; only
+    where `foveate.core.traits.Traits.hears`.
+    """
+
+
+@dataclass(frozen=True)
 class QueryKey:
     """Queries ``[B, H, n, d]`` and keys ``[B, Hkv, n, d]`` that enter a site's attention.
 
-    At encoder sites of all rows, CLS included; at decoder sites rotated, of the current rows.
+    At encoder sites of all rows, CLS included; at decoder sites rotated, of the current rows. At the site ``pre_projector``,
+    where rows are tokens, each is the mean over a token's cells, if it has several.
     """
 
     site: Site
@@ -233,6 +243,7 @@ Signal = (
     | Aligned
     | Question
     | Ids
+    | Heard
     | QueryKey
     | Values
     | KeyValue

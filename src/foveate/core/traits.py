@@ -39,6 +39,7 @@ class Traits:
         heads: of a decoder layer's attention.
         projects: whether single tokens can be asked for what the projector makes of them.
         reuses: whether blocks of the encoder can run for some rows of a frame (`foveate.core.reuse.Reuse`).
+        hears: whether prompts may have sound, and what its encoder attends to can be read.
     """
 
     family: str
@@ -64,6 +65,7 @@ class Traits:
     heads: int = 1
     projects: bool = False
     reuses: bool = False
+    hears: bool = False
 
     def numbers(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The numbers of the artifact of ``method``, None if there is none.

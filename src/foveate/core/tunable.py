@@ -15,5 +15,18 @@ class Range:
     log: bool = False
 
 
-Tunable = Range | tuple[Any, ...]
-"""A range, or the values to choose from (numbers, words, truth values); a single one holds the parameter fast."""
+@dataclass(frozen=True)
+class ByPicture:
+    """A number from ``low`` to ``high`` for each picture of a prompt, for the first ``most`` at most; or none at all.
+
+    For a parameter that is a tuple and () by default. Where prompts have one picture, it stays at that.
+    """
+
+    low: float
+    high: float
+    most: int
+
+
+Tunable = Range | ByPicture | tuple[Any, ...]
+"""A range, one for each picture, or the values to choose from (numbers, words, truth values); a single one holds the
+parameter fast."""

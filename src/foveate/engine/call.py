@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen, on
 from foveate.core.stream import Memory
-from foveate.engine import ahead
+from foveate.engine import ahead, hearing
 from foveate.engine.arguments import by_name
 from foveate.engine.cache import Owner, adopt
 from foveate.engine.check import check_call, check_training
@@ -42,6 +42,7 @@ class Call:
         prompt_is_read: whether what comes now is generated or tried out.
         looks: calls of the encoder whose pictures the prompt shows.
         look: the one that is going on.
+        ear: what the encoder of sound showed.
         run: the forward of the language model that is going on, where it has anything to do in the layers.
         read: for calibration, the layout and all signals of the prompt.
     """
@@ -69,6 +70,7 @@ class Call:
         self._prompt_rows: int | None = None
         self.prompt_is_read = False
         self.looks: list[Look] = []
+        self.ear = hearing.Ear()
         self._incoming: Mapping[str, Any] | None = None
         self._with_head = False
         self._labels: Tensor | None = None
@@ -305,6 +307,7 @@ class Call:
             looks = self.looks if any(map(len, intake.items)) else ()
             run = Run(program, layers, intake, positions, looks, recording.clock, turn=prompt, hidden=hidden or False)
             run.take_deepstack(kwargs)
+            self.ear.hand_over(run)
         heard = [number for number, layer in enumerate(layers) if getattr(layer, "heard", False)]
         stack.enter_context(taps.tapped(self._attentions({*program.decoder_signals, *heard})))
         self.run = run

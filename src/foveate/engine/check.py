@@ -12,7 +12,20 @@ from foveate.core.exits import Exits
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.reuse import Reuse
-from foveate.core.signal import Aligned, Features, Function, Halves, Ids, Numbers, Pixels, Question, Scorer, Side, Summary
+from foveate.core.signal import (
+    Aligned,
+    Features,
+    Function,
+    Halves,
+    Heard,
+    Ids,
+    Numbers,
+    Pixels,
+    Question,
+    Scorer,
+    Side,
+    Summary,
+)
 from foveate.core.traits import Traits
 from foveate.engine.attention import beyond_logits
 from foveate.engine.presses import Pressing
@@ -114,7 +127,7 @@ def _check_layers(parts: Anatomy) -> None:
 def _check_depth(method: Method, traits: Traits) -> None:
     """No layer beyond the model's, where a method would silently do nothing."""
     signals = method.reads(traits)
-    placeless = Features | Pixels | Summary | Aligned | Question | Ids | Function | Scorer | Numbers | Side
+    placeless = Features | Pixels | Summary | Aligned | Question | Ids | Heard | Function | Scorer | Numbers | Side
     read = [signal.site for signal in signals if not isinstance(signal, placeless)]
     acts = list(method.sites(traits)) if isinstance(method, Tokens) else []
     decoder = [site.layer for site in (*read, *acts) if site.kind == "decoder"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
 from foveate.core.reduction import Reduction
 from foveate.core.roles import Item, Role
@@ -172,6 +174,29 @@ def without_columns(value: Any, prefix: int) -> Any:
     if isinstance(value, Attention):
         return Attention(value.logits[..., prefix:], value.lse)
     return value[:, prefix:] if isinstance(value, Tensor) else value
+
+
+def by_token(value: Any, cells: Tensor) -> Any:
+    """A signal of an encoder's rows, of tokens instead: the mean over the ``cells`` ``[n, g]`` (on the host) of each.
+
+    Rows in front of the cells (CLS, of queries, keys and values) stay as they are. Of attention rows, the probabilities are
+    averaged. What is of tokens already comes back as it is.
+    """
+    count, group = cells.shape
+    if isinstance(value, tuple):
+        return tuple(by_token(part, cells) for part in value)
+    if isinstance(value, Attention):
+        ahead, logits = value.logits.shape[-1] - count * group, value.logits
+        if ahead < 0:
+            return value
+        joined = logits[..., upload(cells + ahead, logits.device)].logsumexp(-1) - math.log(group)
+        return Attention(torch.cat([logits[..., :ahead], joined], dim=-1), value.lse)
+    rows = value.transpose(1, 2) if value.ndim == 4 else value
+    ahead = rows.shape[1] - count * group
+    if ahead < 0:
+        return value
+    joined = torch.cat([rows[:, :ahead], rows[:, upload(cells + ahead, rows.device)].mean(2)], dim=1)
+    return joined.transpose(1, 2) if value.ndim == 4 else joined
 
 
 def spread(x: Tensor, kept: Tensor, total: int) -> Tensor:

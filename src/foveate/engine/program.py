@@ -21,6 +21,7 @@ from foveate.core.signal import (
     Features,
     Function,
     Halves,
+    Heard,
     Hidden,
     Ids,
     KeyValue,
@@ -77,6 +78,7 @@ class Program:
         compiled: decoder layers that are compiled one by one.
         devices: where each decoder layer is run, if accelerate says so.
         asks_companion: whether the question's embedding is read; ``asks_ids``: whether the tokens' ids are.
+        hears: whether what the encoder of sound attends to is read.
         passing: signals of encoder blocks that are only read at sites of their own block.
         retain: whether the signals of all layers are to be there at the end (calibration).
         watched: whether each step of a method is to be remembered (inspection).
@@ -137,7 +139,7 @@ class Program:
         self.halves: set[int] = set()
         self.key_value: set[int] = set()
         self.side: list[Side] = []
-        self.asks_companion = self.asks_ids = False
+        self.asks_companion = self.asks_ids = self.hears = False
         self.retain = False
         self.watched = False
         self.compiled = {number for number, layer in enumerate(anatomy.layers) if compiled(layer)}
@@ -188,6 +190,8 @@ class Program:
             self.asks_companion = True
         elif isinstance(signal, Ids):
             self.asks_ids = True
+        elif isinstance(signal, Heard):
+            self.hears = True
         elif isinstance(signal, Hidden | Halves | KeyValue):
             kinds: dict[type, set[int]] = {Hidden: self.hidden, Halves: self.halves, KeyValue: self.key_value}
             kinds[type(signal)].add(signal.site.layer)

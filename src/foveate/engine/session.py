@@ -22,7 +22,7 @@ from foveate.core.layout import Layout
 from foveate.core.recipe import Recipe, RecipeLike
 from foveate.core.report import Report, Trace
 from foveate.core.signal import Seen
-from foveate.engine import blocks, experts, generation, reuse
+from foveate.engine import blocks, experts, generation, hearing, reuse
 from foveate.engine.arguments import by_name
 from foveate.engine.call import LOOK, Call
 from foveate.engine.check import check, warn_untrained
@@ -212,6 +212,9 @@ class Session(Shown, Prepares, Hands):
         self._stand_in(parts.vision, "forward", self._inner, Call.vision)
         if parts.encoder is not None:
             self._stand_in(parts.encoder.projector, "forward", self._inner, Call.projector)
+        if program.hears and parts.audio is not None:
+            self._stand_in(parts.audio.tower, "forward", self._inner, functools.partial(hearing.hear, parts.audio))
+            put(parts.audio.attention, taps.TAP, Attached(hearing.tap, self._current))
         if not self.recipe.methods:
             return
         self._stand_in(parts.model, "init_continuous_batching", generation.batching, program)

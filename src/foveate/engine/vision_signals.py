@@ -54,6 +54,7 @@ class PictureSignals:
         self.pixels: Tensor | None = None
         self._views = views
         self._seen: dict[Signal, Any] = {}
+        self._joined: dict[Signal, Any] = {}  # by token, while rows are tokens and the encoder's were cells
         self._by_view: dict[Signal, dict[int, Any]] = {}
 
     def __contains__(self, signal: Signal) -> bool:
@@ -100,6 +101,11 @@ class PictureSignals:
             elif companion is not None:
                 with self.clock.lap("encoder signals"):
                     self._seen[signal] = [companion.align(x[None])[0]] if packed else companion.align(x)
+        cells = self._views[0].cells if self._views and self._encoder.shuffled else None
+        if cells is not None:
+            readers = self.program.vision.get(("pre_projector", 0, "before"), ())
+            read = {s: self._seen.get(s) for method in readers for s in self.program.reads[method]}
+            self._joined = {s: grids.by_token(value, cells - cells.min()) for s, value in read.items() if value is not None}
 
     def forget_before(self, layer: int) -> None:
         """Let go of what nobody reads behind its own block."""
@@ -113,12 +119,13 @@ class PictureSignals:
             return self.program.given[signal]
         if isinstance(signal, Summary):
             return self.summary
-        value = self._seen.get(signal)
+        value = self._joined.get(signal, self._seen.get(signal))
         return value if isinstance(signal, WHOLE) or value is None else grids.without_columns(value, prefix)
 
     def edit(self, reduction: Reduction) -> None:
         """Follow an edit of the encoder's rows."""
         self._seen = {signal: follow(value, reduction) for signal, value in self._seen.items()}
+        self._joined = {signal: follow(value, reduction) for signal, value in self._joined.items()}
 
     def drop_summary(self, prefix: int, layout: Layout | None) -> None:
         """Drop summary columns, which nobody asks for behind the encoder; queries, keys and values keep them, in front.
@@ -143,6 +150,7 @@ class PictureSignals:
 
     def settle(self, bound: Mapping[str, Any]) -> None:
         """Lay the calls of a packed encoder end to end, in the order of its input."""
+        self._joined = {}
         if self.program.anatomy.encoder is None or not self._encoder.packed:
             return
         order = self._encoder.order(bound, 0)

@@ -203,6 +203,23 @@ class Patches:
 
 
 @dataclass(frozen=True)
+class Audio:
+    """The parts of an encoder of sound.
+
+    Attributes:
+        tower: the encoder.
+        attention: the attention module of its last block.
+        frames: given what it is called with, by name: frames of each sound in that block.
+        pooled: frames that make one token; what is left over at the end of a sound makes none.
+    """
+
+    tower: nn.Module
+    attention: nn.Module
+    frames: Callable[[Mapping[str, Any]], list[int]]
+    pooled: int = 1
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """A model, taken apart.
 
@@ -222,6 +239,7 @@ class Anatomy:
         video_tokens: placeholder ids of videos.
         one_grid: whether every picture gets the same grid, whatever its size.
         audio_tokens: placeholder ids of sound.
+        audio: what encodes it.
     """
 
     family: str
@@ -237,6 +255,7 @@ class Anatomy:
     video_tokens: tuple[int, ...] = ()
     one_grid: bool = False
     audio_tokens: tuple[int, ...] = ()
+    audio: Audio | None = None
     config: Any = field(repr=False, default=None)
 
     @cached_property
@@ -519,6 +538,7 @@ class Anatomy:
             heads=self.config.num_attention_heads,
             projects=encoder is not None and not encoder.pools,
             reuses=encoder is not None and encoder.halves is not None,
+            hears=self.audio is not None,
         )
 
     @property

@@ -7,13 +7,22 @@ neighbours there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from foveate.models import qwen2_5_vl
-from foveate.models.anatomy import Anatomy
+from foveate.models.anatomy import Anatomy, Audio
 
 
 def anatomy(model: Any) -> Anatomy:
     """Anatomy of a ``Qwen2_5OmniThinkerForConditionalGeneration``."""
-    return replace(qwen2_5_vl.anatomy(model), audio_tokens=(model.config.audio_token_id,))
+    tower = model.model.audio_tower
+    audio = Audio(tower, tower.layers[-1].self_attn, _frames, pooled=2)
+    return replace(qwen2_5_vl.anatomy(model), audio_tokens=(model.config.audio_token_id,), audio=audio)
+
+
+def _frames(call: Mapping[str, Any]) -> list[int]:
+    """Every second column of a sound's spectrogram is a frame, by the convolution's stride."""
+    found: list[int] = ((call["feature_lens"] - 1) // 2 + 1).tolist()
+    return found

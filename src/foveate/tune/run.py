@@ -132,10 +132,12 @@ def tune(
 ) -> Result:
     """Search, validate, compare. ``ask`` and ``ask_held`` must give different questions."""
     settings, journal = folder.settings, folder.journal
-    space = Space.of(settings.methods, traits, settings.compose)
+    questions = spread(ask, settings.tasks, 0, max(settings.rungs))
+    pictures = max((len(question.images) for question in questions), default=1)
+    space = Space.of(settings.methods, traits, settings.compose, pictures)
     for recipe in first_recipes(space, hints, settings.goal.starts):
         journal.plan(space.parameters(recipe))
-    arena = Arena(answer, spread(ask, settings.tasks, 0, max(settings.rungs)), settings.rungs, journal)
+    arena = Arena(answer, questions, settings.rungs, journal)
     watcher.began(*arena.begin())
 
     def held(start: int, stop: int) -> Sequence[Question]:

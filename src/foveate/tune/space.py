@@ -2,7 +2,7 @@
 
 By rule: the budget is a ratio, layers are those that the model has, stages (layers with a share each) ascend, switches are
 tried both ways; what a method declares (`Method.tunable`) comes on top, everything else stays at its default. A parameter
-whose default is None, the paper's own choice, may also stay at that.
+whose default is None, the paper's own choice, or no value for any picture, may also stay at that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from foveate.core.method import Method
 from foveate.core.recipe import Recipe, build
 from foveate.core.traits import Traits
-from foveate.core.tunable import Range, Tunable
+from foveate.core.tunable import ByPicture, Range
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -32,19 +32,20 @@ class Dimension:
     """What may become of one hyperparameter.
 
     ``count``: how many values of the range make a tuple; None for a single one. ``ascending``: they are layers, one behind
-    the other. ``optional``: it may stay None.
+    the other. ``optional``: it may stay at its ``default``.
     """
 
     name: str
-    values: Tunable
+    values: Range | tuple[Any, ...]
     count: int | None = None
     ascending: bool = False
     optional: bool = False
+    default: Any = None
 
     def suggest(self, trial: Trial, label: str) -> Any:
         """A value, drawn by the sampler of the trial."""
         if self.optional and not trial.suggest_categorical(f"{label} is set", (False, True)):
-            return None
+            return self.default
         if self.count is None:
             return _draw(trial, label, self.values)
         drawn = [_draw(trial, f"{label}[{place}]", self.values) for place in range(self.count)]
@@ -53,8 +54,8 @@ class Dimension:
     def parameters(self, label: str, value: Any) -> Iterator[tuple[str, Any]]:
         """What a trial must draw for this value to come out."""
         if self.optional:
-            yield f"{label} is set", value is not None
-        if value is None:
+            yield f"{label} is set", value != self.default
+        if self.optional and value == self.default:
             return
         if self.count is None:
             yield label, value
@@ -72,10 +73,10 @@ class Space:
     compose: bool = False
 
     @classmethod
-    def of(cls, names: Sequence[str], traits: Traits, compose: bool = False) -> Space:
-        """The space of these methods on a model that can host them."""
+    def of(cls, names: Sequence[str], traits: Traits, compose: bool = False, pictures: int = 1) -> Space:
+        """The space of these methods on a model that can host them, for prompts of so many ``pictures`` at most."""
         plain = {name: build(name, {}) for name in names}
-        dimensions = {name: tuple(_dimensions(method, traits)) for name, method in plain.items()}
+        dimensions = {name: tuple(_dimensions(method, traits, pictures)) for name, method in plain.items()}
         return cls(dimensions, {name: method.group for name, method in plain.items()}, compose)
 
     def suggest(self, trial: Trial) -> Recipe:
@@ -113,12 +114,18 @@ def _place(group: str) -> int:
     return GROUPS.index(group) if group in GROUPS else len(GROUPS)
 
 
-def _dimensions(method: Method, traits: Traits) -> Iterator[Dimension]:
+def _dimensions(method: Method, traits: Traits, pictures: int) -> Iterator[Dimension]:
     declared, fitted = method.tunable(traits), method.fitted(traits)
     for field in fields(method):
         optional = field.default is None
-        if field.name in declared:
-            yield Dimension(field.name, declared[field.name], optional=optional)
+        values = declared.get(field.name)
+        if isinstance(values, ByPicture):
+            if pictures > 1:
+                each = Range(values.low, values.high)
+                yield Dimension(field.name, each, min(pictures, values.most), optional=True, default=field.default)
+        elif values is not None:
+            if values != (field.default,):  # held fast
+                yield Dimension(field.name, values, optional=optional)
         elif field.name == method.budgeted:
             yield Dimension(field.name, KEEP, optional=optional)
         elif isinstance(field.default, bool):
@@ -146,7 +153,7 @@ def _depth(field: Field[Any], method: Method, traits: Traits) -> int:
     return traits.decoder_layers if in_decoder else traits.encoder_layers or 0
 
 
-def _draw(trial: Trial, label: str, values: Tunable) -> Any:
+def _draw(trial: Trial, label: str, values: Range | tuple[Any, ...]) -> Any:
     if not isinstance(values, Range):
         return trial.suggest_categorical(label, values)
     if isinstance(values.low, int) and isinstance(values.high, int):

@@ -6,7 +6,7 @@ other tokens, and one more token for all that was dropped; ``reading="paper"`` t
 and has no such token. Differs from the code: outliers are counted for each image (not for the batch), at least one;
 duplicates between grid and outliers never arise. Reconstructed: a budget ``keep`` (the additional token included), of which
 PruMerge+ spends half on an even grid of what is left; mean received attention where the encoder has no CLS; the token's
-place in the mean of the paper's reading.
+place in the mean of the paper's reading; the mean of queries and of keys where a token is several cells (pixel shuffle).
 
 The adaptive count has to come to the host once for each forward, because the prompt's length depends on it.
 """

@@ -4,11 +4,14 @@ Paper: "Prune2Drive: A Plug-and-Play Framework for Accelerating Vision-Language 
 2508.13305. By default as the published code: on the hidden states that enter decoder layer 1, beginning with the most remote
 token (the paper says: right behind the encoder, which is ``layer=0``, with a random one); original positions. The rates that
 the paper's search found are not published: ``rates`` takes those of your own search, in the order of the prompt's pictures.
-A view is a grid of tokens; reconstructed: where a family cuts pictures into tiles, the tiles count.
+``foveate tune`` searches them for tasks with several pictures, as the paper does by TPE and from the same range, but for its
+own goal (the paper's is the score minus 0.03 times the sum of the rates). A view is a grid of tokens; reconstructed: where a
+family cuts pictures into tiles, the tiles count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,6 +30,7 @@ from foveate.core.shape import Shape
 from foveate.core.signal import Seen, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
+from foveate.core.tunable import ByPicture, Tunable
 from foveate.ops.farthest import farthest_first
 
 
@@ -65,6 +69,10 @@ class Prune2Drive(Tokens):
     def workspace(self, shape: Shape) -> int:
         """The tokens at length 1, as given and once more, and their distances."""
         return shape.edits + 3 * shape.floats(shape.hidden) + 3 * shape.pairs
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """A rate for each view, from the paper's range; its six cameras are the most."""
+        return {"rates": ByPicture(0.1, 1.0, most=6)}
 
     def budget(self, view: int, count: int) -> int:
         """Tokens to keep of the ``count`` of a view."""

@@ -88,8 +88,8 @@ class AttentionPack(Cache):
         return (*(Function("unrotate", layer) for layer in layers), *rows)
 
     def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
-        """What is kept of keys and values."""
-        return {"rank": (16, 32, 64, 128)}
+        """What is kept of keys and values; shares, which add up to 1, and the ranks that go with them stay."""
+        return {"rank": (16, 32, 64, 128), "shares": (self.shares,), "ranks": (self.ranks,)}
 
     def workspace(self, shape: Shape) -> int:
         """The factors of all layers, and keys and values of one while they are decomposed."""
