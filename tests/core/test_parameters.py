@@ -99,6 +99,7 @@ class Hidden(Method):
             [-1, (1, -1), 0.5],
             "an integer, 0 or more, or a tuple, each an integer, 0 or more, or None",
         ),
+        (tuple[str, str], [("a", "b")], ["ab", ("a",), ("a", 1)], "a tuple (text, text)"),
     ],
     ids=str,
 )
@@ -111,7 +112,7 @@ def test_an_annotation_allows_what_it_says(hint: Any, right: list[Any], wrong: l
     assert str(allowed).startswith(words)
 
 
-@pytest.mark.parametrize("hint", [Any, str, dict[str, int], int | str, tuple[str, ...], Annotated[str, "a note"]])
+@pytest.mark.parametrize("hint", [Any, dict[str, int], int | bytes, tuple[bytes, ...], Annotated[bytes, "a note"]])
 def test_what_it_does_not_say_is_not_tested(hint: Any) -> None:
     assert rule(hint) is None
 

@@ -92,9 +92,8 @@ class Description:
 def protocols(method: type[Method] | Method) -> tuple[str, ...]:
     """Names of the protocols that a method implements."""
     kind = method if isinstance(method, type) else type(method)
-    return tuple(
-        p.__name__ for p in (Pictures, Reuse, Tokens, Routing, Exits, Experts, Cache, Offline) if issubclass(kind, p)
-    )
+    known = (Pictures, Reuse, Tokens, Routing, Exits, Experts, Cache, Offline)
+    return tuple(p.__name__ for p in known if issubclass(kind, p))
 
 
 def describe(kind: type[Method]) -> Description:
