@@ -101,8 +101,8 @@ class Row:
 def main() -> None:
     args = _arguments()
     torch.manual_seed(args.seed)
-    model = _model(args.shape, args.device, getattr(torch, args.dtype))
-    inputs = _inputs(args.images, args.device, getattr(torch, args.dtype))
+    model = build(args.shape, args.device, getattr(torch, args.dtype))
+    inputs = prompt(args.images, args.device, getattr(torch, args.dtype))
     parts = anatomy(model)
     bench = Bench(model, parts, inputs, _artifacts(parts, inputs))
     rows = [row for row in _rows(len(parts.layers), args.stages) if bench.hosts(row.recipe)]
@@ -164,7 +164,7 @@ class Bench:
             row.decode_limit.append(decode_limit)
 
 
-def _model(shape: str, device: str, dtype: torch.dtype) -> Any:
+def build(shape: str, device: str, dtype: torch.dtype) -> Any:
     parts = SHAPES[shape]
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(image_size=336, patch_size=14, **parts["vision"]),
@@ -180,7 +180,7 @@ def _model(shape: str, device: str, dtype: torch.dtype) -> Any:
             torch.set_default_dtype(default)
 
 
-def _inputs(images: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def prompt(images: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     words = torch.randint(11, 1024, (TEXT,)).tolist()
     ids = torch.tensor([[1, *words[:16], *[IMAGE] * PATCHES * images, *words[16:]]], device=device)
     return {"input_ids": ids, "pixel_values": torch.randn(images, 3, 336, 336, device=device, dtype=dtype)}
