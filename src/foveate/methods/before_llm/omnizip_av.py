@@ -91,7 +91,7 @@ def joined_sound(sound: Tensor, video: Tensor, salient: Tensor, anchors: Tensor,
     unit, seen = normalize(sound.float(), dim=-1), normalize(video.float(), dim=-1)
     pool = (~salient).index_fill(0, anchors, False)
     owner = anchors[(unit @ unit[anchors].T).argmax(1)]
-    near = torch.stack([part.matmul(unit.T).amax(0) for part in seen.split(CHUNK)]).amax(0)
+    near = torch.stack([part.matmul(unit.T).amax(0) for part in torch.split(seen, CHUNK)]).amax(0)
     order = near.argsort(descending=True, stable=True)
     order = order[owner.masked_fill(~pool, count)[order].argsort(stable=True)]
     group = owner.masked_fill(~pool, count)[order]
@@ -251,7 +251,7 @@ class OmniZipAV(Tokens):
         return (AUDIO, HEARD) if traits.hears else (AUDIO,)
 
     def workspace(self, shape: Shape) -> int:
-        """Frames at length 1, and distances within each of them."""
+        """Frames at length 1, and distances within each of them; sound is small beside them."""
         return shape.edits + 4 * shape.floats(shape.hidden) + 4 * shape.pairs
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
@@ -323,7 +323,7 @@ class OmniZipAV(Tokens):
         """Windows of a prompt's video, and places of the sound of each, as far as there is some."""
         count, turns = sum(map(len, runs)), _windows_of(film, number, items)
         if turns is not None and len(turns) > 1:
-            return turns, list(torch.arange(count).split([len(run) for run in runs]))
+            return turns, list(torch.split(torch.arange(count), [len(run) for run in runs]))
         shown = sorted(set(number[torch.cat(film)].tolist()))
         windows = [window for j in shown for window in self._windows(j, items[j])]
         return windows, _even(count, len(windows))
