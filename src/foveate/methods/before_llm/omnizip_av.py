@@ -251,7 +251,7 @@ class OmniZipAV(Tokens):
         return (AUDIO, HEARD) if traits.hears else (AUDIO,)
 
     def workspace(self, shape: Shape) -> int:
-        """Frames at length 1, and distances within each of them."""
+        """Frames at length 1, and distances within each of them; sound is small beside them."""
         return shape.edits + 4 * shape.floats(shape.hidden) + 4 * shape.pairs
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:

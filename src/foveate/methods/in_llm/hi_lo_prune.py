@@ -1,11 +1,14 @@
 """Hi-Lo Prune: tokens with unlike pixels, and among these some of unlike meaning; the early layers still see all.
 
 Paper: "Look at What You'll Lose before Pruning with Hierarchical Token Selection", CVPR 2026, no arXiv id. Reconstructed
-from public notes; no code is public. This is the selection, with its single cut: the paper's *prune-aware fusion*, which
-raises the attention to tokens about to go in the layers before it, is not here: its factor and threshold are not known, and
-the paper's figures include it. Nor are its several cuts, whose budgets are not known. Our reading: each greedy step begins
-with the first token, pixels are those of one token as the encoder gets them (of a video's paired frames the first), and
-every grid is on its own.
+from public notes; no code is public. This is the selection, with its single cut, and every figure of the paper has more in
+it: its *prune-aware fusion* is not here. In the layers before the cut that raises, by a factor of the logit itself, what all
+rows but the candidates (found by the coarse step, dropped by the fine one) attend to candidates, where the weight is above a
+threshold and among a row's largest. It is missing because an edit's bias (`Edit.key_bias`) is one number for each key and
+ends with the encoder, while this depends on the pair of row and key; no protocol lets a method take the place of a decoder
+layer's attention. Factor, threshold and number of keys are not known either. Nor are the budgets of its several cuts, which
+are not here. Our reading: each greedy step begins with the first token, pixels are those of one token as the encoder gets
+them (of a video's paired frames the first), and every grid is on its own.
 """
 
 from __future__ import annotations
