@@ -26,6 +26,15 @@ LOSS = {"uniform": 0.5, "random": 0.6, "hiprune": 0.05, "scope": 0.2, "snapkv": 
 """Of the made-up methods' answers, the share that is lost with all tokens."""
 
 
+@dataclass(frozen=True)
+class Hard:
+    """A question about one picture, so hard."""
+
+    part: str
+    hard: float
+    images: tuple[None, ...] = (None,)
+
+
 @dataclass
 class MadeUp:
     """Answers by a formula: every question is so hard, every method loses so much of what it drops."""
@@ -40,9 +49,7 @@ class MadeUp:
         self.calls.append((str(recipe), len(questions)))
         keep = np.prod([_keep(method) for method in recipe.methods]) if recipe.methods else 1.0
         loss = sum(LOSS[method.name] * (1 - _keep(method)) for method in recipe.methods)
-        scores = tuple(
-            float(hard < 0.95 - max(0.0, loss - (self.luck if part == "search" else 0))) for part, hard in questions
-        )
+        scores = tuple(float(q.hard < 0.95 - max(0.0, loss - (self.luck if q.part == "search" else 0))) for q in questions)
         ratios = {"prefill": (0.1 + 0.9 * float(keep),) * 2} if recipe.methods else {}
         return Answered(scores, (1000.0 * float(keep),) * len(questions), ratios)
 
@@ -74,7 +81,7 @@ def stream(part: str, most: int = 10**9) -> Ask:
 
     def ask(task: str, start: int, stop: int) -> Sequence[Any]:
         seeds = [[len(part), len(task), number] for number in range(start, min(stop, most))]
-        return [(part, float(np.random.default_rng(seed).random())) for seed in seeds]
+        return [Hard(part, float(np.random.default_rng(seed).random())) for seed in seeds]
 
     return ask
 
