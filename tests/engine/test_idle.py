@@ -16,7 +16,7 @@ from tests.suite.pairs import HOSTED, lent
 
 SIDE = {"omnizip_av": {"audio": torch.ones(8)}}
 """What a method does nothing without, by its name."""
-BESIDES = {"dtr": {"steps": 0}}
+BESIDES = {"dtr": {"steps": 0}, "h2o": {"steps": False}}
 """By name, what leaves out all that a method does beside keeping to its budget."""
 HERE = [pair for pair in HOSTED if pair.values[1].name == "llava-clip"]
 # Whether a picture has any background is for an untrained classifier to say; those of videos leave pictures alone.

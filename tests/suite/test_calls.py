@@ -79,8 +79,9 @@ def test_a_thread_that_made_no_call_sees_the_last_one() -> None:
 
 
 def test_threads_with_models_of_their_own_do_not_disturb_each_other(hasty: None) -> None:
-    recipes: list[Any] = [None, "none", "fastv(layer=2, keep=4)", ROWS, BLOCKS, FACTORS, None]
+    recipes: list[Any] = [None, "none", "fastv(layer=2, keep=4)", ROWS, BLOCKS, FACTORS]
     models, inputs = [LLAVA.model() for _ in recipes], LLAVA.inputs(ONE)
+    assert len(recipes) == THREADS
     sessions = [recipe and attached(model, recipe) for model, recipe in zip(models, recipes)]
     before = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
     alone = [generate(model, inputs, 5).sequences.tolist() for model in models]

@@ -24,8 +24,11 @@ def check_relevance(case: Case) -> None:
 def check_order_and_gains(case: Case) -> None:
     order, gains = greedy_map(case["features"], _relevance(case), case["budget"])
 
-    assert order.tolist() == case["order"].tolist()
+    assert order.sort(dim=1).values.tolist() == case["order"].sort(dim=1).values.tolist()
     assert_close(gains, case["gain"], atol=1e-4, rtol=0)
+    # Which of two that gain as much comes first is left to the rounding of the machine's matrix products.
+    place = (case["order"][:, None] == order[..., None]).int().argmax(2)
+    assert_close(case["gain"].gather(1, place), case["gain"], atol=2e-4, rtol=0)
 
 
 def check_tokens_kept_of_one_tile(case: Case) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from foveate.core.description import PLACES, Description, describe
+from foveate.core.exits import Exits
 from foveate.core.method import Cache, Method, Offline, Routing, Tokens
 from foveate.core.reuse import Reuse
 from foveate.engine.check import minds_inserted
@@ -67,6 +68,13 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
         found.append(
             f"It lets blocks of the encoder run in part, where all rows are wanted: not with {', '.join(others)}. A block "
             "whose attention another method reads runs whole."
+        )
+    if issubclass(kind, Exits):
+        late = [f"`{name}`" for name, other in known.items() if issubclass(other, Routing | Tokens)]
+        owners = [f"`{name}`" for name, other in known.items() if issubclass(other, Cache)]
+        found.append(
+            f"It lets rows leave early, which owners of the cache know nothing of: not with {', '.join(owners)}; with "
+            f"{', '.join(late)} only where they act in front of its first exit."
         )
     if issubclass(kind, Tokens) and kind.needs_grid:
         found.append(

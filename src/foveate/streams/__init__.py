@@ -1,5 +1,5 @@
 """Streams: pictures that keep coming, and questions about them at any time."""
 
-from foveate.streams.stream import Stream, stream
+from foveate.streams.session import Stream, stream
 
 __all__ = ["Stream", "stream"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foveate.checkpoint import Checkpoint, load_processor
+from foveate.core.artifact import Artifact
 from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import RecipeLike
@@ -31,7 +33,7 @@ def stream(
     system: str | None = None,
     seed: int = 0,
     companion: Companion | None = None,
-    artifacts: Any = (),
+    artifacts: Iterable[Artifact] | str | Path = (),
 ) -> Stream:
     """Begin a stream of pictures under a recipe.
 
@@ -47,7 +49,9 @@ def stream(
         processor: the model's; None = it is loaded by the model's name.
         chunk: frames that the model reads at once. They are encoded and read when the last of them has come, or a question.
         system: what the conversation begins with, as the chat template's role ``system``.
-        seed, companion, artifacts: as `foveate.attach` takes them.
+        seed: as `foveate.attach` takes it.
+        companion: the same.
+        artifacts: the same.
 
     Raises:
         FoveateError: if model and recipe cannot run a stream; nothing is left half-attached.
@@ -122,7 +126,8 @@ class Stream:
 
         Args:
             question: what to ask.
-            max_new_tokens, options: as ``generate`` takes them; decoding is greedy unless they say otherwise.
+            max_new_tokens: as ``generate`` takes it.
+            **options: the same; decoding is greedy unless they say otherwise.
         """
         self._refuse_closed()
         if not self.frames:
