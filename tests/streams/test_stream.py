@@ -69,7 +69,7 @@ class watching:  # noqa: N801
 
 def in_all_ways() -> Iterator[Any]:
     """Every family, recipe and size of chunks; in the first tier each family in one way, and each way once."""
-    for family, recipe, chunk in product(FAMILIES, ("none", "hermes(keep=4000)"), (1, 2)):
+    for family, recipe, chunk in product(FAMILIES, ("none", "hermes(keep=4000)", "streamingllm(keep=4000)"), (1, 2)):
         first = (recipe, chunk) == ("hermes(keep=4000)", 2) or family == "llava"
         yield pytest.param(family, recipe, chunk, marks=[] if first else [pytest.mark.slow])
 
