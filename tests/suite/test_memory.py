@@ -177,9 +177,18 @@ def test_a_recipe_declares_the_sum_of_its_methods() -> None:
 
 
 COMPOSED = ["none", "hiprune(keep=40) + fastv(keep=0.5) + snapkv", "tome(keep=0.4) + shortv(layers=(1,))"]
-everything = pytest.mark.parametrize(
-    "recipe", [*map(Recipe.of, COMPOSED), *{type(method): method for method in _methods()}.values()], ids=str
-)
+
+
+def _one_of_each() -> Iterator[Any]:
+    """Compositions, and every method; in the first tier one of each group, as all that is let go is the engine's."""
+    seen = set[str]()
+    yield from map(Recipe.of, COMPOSED)
+    for method in {type(method): method for method in _methods()}.values():
+        yield pytest.param(method, marks=[pytest.mark.slow] if method.group in seen else [])
+        seen.add(method.group)
+
+
+everything = pytest.mark.parametrize("recipe", [*_one_of_each()], ids=str)
 
 
 @everything
