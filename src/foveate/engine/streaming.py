@@ -34,6 +34,7 @@ class StreamCache:
     Attributes:
         cache: keys and values.
         next: rotary position of what comes next.
+        owner: the method that bounds it, if there is one.
     """
 
     def __init__(self, session: Session) -> None:
@@ -45,16 +46,16 @@ class StreamCache:
         parts, program = session.anatomy, session._program
         _check(session)
         self._session, self._parts = session, parts
-        self._owner = program.cache if isinstance(program.cache, Bounded) else None
+        self.owner = program.cache if isinstance(program.cache, Bounded) else None
         self.cache = DynamicCache(config=parts.config)
         self.next = 0
         self._prefix = 0
         self._positions: list[Tensor] = []
         self._limit = getattr(parts.config, "max_position_embeddings", None)
-        if self._owner is not None:
-            self._owner.capacity  # noqa: B018  # refuses budgets that are none
+        if self.owner is not None:
+            self.owner.capacity  # noqa: B018  # refuses budgets that are none
         pairs = [(Function("rotate", n), Function("unrotate", n)) for n in range(len(parts.layers))]
-        self._turns = [tuple(function(parts, each) for each in pair) for pair in pairs] if self._owner else []
+        self._turns = [tuple(function(parts, each) for each in pair) for pair in pairs] if self.owner else []
 
     @property
     def entries(self) -> int:
@@ -67,14 +68,9 @@ class StreamCache:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._filled)
 
     @property
-    def owner(self) -> Bounded | None:
-        """The method that bounds it, if there is one."""
-        return self._owner
-
-    @property
     def overflows(self) -> bool:
         """Whether `compress` has anything to do."""
-        return self._owner is not None and self.entries - self._prefix > self._owner.capacity
+        return self.owner is not None and self.entries - self._prefix > self.owner.capacity
 
     def read(self, inputs: Mapping[str, Any], positions: Tensor) -> None:
         """Read a chunk: what the model is called with, and its positions ``[R, 1, n]``, counted from the chunk's start."""
@@ -92,14 +88,14 @@ class StreamCache:
 
     def compress(self, texts: list[Tensor]) -> None:
         """Let the owner say what stays, given the ids ``[1, n]`` of its guiding texts."""
-        assert self._owner is not None
+        assert self.owner is not None
         masses = [self._guided(ids) for ids in texts]
         layers: list[Any] = self.cache.layers
         held = [
             Held(layer.keys, layer.values, self._positions[number], self._prefix, tuple(mass[number] for mass in masses))
             for number, layer in enumerate(layers)
         ]
-        left = self._owner.retain(held, self._turned, self._limit)
+        left = self.owner.retain(held, self._turned, self._limit)
         self.cache = self.fork()
         layers = self.cache.layers
         self._positions = [each.positions for each in left]
@@ -127,21 +123,18 @@ class StreamCache:
         past = cache.get_seq_length()
         # What was read has ids of its own no more; that of the question's first word is as good as any.
         whole = torch.cat([ids[:, :1].expand(-1, past), ids], dim=1)
-        positions = torch.arange(self.next, self.next + ids.shape[1], device=ids.device)
-        positions = torch.nn.functional.pad(positions, (past, 0))[None]
-        if self._parts.rotary_rows > 1:
-            positions = positions.expand(3, 1, -1)
+        positions = torch.nn.functional.pad(self._following(ids), (past, 0))
         return {
             "input_ids": whole,
             "attention_mask": torch.ones_like(whole),
-            "position_ids": positions,
+            "position_ids": self._given(positions),
             "past_key_values": cache,
         }
 
     @contextmanager
     def answering(self) -> Iterator[None]:
         """Meanwhile a question is read as it is: what was kept for it is not chosen anew."""
-        with self._calling(_Asking):
+        with self._calling(_StreamCall):
             yield
 
     # Inside.
@@ -151,8 +144,17 @@ class StreamCache:
         return [layer for layer in self.cache.layers if getattr(layer, "keys", None) is not None]
 
     def _model(self, inputs: Mapping[str, Any], positions: Tensor, cache: DynamicCache) -> None:
-        given = positions if self._parts.rotary_rows > 1 else positions[0]
-        self._parts.model(**inputs, position_ids=given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        given = {**inputs, "position_ids": self._given(positions), "past_key_values": cache}
+        self._parts.model(**given, use_cache=True, logits_to_keep=1)
+
+    def _following(self, ids: Tensor) -> Tensor:
+        """``[R, 1, n]`` positions of the words ``ids`` ``[1, n]`` if they come next."""
+        positions = torch.arange(self.next, self.next + ids.shape[1], device=ids.device)
+        return positions.expand(3 if self._parts.rotary_rows > 1 else 1, 1, -1)
+
+    def _given(self, positions: Tensor) -> Tensor:
+        """Positions ``[R, 1, n]`` as the model takes them."""
+        return positions if self._parts.rotary_rows > 1 else positions[0]
 
     @contextmanager
     def _calling(self, kind: type[_StreamCall]) -> Iterator[list[Any]]:
@@ -173,9 +175,8 @@ class StreamCache:
     def _guided(self, ids: Tensor) -> list[Tensor]:
         """Of each layer the attention ``[n]`` that a text gives to its entries."""
         held = [layer.keys.shape[2] for layer in self._filled]
-        positions = torch.arange(self.next, self.next + ids.shape[1], device=ids.device)
         with self._calling(_Guiding) as calls:
-            self._model({"input_ids": ids}, positions.expand(3 if self._parts.rotary_rows > 1 else 1, 1, -1), self.fork())
+            self._model({"input_ids": ids}, self._following(ids), self.fork())
         return [mass[0, :count] for mass, count in zip(calls[0].masses, held)]
 
     def _turned(self, layer: int, keys: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -224,10 +225,6 @@ class _Reading(_StreamCall):
     def _end(self, recording: Any, run: Run, output: Any, note: bool) -> None:
         super()._end(recording, run, output, note)
         self.written = [layout.positions[-3:, 0] for layout in run.keeping.cached]
-
-
-class _Asking(_StreamCall):
-    """Reads a question and answers it."""
 
 
 class _Guiding(_StreamCall):

@@ -30,6 +30,7 @@ from foveate.core.roles import VISUAL
 from foveate.core.shape import Shape
 from foveate.core.signal import Attention, Rows, Seen, Signal, Site
 from foveate.core.traits import Traits
+from foveate.methods.kv_cache.entries import kept
 from foveate.ops.ranks import closed_up
 from foveate.ops.select import top_k
 
@@ -173,7 +174,7 @@ class Hermes(Bounded):
         kinds = depths(len(held), self.shallow, self.deep)
         attention = [layer.attention[kind == "middle"][layer.prefix :] for layer, (kind, _) in zip(held, kinds)]
         scores = self._scores(attention)
-        kept = [
+        stays = [
             _best(layer, score, self.capacity - (kind == "deep")) for layer, score, (kind, _) in zip(held, scores, kinds)
         ]
         largest = torch.stack([layer.positions.max() for layer in held]).max()
@@ -181,7 +182,7 @@ class Hermes(Bounded):
         closing = self.reindex == "eager" or full
         return [
             self._left(number, layer, stay, kind == "deep", turned, closing)
-            for number, (layer, stay, (kind, _)) in enumerate(zip(held, kept, kinds))
+            for number, (layer, stay, (kind, _)) in enumerate(zip(held, stays, kinds))
         ]
 
     def _left(self, number: int, held: Held, stay: Tensor, folds: bool, turned: Turned, closing: bool) -> Held:
@@ -222,15 +223,14 @@ class Hermes(Bounded):
         counts = [[min(budget.of(visual), visual) for visual in layout.visual] for layout in layouts]
         if all(tuple(count) == layout.visual for count, layout in zip(counts, layouts)):
             return [None] * len(scores)
-        stays = [layout.valid & ~layout.rows(*VISUAL) for layout in layouts]
+        ranks = [torch.zeros_like(layout.valid, dtype=torch.float32) for layout in layouts]
         for sample in range(len(counts[0])):
             places = [_places(layout, sample) for layout in layouts]
-            mass = [score[sample, place] for score, place in zip(scores, places) if score is not None]
-            if not len(places[0]):
-                continue
-            for stay, place, score, count in zip(stays, places, self._scores(mass), counts):
-                stay[sample] |= torch.zeros_like(stay[sample]).index_fill(0, place[top_k(score, count[sample])], True)
-        return [_kept(stay, layout, count) for stay, layout, count in zip(stays, layouts, counts)]
+            if len(places[0]):
+                mass = [score[sample, place] for score, place in zip(scores, places) if score is not None]
+                for rank, place, score in zip(ranks, places, self._scores(mass)):
+                    rank[sample] = rank[sample].scatter(0, place, score)
+        return [kept(rank[:, None], layout, "visual", count) for rank, layout, count in zip(ranks, layouts, counts)]
 
 
 def _best(held: Held, score: Tensor, count: int) -> Tensor:
@@ -243,14 +243,6 @@ def _places(layout: Layout, sample: int) -> Tensor:
     """``[n]`` visual rows of a sample, ascending."""
     visual = layout.rows(*VISUAL)[sample]
     return (~visual).to(torch.uint8).argsort(stable=True)[: layout.visual[sample]]
-
-
-def _kept(stay: Tensor, layout: Layout, counts: Sequence[int]) -> Kept:
-    """The entries ``stay`` ``[B, n]``, ``counts`` visual ones of each sample among them."""
-    live = tuple(n - visual + count for n, visual, count in zip(layout.live, layout.visual, counts))
-    width = max(live)
-    order = stay.to(torch.uint8).argsort(dim=1, stable=True)[:, stay.shape[1] - width :]
-    return Kept(order.masked_fill(~stay.gather(1, order), -1)[:, None], counts=live)
 
 
 def _asking(layer: int) -> Rows:
