@@ -28,10 +28,10 @@ FLOORS = (
     ("methods",),
     ("models",),
     ("engine",),
-    ("serving",),
     ("checkpoint",),
     ("streams",),
     ("bench", "tune"),
+    ("serving",),
     ("cli", "report"),
 )
 """From the ground up."""
@@ -42,7 +42,7 @@ ROOT = "engine"
 """``foveate`` itself hands on what the engine offers."""
 
 MAY_IMPORT = {
-    **{name: below | ({"reference", "tasks"} if "serving" in below else set()) for name, below in BELOW.items()},
+    **{name: below | ({"reference", "tasks"} if "engine" in below else set()) for name, below in BELOW.items()},
     "tasks": {"tasks", "core"},
     "reference": {"reference", "tasks", "models", "core"},
     LARGER: {LARGER, "reference", "tasks", "models", "core", "cli"},
