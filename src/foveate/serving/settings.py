@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from foveate.core.budget import Budget
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe
 
-FULL = "full"
+FULL: Final = "full"
 Keep = int | float | Literal["full"]
 """Tokens of each picture: a count, a share of its own, or all of them."""
 
@@ -63,7 +63,7 @@ class Settings:
 
 def checked(name: str, keep: object) -> Keep:
     """A keep of the right form, or an error that names it."""
-    if keep == FULL:
+    if isinstance(keep, str) and keep == FULL:
         return FULL
     if isinstance(keep, bool) or not isinstance(keep, int | float):
         raise FoveateError(f"{name}={keep!r}: must be a count, a share in (0, 1] or {FULL!r}")
@@ -73,4 +73,4 @@ def checked(name: str, keep: object) -> Keep:
 
 def resolved(keep: Keep, full: int) -> int:
     """How many of ``full`` tokens that is."""
-    return full if keep == FULL else Budget(keep).of(full)
+    return full if isinstance(keep, str) else Budget(keep).of(full)

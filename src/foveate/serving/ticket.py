@@ -1,7 +1,7 @@
 """What the door says to vLLM's processor about one request, and hears back from it.
 
-Both run in the server's process. A request carries a number of its own; under this number the processor notes how many visual
-tokens the request's pictures had and how many are left, and the door takes the note for its response header.
+Both run in the server's process. A request carries a number of its own; under this number the processor notes how many
+visual tokens the request's pictures had and how many are left, and the door takes the note for its response header.
 """
 
 from __future__ import annotations
