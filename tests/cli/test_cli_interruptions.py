@@ -142,7 +142,8 @@ def test_a_missing_ray_is_named_with_the_remedy(
     call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "foveate.bench.parallel", raising=False)
+    for name in ("crew", "parallel"):
+        monkeypatch.delitem(sys.modules, f"foveate.bench.{name}", raising=False)
     result = call("bench", "--model", tiny, "--out", tmp_path / "out", "--ray")
 
     assert result.exit_code == 2
