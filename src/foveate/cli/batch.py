@@ -24,7 +24,7 @@ from foveate.core.recipe import NONE, Recipe
 from foveate.serving import client
 from foveate.serving.answers import Answered, Answerer, OnModel
 from foveate.serving.asked import survey
-from foveate.serving.batch import Crewed, answer_all
+from foveate.serving.batch import Crewed, Work, answer_all
 from foveate.serving.ledger import Ledger
 from foveate.serving.settings import FULL, Keep, checked
 
@@ -71,6 +71,7 @@ def batch(request: BatchRequest) -> None:
     size = request.batch_size or _AT_A_TIME["model" if request.server is None else "server"]
     workers = request.workers or (None if request.server is None else _SERVER_WORKERS)
     crewed = Crewed(request.address, about.pop("device", "cpu"), workers, size)
+    work = Work(request.data, contents.rows, request.max_new_tokens, load)
     rows = f"{request.data.name} ({contents.digest[:16]})"
     asked = {"data": rows, "max_new_tokens": request.max_new_tokens}
     console = diagnostics()
@@ -78,7 +79,7 @@ def batch(request: BatchRequest) -> None:
         progress = BatchProgress(console)
         try:
             with progress:
-                answer_all(request.data, contents.rows, request.max_new_tokens, load, crewed, ledger, progress)
+                answer_all(work, crewed, ledger, progress)
         except KeyboardInterrupt:
             console.print(
                 f"foveate: interrupted; {len(ledger.done)} of {contents.rows} lines are in {request.out}, the same command "
@@ -156,7 +157,7 @@ class BatchProgress:
 
     def began(self, workers: int, done: int, rows: int) -> None:
         """Show how much there is."""
-        self._done, self._rows = done, rows
+        self._done, self._rows, self._shown = done, rows, time.monotonic()
         self._bar.reset(self._task, description="", total=rows, completed=done, failed=0)
         there = f", {done} of {rows} lines are there" if done else f", {rows} rows"
         self._console.print(f"{workers} worker{'s' * (workers > 1)} on Ray{there}")

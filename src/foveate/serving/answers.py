@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from PIL import Image
+
 from foveate.checkpoint import Checkpoint, load, parse_model_args, resolve_device
 from foveate.core.errors import FoveateError
 from foveate.core.text import one_line
@@ -82,6 +84,17 @@ class OnModel:
         return ModelAnswers(loaded, self.recipe, self.seed)
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A row with its pictures, the first prompt and those of further turns, and the seconds that opening took."""
+
+    row: Asked
+    pictures: Sequence[Image.Image]
+    prompt: str
+    further: list[str]
+    seconds: float
+
+
 class ModelAnswers:
     """A model with a recipe attached."""
 
@@ -91,46 +104,57 @@ class ModelAnswers:
 
     def __call__(self, rows: Sequence[Asked]) -> list[Answered]:
         """As `Answerer`: rows that are asked alike at once, conversations one by one."""
-        alike: dict[object, list[Asked]] = {}
+        found: dict[ID, Answered] = {}
+        alike: dict[object, list[_Opened]] = {}
         for row in rows:
-            alike.setdefault(row.key if _is_conversation(row) else row.question.max_new_tokens, []).append(row)
-        found = {each.id: each for group in alike.values() for each in self._isolated(group)}
+            try:
+                opened = self._open(row)
+            # What is wrong with a picture is no reason to answer its neighbours one by one.
+            except Exception as error:
+                found[row.id] = Answered.failed(row, error)
+            else:
+                alike.setdefault(row.key if opened.further else row.question.max_new_tokens, []).append(opened)
+        for group in alike.values():
+            found |= {answered.id: answered for answered in self._isolated(group)}
         return [found[row.id] for row in rows]
 
-    def _isolated(self, rows: Sequence[Asked]) -> list[Answered]:
+    def _open(self, row: Asked) -> _Opened:
+        began = time.perf_counter()
+        prompt, *further = [turn.prompt for turn in row.question.turns]
+        self._checkpoint.refuse_placeholders([prompt, *further])
+        return _Opened(row, row.question.images[:], prompt, further, time.perf_counter() - began)
+
+    def _isolated(self, group: Sequence[_Opened]) -> list[Answered]:
         """Answer them at once; if that fails, each alone."""
         try:
-            return self._converse(rows[0]) if _is_conversation(rows[0]) else self._answer(rows)
-        # A row may die of anything: its picture, memory, a bug in a third-party method; the others are not to blame.
+            return self._converse(group[0]) if group[0].further else self._answer(group)
+        # A row may die of anything: memory, a picture that the processor refuses, a bug in a third-party method.
         except Exception as error:
-            if len(rows) == 1:
-                return [Answered.failed(rows[0], error)]
-        return [each for row in rows for each in self._isolated([row])]
+            if len(group) == 1:
+                return [Answered.failed(group[0].row, error)]
+        return [answered for each in group for answered in self._isolated([each])]
 
-    def _answer(self, rows: Sequence[Asked]) -> list[Answered]:
+    def _answer(self, group: Sequence[_Opened]) -> list[Answered]:
         began = time.perf_counter()
-        prompts = [row.question.prompt for row in rows]
-        self._checkpoint.refuse_placeholders(prompts)
-        pictures = [row.question.images[:] for row in rows]
-        inputs = self._checkpoint.inputs(pictures, prompts, self._session)
-        answers = self._checkpoint.answer(inputs, rows[0].question.max_new_tokens)
-        seconds = time.perf_counter() - began
+        inputs = self._checkpoint.inputs([each.pictures for each in group], [each.prompt for each in group], self._session)
+        answers = self._checkpoint.answer(inputs, group[0].row.question.max_new_tokens)
+        seconds = time.perf_counter() - began + sum(each.seconds for each in group)
         counts = self._counts()
-        return [Answered(row.id, text, *tokens, seconds) for row, text, tokens in zip(rows, answers, counts, strict=True)]
+        return [
+            Answered(each.row.id, text, *tokens, seconds) for each, text, tokens in zip(group, answers, counts, strict=True)
+        ]
 
-    def _converse(self, row: Asked) -> list[Answered]:
+    def _converse(self, opened: _Opened) -> list[Answered]:
         began, counts = time.perf_counter(), list[tuple[int, int]]()
-        prompts = [turn.prompt for turn in row.question.turns]
-        self._checkpoint.refuse_placeholders(prompts)
         answers = self._checkpoint.converse(
-            row.question.images[:],
-            prompts,
-            row.question.max_new_tokens,
+            opened.pictures,
+            [opened.prompt, *opened.further],
+            opened.row.question.max_new_tokens,
             self._session,
             # The turn that brings the pictures is the one to be counted.
             lambda: counts.extend(self._counts() if not counts else ()),
         )
-        return [Answered(row.id, answers, *counts[0], time.perf_counter() - began)]
+        return [Answered(opened.row.id, answers, *counts[0], time.perf_counter() - began + opened.seconds)]
 
     def _counts(self) -> list[tuple[int, int]]:
         """Visual tokens of each sample of the last request, before the recipe and entering the last layer."""
@@ -140,7 +164,3 @@ class ModelAnswers:
             (sum(rows * columns for rows, columns in grids), sum(map(len, kept)))
             for grids, kept in zip(trace.grids, last, strict=True)
         ]
-
-
-def _is_conversation(row: Asked) -> bool:
-    return len(row.question.turns) > 1

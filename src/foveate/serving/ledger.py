@@ -1,7 +1,8 @@
 """The file of answers that `foveate batch` writes: one line for each id, whatever was killed meanwhile.
 
-One process writes it, a whole line at a time at the end of the file, so nothing but the last line can be torn; a line is there
-once it ends. What the lines have in common (recipe, model, input) lies beside, so that answers of different runs never mix.
+One process writes it, a whole line at a time at the end of the file, so nothing but the last line can be torn; a line is
+there once it ends. What the lines have in common (recipe, model, input) lies beside, so that answers of different runs never
+mix.
 """
 
 from __future__ import annotations
