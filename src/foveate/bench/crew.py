@@ -10,14 +10,13 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Generic, TypeVar
-
-import torch
 
 from foveate.core.errors import FoveateError
 
@@ -223,11 +222,14 @@ class Worker:
         # Paths that the user gave mean here what they meant there, where the same files can be seen at all.
         with suppress(OSError):
             os.chdir(folder)
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores)))
+        self._cores = cores
 
     def load(self, load: Load[Any, Any]) -> None:
         """Get ready."""
         self._loaded = load()
+        # Who computes nothing here is spared the import.
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(min(torch.get_num_threads(), max(1, self._cores)))
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """What a method of what was loaded says."""

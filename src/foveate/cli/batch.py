@@ -21,11 +21,12 @@ from foveate.cli.progress import progress_bar
 from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import NONE, Recipe
-from foveate.serving import client
-from foveate.serving.answers import Answered, Answerer, OnModel
+from foveate.serving import on_server
+from foveate.serving.answered import Answered, Answerer
 from foveate.serving.asked import survey
 from foveate.serving.batch import Crewed, Work, answer_all
 from foveate.serving.ledger import Ledger
+from foveate.serving.on_model import OnModel
 from foveate.serving.settings import FULL, Keep, checked
 
 ROWS_FAILED = 1
@@ -120,11 +121,11 @@ def _on_server(request: BatchRequest) -> tuple[Callable[[], Answerer], dict[str,
     for name, given in of_models.items():
         if given is not None:
             raise FoveateError(f"{name}={given!r}: is the server's own affair; leave it out, or leave out --server")
-    key = client.key_of_environment()
-    model = client.served(request.server, request.model, key)
+    key = on_server.key_of_environment()
+    model = on_server.served(request.server, request.model, key)
     keep = _keep(request.keep)
     together = request.batch_size or _AT_A_TIME["server"]
-    asked = client.OnServer(request.server, model, keep, request.system, together, key)
+    asked = on_server.OnServer(request.server, model, keep, request.system, together, key)
     return asked.load, {"server": asked.url, "model": model, "keep": keep, "system": request.system}
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from foveate.core.errors import FoveateError
-from foveate.serving.answers import Answered, Answerer
+from foveate.serving.answered import Answered, Answerer
 from foveate.serving.asked import Asked, read
 from foveate.serving.ledger import Ledger
 

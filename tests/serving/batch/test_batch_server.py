@@ -18,7 +18,7 @@ from tests.serving.batch.conftest import Write
 
 from foveate.core.errors import FoveateError
 from foveate.serving.asked import read
-from foveate.serving.client import OnServer, ServerAnswers, address, data_url, served
+from foveate.serving.on_server import OnServer, ServerAnswers, address, data_url, served
 
 
 class Served(ThreadingHTTPServer):
@@ -39,15 +39,17 @@ class Served(ThreadingHTTPServer):
 class Answering(BaseHTTPRequestHandler):
     server: Served
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._say(200, {"data": [{"id": name} for name in self.server.models]})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.bodies.append(body)
         self.server.keys.append(self.headers.get("Authorization"))
         text = body["messages"][-1]["content"][-1]["text"]
-        status, headers = self.server.plan.pop(0) if self.server.plan else (200, {"x-foveate-tokens": "before=576, after=64"})
+        status, headers = (
+            self.server.plan.pop(0) if self.server.plan else (200, {"x-foveate-tokens": "before=576, after=64"})
+        )
         said = {"choices": [{"message": {"content": f"so: {text}"}}]} if status == 200 else {"error": "not now"}
         self._say(status, said, headers)
 

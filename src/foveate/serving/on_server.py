@@ -21,7 +21,7 @@ from PIL import Image
 
 from foveate.core.errors import FoveateError
 from foveate.core.text import first_line, one_line
-from foveate.serving.answers import Answered, Answerer
+from foveate.serving.answered import Answered, Answerer
 from foveate.serving.asked import Asked
 from foveate.serving.settings import Keep
 from foveate.tasks.pictures import Lazy, Source, read_picture
@@ -110,7 +110,7 @@ class ServerAnswers:
         self._pool = ThreadPoolExecutor(server.together)
 
     def __call__(self, rows: Sequence[Asked]) -> list[Answered]:
-        """As `foveate.serving.answers.Answerer`."""
+        """As `foveate.serving.answered.Answerer`."""
         return list(self._pool.map(self._answer, rows))
 
     def _answer(self, row: Asked) -> Answered:
