@@ -24,8 +24,8 @@ SETTINGS = {"model": "deadly"}
 class Deadly:
     """Stands for a model: says the question again.
 
-    ``kill once`` kills the first worker that is at it, ``kill always`` all of them, ``raise`` raises. Who was at a row leaves
-    a file in ``marks``.
+    ``kill once`` kills the first worker that is at it, ``kill always`` all of them, ``raise`` raises, ``gone`` is what
+    nobody answers. Who was at a row leaves a file in ``marks``.
     """
 
     marks: Path

@@ -96,8 +96,8 @@ def test_answers_of_another_run_are_refused_by_what_differs(tmp_path: Path) -> N
     written(path)
 
     assert refusal(path, {**RUN, "recipe": "hiprune(keep=36)"}) == (
-        f"recipe='hiprune(keep=36)': {str(path)!r} holds answers with recipe='none', which cannot be mixed; go on with that, "
-        "or name another file"
+        f"recipe='hiprune(keep=36)': {str(path)!r} holds answers with recipe='none', which cannot be mixed; go on with "
+        "that, or name another file"
     )
     # A line that is torn is not cut off the file of somebody else.
     path.write_bytes(path.read_bytes() + b"{")
@@ -136,10 +136,10 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_full_disk_is_said_in_a_line(tmp_path: Path) -> None:
-    with Ledger(tmp_path / "out.jsonl", RUN) as ledger:
+    with Ledger(tmp_path / "out.jsonl", RUN) as ledger, Path("/dev/full").open("ab", buffering=0) as full:
         ledger.append(ANSWERS[0])
         ledger._file.close()
-        ledger._file = Path("/dev/full").open("ab", buffering=0)
+        ledger._file = full
 
         with pytest.raises(FoveateError, match=r"cannot be written \(No space left on device\); the lines so far are there"):
             ledger.append(ANSWERS[1])

@@ -118,7 +118,7 @@ def test_what_cannot_be_loaded_leaves_nothing(nodes: Nodes, write: Write, tmp_pa
     out = tmp_path / "out.jsonl"
     nowhere = Work(write([{"id": 1}]), 1, 64, nothing)
 
-    with Ledger(out, SETTINGS) as ledger, pytest.raises(FoveateError, match="^model='nowhere': cannot be loaded$"):
+    with Ledger(out, SETTINGS) as ledger, pytest.raises(FoveateError, match=r"^model='nowhere': cannot be loaded$"):
         answer_on(nodes, nowhere, Crewed("local", "cpu", 1, 1), ledger, Silent())
 
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith("out")] == []
