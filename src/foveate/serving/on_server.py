@@ -85,8 +85,9 @@ def served(url: str, wanted: str | None, key: str | None = None) -> str:
     Raises:
         FoveateError: if no server answers at the address, or if it does not serve that model, or several and none was named.
     """
+    asked = Request(f"{address(url)}/models", headers=_headers(key))
     try:
-        found = json.loads(_opened(Request(f"{address(url)}/models", headers=_headers(key)), START_SECONDS)[0])
+        found = json.loads(_opened(asked, START_SECONDS)[0])
         names = [each["id"] for each in found["data"]]
     except HTTPError as error:
         raise FoveateError(f"server={url!r}: refuses to say which models it has ({error.code} {error.reason})") from error
@@ -167,6 +168,8 @@ class ServerAnswers:
                 if error.code not in _BUSY:
                     raise failed from error
                 wait = _told(error.headers.get("Retry-After"), wait)
+            except TimeoutError as error:
+                raise FoveateError(f"server: took longer than {_SECONDS} s") from error
             except (OSError, HTTPException) as error:
                 failed = _GoneError(f"server: nobody answers, tried {number} times ({_reason(error)})")
             if number < self._server.tries:

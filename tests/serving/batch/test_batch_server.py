@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,7 @@ from PIL import Image
 from tests.serving.batch.conftest import Write
 
 from foveate.core.errors import FoveateError
+from foveate.serving import on_server
 from foveate.serving.asked import read
 from foveate.serving.on_server import OnServer, ServerAnswers, address, data_url, served
 
@@ -47,6 +49,7 @@ class Answering(BaseHTTPRequestHandler):
         self.server.bodies.append(body)
         self.server.keys.append(self.headers.get("Authorization"))
         text = body["messages"][-1]["content"][-1]["text"]
+        time.sleep(0.5 * (text == "slow"))
         status, headers = (
             self.server.plan.pop(0) if self.server.plan else (200, {"x-foveate-tokens": "before=576, after=64"})
         )
@@ -147,6 +150,16 @@ def test_a_server_that_is_gone_is_said_to_be(server: Served, waited: list[float]
     assert found.gone
     assert "server: nobody answers, tried 6 times (" in found.error
     assert waited == [1.0, 2.0, 4.0, 8.0, 16.0]
+
+
+def test_an_answer_that_does_not_come_is_a_failure_of_the_row(
+    server: Served, waited: list[float], write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_server, "_SECONDS", 0.1)
+
+    (found,) = asking(server, waited)(list(read(write([{"id": 1, "question": "slow"}]), 64)))
+
+    assert (found.error, found.gone, waited) == ("server: took longer than 0.1 s", False, [])
 
 
 def test_an_answer_without_a_message_is_a_failure(server: Served, waited: list[float], write: Write) -> None:
