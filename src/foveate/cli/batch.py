@@ -65,7 +65,7 @@ class BatchRequest:
 @quiet()
 def batch(request: BatchRequest) -> None:
     """Answer what has no line yet."""
-    if request.out.absolute() == request.data.absolute():
+    if request.out.resolve() == request.data.resolve():
         raise FoveateError(f"out={str(request.out)!r}: is the file of the questions; name another file")
     contents = survey(request.data, request.max_new_tokens)
     load, about = _on_server(request) if request.server is not None else _on_model(request)
@@ -130,8 +130,10 @@ def _on_server(request: BatchRequest) -> tuple[Callable[[], Answerer], dict[str,
 
 
 def _keep(text: str | None) -> Keep | None:
-    if text is None or text == FULL:
-        return FULL if text else None
+    if text is None:
+        return None
+    if text == FULL:
+        return FULL
     try:
         number = float(text) if "." in text else int(text)
     except ValueError:
