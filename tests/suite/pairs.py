@@ -89,7 +89,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"late_entry": 2, "layer_list": (2,), "keep_list": (6,), "early_exit": 4},
         {"late_entry": 1, "layer_list": (1, 2), "keep_list": (0.5, 3), "early_exit": 0},
     ],
-    "hi_lo_prune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "candidates": 0.2, "start": "isolated"}, {"keep": 5, "layer": 0}],
+    "hi_lo_prune": [
+        {"keep": 6, "threshold": 0.8, "share": 0.4},
+        {"keep": 0.4, "layer": 1, "candidates": 0.4, "start": "isolated", "fusion": 2.0, "share": 0.5, "among": "candidates"},
+        {"keep": 5, "fusion": 0.0},
+        {"keep": 5, "layer": 0},
+    ],
     "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
     "ivc_prune": [{}, {"layer": 1, "mode": "fixed"}, {"mode": "union", "context": 0.3, "anchor": 0.1}],
     "information_horizon": [
@@ -147,13 +152,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "uat": [{"tau": 0.052}, {"tau": 0.045, "layers": (1, 3)}],
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "vlm_pruner": [{"keep": 6}, {"keep": 0.4, "layer": 1, "tau": 0.2, "batch": 3, "channels": 8}],
+    "vidcom2": [{"keep": 6}, {"keep": 0.4, "channels": 1.0, "temperature": 0.1, "positions": "anchor"}],
     "visionzip": [{"keep": 6}, {"keep": 0.4, "contextual": 3, "place": "embeddings"}],
-    "zoo_prune": [{"keep": 6}, {"keep": 0.4, "directions": 5, "h": 0.1, "positions": "anchor"}],
+    "zoo_prune": [{"keep": 6}, {"keep": 0.4, "directions": 5, "h": 0.1, "positions": "anchor"}, {"keep": 5, "rank": 3}],
     "v2drop": [{}, {"layers": (1, 3), "ratios": (0.5, 0.4)}],
 }
 
 
-FILMED = {"evs", "metom", "stc"}
+FILMED = {"evs", "metom", "stc", "vidcom2"}
 """Methods that look from one frame of a video to the next: the suite shows them videos, too."""
 
 

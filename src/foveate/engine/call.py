@@ -309,7 +309,7 @@ class Call:
             run.take_deepstack(kwargs)
             self.ear.hand_over(run)
         heard = [number for number, layer in enumerate(layers) if getattr(layer, "heard", False)]
-        stack.enter_context(taps.tapped(self._attentions({*program.decoder_signals, *heard})))
+        stack.enter_context(taps.tapped(self._attentions({*program.decoder_signals, *program.leaning, *heard})))
         self.run = run
         return run, kwargs
 
