@@ -25,7 +25,8 @@ class Traits:
         fingerprint: what artifacts are bound to.
         artifacts: calibrated numbers at hand, by method name.
         vision_sites: kinds of vision sites where rows may be dropped or merged; ``"middle"`` stands for the place between
-            attention and MLP of encoder blocks.
+            attention and MLP of encoder blocks, ``"tiles"`` for behind its blocks where some rows of a tile are no tokens
+            (borders): they may be dropped there, but not merged, and how many tokens are left is not known.
         rotary_axes: frequencies of each axis of the rotary embedding: one number, or three under M-RoPE.
         recurrent: decoder layers with a recurrent state instead of attention.
         sliding: decoder layers with sliding attention.

@@ -6,8 +6,10 @@ its value. A moving average over the blocks ranks the patches, and how evenly CL
 published code, the likeness is a softmax of the plain products of values (the paper speaks of cosines). The second stage,
 inside the language model, is for pictures of many tokens: give ``layer=2``. Differs: a picture keeps what it keeps alone
 (the code drops as many of each as of the one that loses most). Reconstructed: encoders without CLS are asked by the mean
-of their queries and without the likeness, as the code does for Qwen2-VL. Where tokens are no rows of the encoder (Qwen2-VL),
-or some are cut off behind it (LLaVA-NeXT), patches cannot go in its blocks, and the model is refused.
+of their queries and without the likeness, as the code does for Qwen2-VL. On LLaVA-NeXT each tile is pruned on its own,
+patches of its borders, which are cut off behind the encoder, among the rest, as in the code; so only the second stage can keep a
+promise, and ``layer`` is needed. Line ends stay (the code leaves them out). Where tokens are no rows of the encoder (Qwen2-VL),
+patches cannot go in its blocks, and the model is refused.
 """
 
 from __future__ import annotations
@@ -97,7 +99,8 @@ class FlowCut(Tokens):
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 192
-    """Tokens that are left of each grid; with ``layer``, of a sample, all of its pictures together."""
+    """Tokens that are left of each grid; with ``layer``, of a sample, all of its pictures together (of LLaVA-NeXT, if the
+    tiles have left as many)."""
     every: Annotated[int, AtLeast(1)] = 2
     """Patches go in each so many-th block, the last time in the one before the block that feeds the projector."""
     memory: Annotated[float, In(0, 1)] = 0.5
@@ -109,16 +112,23 @@ class FlowCut(Tokens):
     """Exponent of that ratio."""
     layer: Annotated[int, AtLeast(1)] | None = None
     """Decoder layer, counted from 0, before which tokens are chosen once more, by the layer before; None = not at all."""
-    entering: Annotated[float, AtLeast(1)] = 2.5
-    """With ``layer``: how many times ``keep`` tokens of each grid go to the language model (2.5 of LLaVA-NeXT's tiles)."""
+    entering: Annotated[float, AtLeast(0.1)] = 2.5
+    """With ``layer``: how many times ``keep`` tokens of each grid or tile go to the language model. Of LLaVA-NeXT's five tiles
+    2.5 where ``keep`` is a share, and 0.5 where it is a count, as published."""
 
     def check(self, traits: Traits) -> str | None:
         """Needs rows of the encoder that may go, and more than one block."""
-        refused = traits.refuse_sites("encoder")
+        tiles = "tiles" in traits.vision_sites
+        refused = None if tiles else traits.refuse_sites("encoder")
         if refused or traits.encoder_layers is None:
             return f"{refused}; use a method that acts behind the encoder, such as visionzip"
         if not traits.feature_layer:
             return "needs an encoder block in front of the one that feeds the projector, and there is none; use visionzip"
+        if tiles and self.layer is None:
+            return (
+                f"layer=None: of {traits.family} some patches are borders, so how many tokens are left is up to the second "
+                "stage; use layer=2"
+            )
         return None if self.layer is None else traits.refuse_layers("layer", self.layer, attention=(self.layer - 1,))
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
@@ -173,7 +183,7 @@ class FlowCut(Tokens):
         if self.layer is None:
             return Budget(self.keep).of(count)
         more = self.keep * self.entering
-        return Budget(int(more) if isinstance(self.keep, int) else min(more, 1.0), "floor").of(count)
+        return Budget(max(int(more), 1) if isinstance(self.keep, int) else min(more, 1.0), "floor").of(count)
 
     def _block(self, block: Site, layout: Layout, patches: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
         """Attention and flow ``[I, N]`` of the rows of ``layout`` in a block, 0 for what is no patch."""
