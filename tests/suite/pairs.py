@@ -25,7 +25,7 @@ from foveate.methods import ALVTS, UAT, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
-from tests.suite.bodies import BODIES, FILMS, ONE, Body
+from tests.suite.bodies import BODIES, FILMS, ONE, SEVERAL, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -106,7 +106,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 6, "geometry": "none"},
         {"keep": 0.4, "geometry": "none", "pool": "item", "positions": "anchor"},
     ],
-    "meteor": [{"factor": 10.0}, {"factor": 20.0, "heads": 1, "layer": 2}],
+    "meteor": [
+        {"factor": 10.0},
+        {"factor": 20.0, "heads": 1, "layer": 2, "encoding": 0.7, "fusion": 0.6},
+    ],
     "metom": [
         {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
         {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
@@ -161,6 +164,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 
 FILMED = {"evs", "metom", "stc", "vidcom2"}
 """Methods that look from one frame of a video to the next: the suite shows them videos, too."""
+JOINED = {"fastv", "flowcut", "meteor", "random", "snapkv"}
+"""Methods that the suite runs on a family of several encoders, too, or sees refused there."""
 
 
 def variants(name: str) -> list[Method]:
@@ -241,14 +246,15 @@ def _params(hosted: bool) -> list[Any]:
     found = []
     for name in registry.methods():
         for number, method in enumerate(variants(name)):
-            for body in (*BODIES.values(), *(FILMS.values() if name in FILMED else ())):
+            more = (*(FILMS.values() if name in FILMED else ()), *((SEVERAL,) if name in JOINED else ()))
+            for body in (*BODIES.values(), *more):
                 if (refusal(method, body) is None) != hosted:
                     continue
                 # Bodies are given pixels: pictures come before (tests/methods/test_downsample.py).
                 if hosted and isinstance(method, Pictures):
                     continue
                 # First tier: each method in one setting on one anatomy, each anatomy with one method.
-                first = body.name in ("llava-clip", "qwen2_vl-video") or name == "fastv" or not hosted
+                first = body.name in ("llava-clip", "qwen2_vl-video") or name in ("fastv", "meteor") and body is SEVERAL or name == "fastv" or not hosted
                 marks = [] if first and number == 0 else [pytest.mark.slow]
                 found.append(pytest.param(method, body, id=f"{body.name}-{method}", marks=marks))
     return found

@@ -11,6 +11,23 @@ from foveate.core.positions import Positions
 
 
 @dataclass(frozen=True)
+class TowerTraits:
+    """One of several encoders.
+
+    Attributes:
+        first: number of its first block, counted over the blocks of all encoders, as in sites.
+        feature_layer: its own number of the block whose output feeds its projector.
+        has_cls: whether it has a CLS token.
+        tokens: of an image in the encoder, CLS not counted; None where images differ.
+    """
+
+    first: int
+    feature_layer: int
+    has_cls: bool
+    tokens: int | None
+
+
+@dataclass(frozen=True)
 class Traits:
     """What a method may know of a model when it is attached.
 
@@ -41,6 +58,7 @@ class Traits:
         projects: whether single tokens can be asked for what the projector makes of them.
         reuses: whether blocks of the encoder can run for some rows of a frame (`foveate.core.reuse.Reuse`).
         hears: whether prompts may have sound, and what its encoder attends to can be read.
+        towers: the encoders, where there are several; what is said of *the* encoder is then unknown.
     """
 
     family: str
@@ -67,6 +85,7 @@ class Traits:
     projects: bool = False
     reuses: bool = False
     hears: bool = False
+    towers: tuple[TowerTraits, ...] = ()
 
     def numbers(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The numbers of the artifact of ``method``, None if there is none.

@@ -140,12 +140,13 @@ def _check_depth(method: Method, traits: Traits) -> None:
     decoder += method.exits(traits) if isinstance(method, Exits) else ()
     decoder += method.leaned(traits) if isinstance(method, Leaning) else ()
     # Blocks behind the one that feeds the projector may be read, but rows there reach nothing.
+    several = max((tower.first + tower.feature_layer + 1 for tower in traits.towers), default=0)
     within = {
         "decoder layer": (decoder, traits.decoder_layers),
-        "encoder block": ([site.layer for site in read if site.kind == "encoder"], traits.encoder_layers or 0),
+        "encoder block": ([site.layer for site in read if site.kind == "encoder"], traits.encoder_layers or several),
         "encoder block as a site": (
             [site.layer for site in acts if site.kind == "encoder"],
-            0 if traits.feature_layer is None else traits.feature_layer + 1,
+            several if traits.feature_layer is None else traits.feature_layer + 1,
         ),
         "encoder block in part": (
             list(method.reused(traits)) if isinstance(method, Reuse) else [],
@@ -167,8 +168,8 @@ def _check_parts(method: Method, parts: Anatomy, traits: Traits) -> None:
                 parts.halves(signal.site.layer)
             elif isinstance(signal, Function) and signal.name in ("rotate", "unrotate"):
                 parts.turned(signal.layer or 0)
-            elif isinstance(signal, Function) and signal.rank is not None and parts.encoder is not None:
-                check_thin(parts.encoder)
+            elif isinstance(signal, Function) and signal.rank is not None:
+                check_thin(parts)
         _check_presses([signal for signal in method.reads(traits) if isinstance(signal, Scorer)], parts)
     except FoveateError as error:
         raise FoveateError(f"{method.name}: {error}") from error

@@ -9,17 +9,18 @@ import torch
 from torch import nn
 
 from foveate.core.errors import FoveateError
-from foveate.models.anatomy import Encoder
+from foveate.models.anatomy import Anatomy, Encoder
 from foveate.ops.lowrank import factorise
 
 SPARE = 4
 """So many times the rank is asked for, and the best of it taken: weights' singular values fall slowly."""
 
 
-def check_thin(encoder: Encoder) -> None:
+def check_thin(parts: Anatomy) -> None:
     """Refuse a projector without weights that could be factorised."""
-    linears = [module for module in encoder.projector.modules() if isinstance(module, nn.Linear)]
-    if not linears or any(type(one.weight) is not nn.Parameter or one.weight.is_meta for one in linears):
+    modules = [] if parts.encoder is None else parts.encoder.projector.modules()
+    weights = [module.weight for module in modules if isinstance(module, nn.Linear)]
+    if not weights or any(type(one) is not nn.Parameter or one.device.type != parts.home.type for one in weights):
         raise FoveateError(
             "rank: the projector has no plain linear layers that could be brought to a low rank (quantized, offloaded, or of "
             "another kind); use rank=None"
