@@ -108,7 +108,10 @@ def test_pictures_of_a_batch_are_what_an_encoder_pruned_by_hand_makes_of_each_al
 def pruned_tower(
     model: Any, picture: Tensor, method: FlowCut, patches: int = 36, target: int = 5
 ) -> tuple[Tensor, list[int], list[int]]:
-    """Features ``[n, C]`` of one picture of so many ``patches``, down to ``target``, the cells that they are of, and how many there were behind each block."""
+    """Features ``[n, C]`` of one picture, the cells that they are of, and how many there were behind each block.
+
+    ``patches`` are as many as there are, ``target`` as many as are to be left.
+    """
     tower = model.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
     with torch.no_grad():
@@ -192,7 +195,9 @@ def test_each_tile_is_pruned_alone_and_what_is_border_is_cut_off_behind(recipe: 
         for cell in pruned_tower(model, tile[None], FlowCut(), 16, of_tile)[1]
     }
     expected = [
-        [place for place, cell in enumerate(view.cells[:, 0].tolist()) if cell in stays] for view in views if view.cells is not None
+        [place for place, cell in enumerate(view.cells[:, 0].tolist()) if cell in stays]
+        for view in views
+        if view.cells is not None
     ]
 
     assert [item.tolist() for sample in session.trace.alive(0) for item in sample] == expected

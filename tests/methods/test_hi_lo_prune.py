@@ -90,7 +90,9 @@ def test_the_worked_example_of_fusion() -> None:
     more = logits + boosted(logits)
 
     assert more.flatten().tolist() == [2.0, 1.0, 2.25, pytest.approx(0.2)]
-    torch.testing.assert_close(more.softmax(-1).flatten(), torch.tensor([0.354962, 0.130583, 0.455780, 0.058675]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        more.softmax(-1).flatten(), torch.tensor([0.354962, 0.130583, 0.455780, 0.058675]), rtol=1e-5, atol=0
+    )
     assert logits.softmax(-1).flatten() @ values == pytest.approx(1.970617)
     assert more.softmax(-1).flatten() @ values == pytest.approx(2.218168)
 
@@ -138,7 +140,9 @@ def test_candidates_are_what_the_coarse_step_found_and_the_fine_one_dropped() ->
 def test_it_acts_in_the_layers_before_the_cut() -> None:
     there = traits(cell=(3, 14, 14))
     assert HiLoPrune(layer=3).leaned(there) == (0, 1, 2)
-    assert HiLoPrune(layer=0).leaned(there) == HiLoPrune(fusion=0).leaned(there) == HiLoPrune(candidates=0).leaned(there) == ()
+    assert (
+        HiLoPrune(layer=0).leaned(there) == HiLoPrune(fusion=0).leaned(there) == HiLoPrune(candidates=0).leaned(there) == ()
+    )
     assert "fusion=0.5: layers [1] are recurrent" in str(HiLoPrune().check(traits(cell=(3, 14, 14), recurrent=(1, 5))))
 
 
@@ -159,7 +163,9 @@ def test_fusion_changes_what_leaves_and_no_fusion_changes_nothing() -> None:
 def test_other_methods_of_the_same_layers() -> None:
     body = BODIES["llava-clip"]
     model, inputs = body.model(), body.inputs([(3, 2, 6)])
-    with pytest.raises(foveate.FoveateError, match=r"shortv \+ hi_lo_prune: hi_lo_prune adds to the attention of decoder layer 1"):
+    with pytest.raises(
+        foveate.FoveateError, match=r"shortv \+ hi_lo_prune: hi_lo_prune adds to the attention of decoder layer 1"
+    ):
         foveate.attach(model, "hi_lo_prune(keep=4) + shortv(layers=(1, 2))")
     with foveate.attach(model, "hi_lo_prune(keep=4) + shortv(layers=(2,)) + snapkv(keep=0.5, window=4)") as session:
         model.generate(**inputs, max_new_tokens=3, do_sample=False)

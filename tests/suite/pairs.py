@@ -91,7 +91,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "hi_lo_prune": [
         {"keep": 6, "threshold": 0.8, "share": 0.4},
-        {"keep": 0.4, "layer": 1, "candidates": 0.4, "start": "isolated", "fusion": 2.0, "share": 0.5, "among": "candidates"},
+        {
+            "keep": 0.4,
+            "layer": 1,
+            "candidates": 0.4,
+            "start": "isolated",
+            "fusion": 2.0,
+            "share": 0.5,
+            "among": "candidates",
+        },
         {"keep": 5, "fusion": 0.0},
         {"keep": 5, "layer": 0},
     ],
@@ -254,7 +262,8 @@ def _params(hosted: bool) -> list[Any]:
                 if hosted and isinstance(method, Pictures):
                     continue
                 # First tier: each method in one setting on one anatomy, each anatomy with one method.
-                first = body.name in ("llava-clip", "qwen2_vl-video") or name in ("fastv", "meteor") and body is SEVERAL or name == "fastv" or not hosted
+                first = body.name in ("llava-clip", "qwen2_vl-video") or name == "fastv" or not hosted
+                first = first or (name == "meteor" and body is SEVERAL)
                 marks = [] if first and number == 0 else [pytest.mark.slow]
                 found.append(pytest.param(method, body, id=f"{body.name}-{method}", marks=marks))
     return found

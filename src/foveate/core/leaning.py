@@ -16,9 +16,9 @@ from foveate.core.traits import Traits
 class Leaning(Method):
     """Adds a bias to the attention logits of pairs of row and key in some decoder layers, while a prompt is read.
 
-    Nothing is removed, and a pair that the mask forbids stays forbidden. The engine asks for some queries at a time and hands
-    their bias to fused attention, so no map of the whole prompt is held. Layers that ask for none run as they are. What other
-    methods read of such a layer's attention is what it would be without the bias.
+    Nothing is removed, and a pair that the mask forbids stays forbidden. The engine asks for some queries at a time and
+    hands their bias to fused attention, so no map of the whole prompt is held. Layers that ask for none run as they are.
+    What other methods read of such a layer's attention is what it would be without the bias.
     """
 
     @abstractmethod

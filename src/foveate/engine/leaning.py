@@ -67,7 +67,7 @@ class Leant:
             parts.append(scaled_dot_product_attention(query[:, :, rows], key, value, bias, scale=scale, enable_gqa=grouped))
         if isinstance(cache, FoveateLayer) and cache.store is not None:
             raise FoveateError(
-                f"past_key_values: decoder layer {layer} holds entries in a store, where {methods[0].name} cannot strengthen "
+                f"past_key_values: decoder layer {layer} holds entries in a store, where {methods[0].name} cannot add to "
                 "attention; start with a new cache"
             )
         return torch.cat(parts, dim=2)

@@ -19,11 +19,11 @@ SPARE = 4
 def check_thin(parts: Anatomy) -> None:
     """Refuse a projector without weights that could be factorised."""
     modules = [] if parts.encoder is None else parts.encoder.projector.modules()
-    weights = [module.weight for module in modules if isinstance(module, nn.Linear)]
-    if not weights or any(type(one) is not nn.Parameter or one.device.type != parts.home.type for one in weights):
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    if not linears or not all(_readable(module, parts.home) for module in linears):
         raise FoveateError(
-            "rank: the projector has no plain linear layers that could be brought to a low rank (quantized, offloaded, or of "
-            "another kind); use rank=None"
+            "rank: the projector has no plain linear layers that could be brought to a low rank (quantized, offloaded, or "
+            "of another kind); use rank=None"
         )
 
 
@@ -43,6 +43,13 @@ def thin(encoder: Encoder, rank: int) -> Encoder:
                 setattr(projector.get_submodule(parent), child, narrow)
     wide = next((torch.promote_types(p.dtype, torch.float32) for p in projector.parameters()), torch.float32)
     return replace(encoder, projector=projector.to(wide))
+
+
+def _readable(module: nn.Linear, home: torch.device) -> bool:
+    """Whether its weight is a matrix of numbers, where the model runs."""
+    weight = module.weight
+    plain = weight.is_floating_point() and weight.shape == (module.out_features, module.in_features)
+    return plain and weight.device.type == home.type
 
 
 def _factors(module: nn.Linear, rank: int) -> nn.Sequential:

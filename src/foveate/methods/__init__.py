@@ -129,9 +129,9 @@ __all__ = [
     "ToMe",
     "TransPrune",
     "Uniform",
-    "VidCom2",
     "V2Drop",
     "VLMPruner",
+    "VidCom2",
     "VisionZip",
     "ZOOPrune",
 ]

@@ -1,13 +1,13 @@
-"""VidCom2: of a video, the tokens stay that are least like the whole and like their own frame, more of frames of their own kind.
+"""VidCom2: of a video, the tokens stay that are least like the whole and their own frame, more of frames of their own kind.
 
 Paper: "Video Compression Commander: Plug-and-Play Inference Acceleration for Video Large Language Models", arXiv 2505.14454.
 How alike two things are is a sum of Gaussians of several widths of their distance, at length 1, in the half of the channels
 that vary least over the video. The less a frame is like the mean of the whole, the larger its share, by a softmax with a low
 temperature; in each frame the tokens stay that are least like both means. The authors' code leaves it at the frames' shares,
-whose sum is about the budget; as vLLM does (``--video-pruning-method vidcom2``), tokens are then added, or taken from all that
-stay, by likeness, so that exactly ``keep`` live, but one of each frame at least. Features are float32. Reconstructed: a picture
-is a video of one frame, each picture and tile on its own; behind a method that dropped tokens, shares and means are of those
-that are left.
+whose sum is about the budget; as vLLM does (``--video-pruning-method vidcom2``), tokens are then added, or taken from all
+that stay, by likeness, so that exactly ``keep`` live, but one of each frame at least. Features are float32. Reconstructed: a
+picture is a video of one frame, each picture and tile on its own; behind a method that dropped tokens, shares and means are
+of those that are left.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def _gaussians(x: Tensor, center: Tensor) -> Tensor:
 
 
 def _counts(frame: Tensor, frames: int) -> Tensor:
-    return torch.zeros(len(frame), frames, dtype=torch.long, device=frame.device).scatter_add(1, frame, torch.ones_like(frame))
+    return torch.zeros(len(frame), frames, dtype=torch.long, device=frame.device).scatter_add(
+        1, frame, torch.ones_like(frame)
+    )
 
 
 @register
@@ -112,7 +114,7 @@ class VidCom2(ItemTokens):
     channels: Annotated[float, In(0, 1)] = 0.5
     """Share of the channels in which tokens are compared: those that vary least over the video, at least one."""
     temperature: Annotated[float, AtLeast(1e-6)] = 0.01
-    """Of the softmax over frames: the lower it is, the more the frame that is least like the whole has of what others lose."""
+    """Of the softmax over frames: the lower it is, the more of all the frame that is least like the whole has for itself."""
     positions: Positions = "auto"
 
     def budget(self) -> Budget:

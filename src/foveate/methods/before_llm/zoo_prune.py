@@ -84,8 +84,7 @@ class ZOOPrune(ItemTokens):
     h: Annotated[float, AtLeast(1e-6)] = 0.01
     """Half of the step, in the units of the encoder's features."""
     rank: Annotated[int, AtLeast(1)] | None = None
-    """Largest rank of the linear layers of the projector's copy that is pushed, as for LLaVA-NeXT; None = the projector itself.
-    """
+    """Largest rank of the linear layers of the projector's copy that is pushed, as for LLaVA-NeXT; None = the projector."""
     positions: Positions = "auto"
 
     def budget(self) -> Budget:

@@ -5,11 +5,11 @@ its value. A moving average over the blocks ranks the patches, and how evenly CL
 "FlowCut: Rethinking Redundancy via Information Flow for Efficient Vision-Language Models", arXiv 2505.19536. As in the
 published code, the likeness is a softmax of the plain products of values (the paper speaks of cosines). The second stage,
 inside the language model, is for pictures of many tokens: give ``layer=2``. Differs: a picture keeps what it keeps alone
-(the code drops as many of each as of the one that loses most). Reconstructed: encoders without CLS are asked by the mean
-of their queries and without the likeness, as the code does for Qwen2-VL. On LLaVA-NeXT each tile is pruned on its own,
-patches of its borders, which are cut off behind the encoder, among the rest, as in the code; so only the second stage can keep a
-promise, and ``layer`` is needed. Line ends stay (the code leaves them out). Where tokens are no rows of the encoder (Qwen2-VL),
-patches cannot go in its blocks, and the model is refused.
+(the code drops as many of each as of the one that loses most). Reconstructed: encoders without CLS are asked by the mean of
+their queries and without the likeness, as the code does for Qwen2-VL. On LLaVA-NeXT each tile is pruned on its own, patches
+of its borders, which are cut off behind the encoder, among the rest, as in the code; so only the second stage can keep a
+promise, and ``layer`` is needed. Line ends stay (the code leaves them out). Where tokens are no rows of the encoder
+(Qwen2-VL), patches cannot go in its blocks, and the model is refused.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class FlowCut(Tokens):
     layer: Annotated[int, AtLeast(1)] | None = None
     """Decoder layer, counted from 0, before which tokens are chosen once more, by the layer before; None = not at all."""
     entering: Annotated[float, AtLeast(0.1)] = 2.5
-    """With ``layer``: how many times ``keep`` tokens of each grid or tile go to the language model. Of LLaVA-NeXT's five tiles
-    2.5 where ``keep`` is a share, and 0.5 where it is a count, as published."""
+    """With ``layer``: how many times ``keep`` tokens of each grid or tile go to the language model; as published for
+    LLaVA-NeXT's five tiles, 2.5 where ``keep`` is a share and 0.5 where it is a count."""
 
     def check(self, traits: Traits) -> str | None:
         """Needs rows of the encoder that may go, and more than one block."""

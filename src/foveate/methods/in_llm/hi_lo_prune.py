@@ -1,14 +1,14 @@
 """Hi-Lo Prune: tokens with unlike pixels, and among these some of unlike meaning; what goes is first looked at once more.
 
 Paper: "Look at What You'll Lose before Pruning with Hierarchical Token Selection", CVPR 2026, no arXiv id. Reconstructed
-from public notes; no code is public. Tokens that the coarse step finds and the fine one drops are *candidates*. In the layers
-before the cut all other rows attend to them more (*prune-aware fusion*), so that they take in what is about to go: where a
-candidate has more than a threshold of a row's attention and is among its largest keys, ``fusion`` times its logit is added
-to the logit. Attention stays fused; the added numbers are made for some queries at a time. The notes name no values: factor,
-threshold (as a multiple of an even share) and number of keys are our choice; keys that equal the last of the largest count,
-too. The budgets of the paper's several cuts are not known, so there is one cut. Our reading: each greedy step begins with the
-first token, pixels are those of one token as the encoder gets them (of a video's paired frames the first), and every grid is
-on its own.
+from public notes; no code is public. Tokens that the coarse step finds and the fine one drops are *candidates*. In the
+layers before the cut all other rows attend to them more (*prune-aware fusion*), so that they take in what is about to go:
+where a candidate has more than a threshold of a row's attention and is among its largest keys, ``fusion`` times its logit is
+added to the logit. Attention stays fused; the added numbers are made for some queries at a time. The notes name no values:
+factor, threshold (as a multiple of an even share) and number of keys are our choice; keys that equal the last of the largest
+count, too. The budgets of the paper's several cuts are not known, so there is one cut. Our reading: each greedy step begins
+with the first token, pixels are those of one token as the encoder gets them (of a video's paired frames the first), and
+every grid is on its own.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Start = Literal["first", "isolated"]
 Among = Literal["all", "candidates"]
 Boost = Literal["logit", "magnitude"]
 CHOSEN, CANDIDATES, ALIVE = "hi_lo_prune", "hi_lo_prune candidates", "hi_lo_prune alive"
-"""Keys of the rows that stay at the cut, of those looked at once more before they go, and of how many there were of each grid
-when they were chosen, and are to stay."""
+"""Keys of the rows that stay at the cut, of those looked at once more before they go, and of how many there were of each
+grid when they were chosen, and are to stay."""
 
 
 def coarse_to_fine(pixels: Tensor, tokens: Tensor, k: int, coarse: int, start: Start = "first") -> tuple[Tensor, Tensor]:
@@ -164,7 +164,10 @@ class HiLoPrune(ItemTokens, Leaning):
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Choose, and remember the choice until the cut."""
         if site.kind == "sequence":
-            return super().edit(site, x, layout, seen, state) if self.layer == 0 else self._remember(x, layout, seen, state)
+            if self.layer == 0:
+                return super().edit(site, x, layout, seen, state)
+            self._remember(x, layout, seen, state)
+            return None
         chosen = state.get("prefill", CHOSEN)
         if chosen is None:
             return None

@@ -1,21 +1,21 @@
-"""METEOR: several encoders share a budget, tokens go that others' repeat, and heads that look at the picture say how many stay.
+"""METEOR: encoders share a budget, tokens go that others repeat, and heads that look at the picture say how many stay.
 
 Paper: "METEOR: Multi-Encoder Collaborative Token Pruning for Efficient Vision Language Models", ICCV 2025, arXiv 2507.20842.
 No code is public; reconstructed from public notes with its formulas. Where a family has several encoders, each one's blocks
 are cut into three equal segments, behind each of which patches go: in proportion to the ranks of their feature maps the
 encoders share what all of them may keep together, and each keeps the patches that are least like their mean, or, behind the
-second and third segment and where there is a CLS token, have most of its attention. Before the language model those tokens of
-a picture stay that are least like the tokens of its other encoders (sums of cosines). The last stage, which the paper uses
-alone on models as they are, too, is all that models of one encoder get: the attention that text behind the picture pays to
-the visual tokens, summed, is a head's visual attention value; the heads with the largest ones vote: how much they pay in all,
-times a factor, is the number of tokens that stay, so questions that need detail (text in the picture) keep more, and those
-tokens stay that they attend to most.
+second and third segment and where there is a CLS token, have most of its attention. Before the language model those tokens
+of a picture stay that are least like the tokens of its other encoders (sums of cosines). The last stage, which the paper
+uses alone on models as they are, too, is all that models of one encoder get: the attention that text behind the picture pays
+to the visual tokens, summed, is a head's visual attention value; the heads with the largest ones vote: how much they pay in
+all, times a factor, is the number of tokens that stay, so questions that need detail (text in the picture) keep more, and
+those tokens stay that they attend to most.
 
 The paper trains its model with the first two stages. Reconstructed: one cut at each segment's end; the shares kept there and
 before the language model, which the notes do not name; ranks are given (`numerical_rank` measures them), or every encoder
 keeps the same share; what is left is numbered without gaps. Of the last stage: the mean over the text's rows, softmax over
-all keys, the layer, the number of heads and the factor: ``factor`` = wanted tokens / mean of what the heads pay, over prompts
-of one's own; positions stay.
+all keys, the layer, the number of heads and the factor: ``factor`` = wanted tokens / mean of what the heads pay, over
+prompts of one's own; positions stay.
 
 The count depends on the data: it comes to the host once for each forward.
 """
@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 
 from foveate.core.device import upload
-
 from foveate.core.layout import Edit, Layout
 from foveate.core.method import Tokens
 from foveate.core.parameters import AtLeast, CountOrShare, In
@@ -73,7 +72,8 @@ def from_text(asked: Attention) -> Tensor:
 
 def numerical_rank(features: Tensor, eps: float = 1e-3) -> Tensor:
     """``[I]`` how many singular values of ``features`` ``[I, n, D]`` are above ``eps`` times the largest."""
-    return torch.linalg.matrix_rank(features.float(), rtol=eps)
+    ranks: Tensor = torch.linalg.matrix_rank(features.float(), rtol=eps)
+    return ranks
 
 
 def likeness_to_mean(x: Tensor, tokens: Tensor) -> Tensor:
@@ -96,15 +96,15 @@ def redundancy(x: Tensor, picture: Tensor, encoder: Tensor, pictures: int, encod
     unit = torch.nn.functional.normalize(x.float(), dim=2).masked_fill((picture < 0)[..., None], 0)
     group = (picture.clamp(min=0) * encoders + encoder.clamp(min=0))[..., None].expand_as(unit)
     sums = unit.new_zeros(len(x), pictures * encoders, x.shape[2]).scatter_add(1, group, unit)
-    others = sums.unflatten(1, (pictures, encoders)).sum(2, keepdim=True).expand(-1, -1, encoders, -1).flatten(1, 2) - sums
-    return (unit * others.gather(1, group)).sum(2)
+    of_pictures = sums.reshape(len(x), pictures, encoders, -1).sum(2).repeat_interleave(encoders, dim=1)
+    return (unit * (of_pictures - sums).gather(1, group)).sum(2)
 
 
 @register
 @dataclass(frozen=True)
 class Meteor(Tokens):
-    """Drop visual tokens in each of several encoders, where these repeat each other, and before one decoder layer, as many as
-    its heads' attention to the picture leaves room for.
+    """Drop visual tokens in each of several encoders, where these repeat each other, and before one decoder layer: there as
+    many as its heads' attention to the picture asks for.
     """
 
     name = "meteor"
@@ -139,11 +139,13 @@ class Meteor(Tokens):
         unknown = next((n for n, one in enumerate(towers) if one.tokens is None or one.feature_layer + 1 < SEGMENTS), None)
         if unknown is not None:
             return (
-                f"encoder {unknown} of {traits.family} has fewer than {SEGMENTS} blocks, or no fixed number of tokens; use it on "
-                "models of one encoder"
+                f"encoder {unknown} of {traits.family} has fewer than {SEGMENTS} blocks, or no fixed number of tokens; use it "
+                "on models of one encoder"
             )
         if towers and self.ranks is not None and len(self.ranks) != SEGMENTS * len(towers):
-            return f"ranks={self.ranks}: must be {SEGMENTS} for each of {len(towers)} encoders, {SEGMENTS * len(towers)} in all"
+            return (
+                f"ranks={self.ranks}: must be {SEGMENTS} for each of {len(towers)} encoders, {SEGMENTS * len(towers)} in all"
+            )
         return traits.refuse_layers("layer", layer, attention=[layer - 1])
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:
@@ -168,7 +170,7 @@ class Meteor(Tokens):
         return shape.edits + 2 * shape.attention(max(shape.rows - shape.visual, 1)) + fusion
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
-        """Rank patches within each picture, tokens of each picture's encoders jointly, visual rows of each sample jointly."""
+        """Rank patches of each encoder, tokens of each picture's encoders jointly, visual rows of each sample jointly."""
         traits: Traits = state.get("session", "traits")
         if site.kind == "encoder":
             return self._encode(site.layer, x, layout, seen, traits)
@@ -193,7 +195,7 @@ class Meteor(Tokens):
             ranks = tokens if self.ranks is None else self.ranks[segment * count : (segment + 1) * count]
             wanted = torch.tensor(round(self.encoding ** (segment + 1) * int(tokens.sum())))
             kept.append(dealt(torch.as_tensor(ranks, dtype=torch.float64), wanted, kept[-1], kept[-1].clamp(max=1)))
-        return torch.stack(kept[1:], dim=1).tolist()  # type: ignore[no-any-return]
+        return torch.stack(kept[1:], dim=1).tolist()
 
     @staticmethod
     def _asked(layer: int) -> Rows:
