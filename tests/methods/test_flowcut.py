@@ -206,5 +206,11 @@ def test_each_tile_is_pruned_alone_and_what_is_border_is_cut_off_behind(recipe: 
 
 
 def test_of_tiles_only_the_second_stage_keeps_a_promise() -> None:
-    with pytest.raises(FoveateError, match=r"flowcut: layer=None: of llava_next some patches are borders.*; use layer=2"):
-        foveate.attach(BODIES["llava_next"].model(), "flowcut(keep=5)")
+    tiles = traits(**(FAR_BACK | {"vision_sites": frozenset({"tiles"})}))
+    assert FlowCut().fitted(tiles) == FlowCut(layer=2)
+    assert FlowCut(layer=3).fitted(tiles) == FlowCut(layer=3)
+    assert FlowCut().fitted(traits(**FAR_BACK)) == FlowCut()
+    body = BODIES["llava_next"]
+    with torch.no_grad(), foveate.attach(model := body.model(), "flowcut(keep=3)") as session:
+        model(**body.inputs([(3, 1, 6)]))
+    assert session.report.visual_tokens[2:] == (3, 3)

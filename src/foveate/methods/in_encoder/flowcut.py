@@ -7,16 +7,16 @@ published code, the likeness is a softmax of the plain products of values (the p
 inside the language model, is for pictures of many tokens: give ``layer=2``. Differs: a picture keeps what it keeps alone
 (the code drops as many of each as of the one that loses most). Reconstructed: encoders without CLS are asked by the mean of
 their queries and without the likeness, as the code does for Qwen2-VL. On LLaVA-NeXT each tile is pruned on its own, patches
-of its borders, which are cut off behind the encoder, among the rest, as in the code; so only the second stage can keep a
-promise, and ``layer`` is needed. Line ends stay (the code leaves them out). Where tokens are no rows of the encoder
-(Qwen2-VL), patches cannot go in its blocks, and the model is refused.
+of its borders, which are cut off behind the encoder, among the rest, as in the code; so only the second stage, which is
+always there, keeps a promise. Line ends stay (the code leaves them out). Where tokens are no rows of the encoder (Qwen2-VL,
+InternVL) or lie between some (LLaVA-OneVision), patches cannot go in its blocks, and the model is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ from foveate.ops.attention import row_logits
 from foveate.ops.select import top_rows
 
 FLOW = "flowcut"
+BORDERS = "tiles"
+"""The kind of site where some patches of a tile are no tokens."""
 
 
 def value_norms(values: Tensor) -> Tensor:
@@ -111,24 +113,24 @@ class FlowCut(Tokens):
     power: Annotated[float, AtLeast(0)] = 2.0
     """Exponent of that ratio."""
     layer: Annotated[int, AtLeast(1)] | None = None
-    """Decoder layer, counted from 0, before which tokens are chosen once more, by the layer before; None = not at all."""
+    """Decoder layer, counted from 0, before which tokens are chosen once more, by the layer before; None = not at all,
+    but 2 where tiles have borders (LLaVA-NeXT)."""
     entering: Annotated[float, AtLeast(0.1)] = 2.5
     """With ``layer``: how many times ``keep`` tokens of each grid or tile go to the language model; as published for
     LLaVA-NeXT's five tiles, 2.5 where ``keep`` is a share and 0.5 where it is a count."""
 
+    def fitted(self, traits: Traits) -> Self:
+        """Where tiles have borders, only the second stage knows how many tokens there are."""
+        late = self.layer is None and BORDERS in traits.vision_sites and traits.decoder_layers > 2
+        return replace(self, layer=2) if late else self
+
     def check(self, traits: Traits) -> str | None:
         """Needs rows of the encoder that may go, and more than one block."""
-        tiles = "tiles" in traits.vision_sites
-        refused = None if tiles else traits.refuse_sites("encoder")
+        refused = None if BORDERS in traits.vision_sites else traits.refuse_sites("encoder")
         if refused or traits.encoder_layers is None:
             return f"{refused}; use a method that acts behind the encoder, such as visionzip"
         if not traits.feature_layer:
             return "needs an encoder block in front of the one that feeds the projector, and there is none; use visionzip"
-        if tiles and self.layer is None:
-            return (
-                f"layer=None: of {traits.family} some patches are borders, so how many tokens are left is up to the second "
-                "stage; use layer=2"
-            )
         return None if self.layer is None else traits.refuse_layers("layer", self.layer, attention=(self.layer - 1,))
 
     def sites(self, traits: Traits) -> tuple[Site, ...]:

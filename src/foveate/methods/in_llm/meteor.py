@@ -139,8 +139,8 @@ class Meteor(Tokens):
         unknown = next((n for n, one in enumerate(towers) if one.tokens is None or one.feature_layer + 1 < SEGMENTS), None)
         if unknown is not None:
             return (
-                f"encoder {unknown} of {traits.family} has fewer than {SEGMENTS} blocks, or no fixed number of tokens; use it "
-                "on models of one encoder"
+                f"encoder {unknown} of {traits.family} has fewer than {SEGMENTS} blocks, or no fixed number of tokens; use "
+                "it on models of one encoder"
             )
         if towers and self.ranks is not None and len(self.ranks) != SEGMENTS * len(towers):
             return (
