@@ -70,6 +70,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_method_that_was_named_and_is_refused_ends_it_before_any_work(
     nodes: Nodes, folder: ResultFolder, tmp_path: Path, log: Any
 ) -> None:
