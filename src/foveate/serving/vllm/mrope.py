@@ -1,0 +1,107 @@
+"""M-RoPE: what stays of a picture keeps its place in the grid.
+
+vLLM makes positions once, when a request arrives, and knows no picture's rows by then. So all placeholders of a picture get
+the position where its grid begins, and text behind it the one that it has without a recipe; its place in the grid of each row
+that stays rides with its embedding, as six more columns, and are added where the model reads positions. Rows that are not
+computed (prefix caching, a chunk of a prompt) need none, and nothing is remembered beyond a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from foveate.core.device import upload
+from foveate.serving.vllm.model import PruningModel
+
+COLUMNS, BASE = 6, 256
+"""Each number as ``(n // 256, n % 256)``: bfloat16 has whole numbers to 256."""
+
+
+def with_places(rows: Tensor, place: Tensor) -> Tensor:
+    """Rows ``[k, D]`` with their places ``[k, 3]`` behind them: ``[k, D + 6]``."""
+    return torch.cat([rows, torch.cat([place // BASE, place % BASE], dim=1).to(rows.dtype)], dim=1)
+
+
+def apart(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What `with_places` joined."""
+    high, low = rows[:, -COLUMNS:].round().long().chunk(2, dim=1)
+    return rows[:, :-COLUMNS], high * BASE + low
+
+
+class PlacingModel(PruningModel):
+    """Beside vLLM's model of a family with M-RoPE."""
+
+    _places: tuple[Tensor, Tensor] | None = None
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """What stays of each picture, with places; videos have theirs in vLLM's positions already."""
+        made = super().embed_multimodal(**kwargs)
+        if self.pruner is None or "pixel_values" in kwargs:
+            return made
+        return [pad(rows, (0, COLUMNS)) for rows in made]
+
+    def placed(self, rows: Tensor, place: Tensor) -> Tensor:
+        """With its place."""
+        return with_places(rows, place)
+
+    def embed_input_ids(
+        self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
+    ) -> Tensor:
+        """Cut the places off, for this step's `forward`."""
+        if self.pruner is not None:
+            self._places = None
+            if multimodal_embeddings is not None and len(multimodal_embeddings) and is_multimodal is not None:
+                parts = [apart(rows) for rows in multimodal_embeddings]
+                multimodal_embeddings = [rows for rows, _ in parts]
+                where = is_multimodal.cpu().nonzero()[:, 0]  # it is on the host where vLLM made it
+                self._places = upload(where, input_ids.device), torch.cat([place for _, place in parts])
+        made: Tensor = super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)  # type: ignore[misc]
+        return made
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Add the places."""
+        if self._places is not None and inputs_embeds is not None and positions.ndim == 2:
+            where, place = self._places
+            positions = positions.index_add(1, where, place.T.to(positions.dtype))
+        self._places = None
+        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)  # type: ignore[misc]
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Sequence[Any]) -> tuple[Tensor, int]:
+        """Those of the whole pictures, of which placeholders that are there get their grid's first."""
+        parent: Any = super()
+        if self.pruner is None:
+            return parent.get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[no-any-return]
+        merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        whole, features, columns, done = list[int](), list[Any](), list[Tensor](), 0
+        for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
+            start, length = feature.mm_position.offset, feature.mm_position.length
+            columns.append(len(whole) + torch.arange(start - done))
+            whole += input_tokens[done:start]
+            begin, full = len(whole), length
+            if feature.modality == "image":
+                full = int(feature.data["image_grid_thw"].data.prod()) // merge**2
+                columns.append(torch.full((length,), begin))
+                whole += [input_tokens[start]] * full
+            else:
+                columns.append(begin + torch.arange(length))
+                whole += input_tokens[start : start + length]
+            # Embeddings of a video may leave gaps, which stay where they are in it.
+            features.append(replace(feature, mm_position=replace(feature.mm_position, offset=begin, length=full)))
+            done = start + length
+        columns.append(len(whole) + torch.arange(len(input_tokens) - done))
+        whole += input_tokens[done:]
+        positions, _ = parent.get_mrope_input_positions(whole, features)
+        return positions[:, torch.cat(columns)], int(positions.max()) + 1 - len(input_tokens)

@@ -1,0 +1,110 @@
+"""The same questions to vLLM under a recipe, and to transformers under `foveate.attach`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in this process, so that its model can be seen
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # a core that others use, too, would be waited for
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from vllm import LLM, SamplingParams
+
+import foveate
+from foveate import reference
+from foveate.tasks import Question
+
+LONGEST = 8
+"""Tokens of an answer."""
+
+
+@dataclass
+class Answer:
+    """An answer, token by token, the logarithm of the probability of each, and what was kept of each picture's views."""
+
+    ids: list[int]
+    logprobs: list[float]
+    kept: list[list[int]]
+
+
+def engine(folder: Any, recipe: str | None, min_keep: Any = None, max_keep: Any = None, **options: Any) -> LLM:
+    """vLLM on a checkpoint, in float32."""
+    overrides = {} if recipe is None else {"foveate": {"recipe": recipe, "min_keep": min_keep, "max_keep": max_keep}}
+    known = dict(dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=16, seed=0, disable_log_stats=True)
+    return LLM(str(folder), hf_overrides=overrides, **(known | options))
+
+
+def prompt(processor: Any, question: Question) -> str:
+    """As text, with one placeholder for each picture."""
+    content = [{"type": "image"} for _ in question.images] + [{"type": "text", "text": question.turns[0].prompt}]
+    text: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    return text
+
+
+def watch(llm: LLM) -> list[list[list[int]]]:
+    """A list to which what is kept of each picture's views is added from now on, in the order of their encoding."""
+    seen: list[list[list[int]]] = []
+
+    def install(model: Any) -> None:
+        pruner, plain = model.pruner, type(model.pruner).encode
+
+        def encode(keeps: Any, bound: Any, *rest: Any) -> Any:
+            made = plain(pruner, keeps, bound, *rest)
+            for picture, (_, place) in zip(pruner.pruning.pictures(bound), made):
+                seen.append(_by_view(picture, place))
+            return made
+
+        pruner.encode = encode
+
+    llm.apply_model(install)
+    return seen
+
+
+def _by_view(picture: Any, place: torch.Tensor) -> list[list[int]]:
+    columns = torch.tensor([view.columns for view in picture.views])
+    ordinal = place[:, 1] * columns[place[:, 0].clamp(min=0)] + place[:, 2]
+    return [ordinal[place[:, 0] == number].tolist() for number in range(len(picture.views))]
+
+
+def ask(llm: LLM, processor: Any, asked: Sequence[Question], keep: Any = None, **more: Any) -> list[Answer]:
+    """vLLM's answers; what was kept has to be asked of `watch`."""
+    requests = [
+        {
+            "prompt": prompt(processor, each),
+            "multi_modal_data": {"image": list(each.images)},
+            **({} if keep is None else {"mm_processor_kwargs": {"foveate_keep": keep}}),
+            **more,
+        }
+        for each in asked
+    ]
+    params = SamplingParams(temperature=0.0, max_tokens=LONGEST, logprobs=1)
+    answers = []
+    for made in llm.generate(requests, params, use_tqdm=False):
+        out = made.outputs[0]
+        answers.append(Answer(list(out.token_ids), [step[i].logprob for step, i in zip(out.logprobs, out.token_ids)], []))
+    return answers
+
+
+@torch.inference_mode()
+def attached(name: str, recipe: str, asked: Sequence[Question]) -> list[Answer]:
+    """transformers' answers under `foveate.attach`."""
+    model, processor = reference.load(name)
+    model = model.float()
+    answers = []
+    with foveate.attach(model, recipe) as session:
+        for each in asked:
+            inputs = processor(images=list(each.images), text=prompt(processor, each), return_tensors="pt")
+            made = model.generate(
+                **inputs, max_new_tokens=LONGEST, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+            ids = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+            logprobs = [logits[0].log_softmax(0)[i].item() for logits, i in zip(made.logits, ids)]
+            answers.append(Answer(ids, logprobs, [kept.tolist() for kept in session.trace.alive(0)[0]]))
+    return answers
