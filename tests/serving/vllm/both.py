@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -13,11 +15,14 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # a core that othe
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from transformers import AutoModelForImageTextToText
 from vllm import LLM, SamplingParams
 
 import foveate
-from foveate import reference
+from foveate.models.processors import read_processor
+from foveate.models.specimens import SHAPES
 from foveate.tasks import Question
+from tests.hub import write_checkpoint
 
 LONGEST = 8
 """Tokens of an answer."""
@@ -67,6 +72,17 @@ def watch(llm: LLM) -> list[list[list[int]]]:
     return seen
 
 
+def toy(family: str, folder: Path) -> Path:
+    """A random checkpoint of a family, with heads as wide as vLLM's attention on CPUs takes them."""
+    shape = deepcopy(SHAPES[family])
+    shape["text_config"] |= {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    if family == "llava_onevision":  # whose decoder has no head_dim of its own
+        shape["text_config"]["hidden_size"] = 128
+    if "mrope_section" in shape["text_config"].get("rope_parameters", {}):
+        shape["text_config"]["rope_parameters"]["mrope_section"] = [16, 8, 8]
+    return write_checkpoint(family, folder, shape=shape)
+
+
 def _by_view(picture: Any, place: torch.Tensor) -> list[list[int]]:
     columns = torch.tensor([view.columns for view in picture.views])
     ordinal = place[:, 1] * columns[place[:, 0].clamp(min=0)] + place[:, 2]
@@ -93,10 +109,9 @@ def ask(llm: LLM, processor: Any, asked: Sequence[Question], keep: Any = None, *
 
 
 @torch.inference_mode()
-def attached(name: str, recipe: str, asked: Sequence[Question]) -> list[Answer]:
+def attached(folder: Any, recipe: str, asked: Sequence[Question]) -> list[Answer]:
     """transformers' answers under `foveate.attach`."""
-    model, processor = reference.load(name)
-    model = model.float()
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval(), read_processor(folder)
     answers = []
     with foveate.attach(model, recipe) as session:
         for each in asked:

@@ -70,7 +70,7 @@ def encode(made: Program, bound: Bound, tower: Callable[[], Sequence[Tensor]], c
         clock: times what it costs to score and choose.
 
     Returns:
-        For each picture the rows that stay ``[k, D]``, and the view, row and column of each ``[k, 3]`` (int64; -1 of line ends).
+        For each picture the rows that stay ``[k, D]``, and view, row and column of each ``[k, 3]`` (int64; -1 of line ends).
     """
     look = Look(made, "image", bound, clock, {}, None)
     with heard(look, bound):
@@ -128,8 +128,8 @@ def _listener(look: Look, tower: Tower, layer: int, bound: Bound) -> Callable[..
         for length, run in itertools.groupby(tower.segments(bound, layer)):
             count = len(list(run))
             end = start + count * length
-            parts = (x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
-            look.observe(layer, *parts, module.scale, None)
+            q, k, v = (x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1) for x in (query, key, value))
+            look.observe(layer, q, k, v, module.scale, None)
             start = end
 
     return listen
@@ -171,7 +171,7 @@ def _cells(layout: Layout) -> Tensor:
 
 def _choose(made: Program, look: Look, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
     """What the encoder has left, and then what the method leaves of it."""
-    now = SimpleNamespace(layout=layout)  # what a signal of pictures asks for, once it is read
+    now: Any = SimpleNamespace(layout=layout)  # what a signal of pictures asks for, once it is read
     state = State(made.constants)
     edit = arrival([look], layout)
     if edit is not None:

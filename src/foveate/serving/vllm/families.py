@@ -69,15 +69,16 @@ class Family:
 def _next(config: Any) -> Pictures:
     from transformers import LlavaNextModel
 
-    return llava_next.pictures(config, partial(LlavaNextModel.pack_image_features, SimpleNamespace(config=config)))
+    pack: Any = LlavaNextModel.pack_image_features
+    return llava_next.pictures(config, partial(pack, SimpleNamespace(config=config)))
 
 
 def _onevision(config: Any) -> Pictures:
     from transformers import LlavaOnevisionModel
 
     # vLLM shows every picture in detail, however many a prompt has, in nine tiles at most.
-    pack = partial(LlavaOnevisionModel.pack_image_features, SimpleNamespace(config=config))
-    found = llava_onevision.pictures_of(config, pack)
+    pack: Any = LlavaOnevisionModel.pack_image_features
+    found = llava_onevision.pictures_of(config, partial(pack, SimpleNamespace(config=config)))
     return lambda bound: found({"image_sizes": bound["image_sizes"], "vision_aspect_ratio": "anyres_max_9"})
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from vllm.logger import init_logger
 
@@ -42,12 +41,13 @@ class PruningModel:
         reason = refused(vllm_config, pruning)
         if reason:
             raise FoveateError(f"recipe {pruning.label!r}: {reason}")
+        parts: Any = self
         anatomy = Anatomy(
             family=self.family,
-            model=self,  # type: ignore[arg-type]
-            multimodal=self,  # type: ignore[arg-type]
-            vision=getattr(self, "visual", None) or self.vision_tower,
-            language_model=self.language_model,  # type: ignore[attr-defined]
+            model=parts,
+            multimodal=parts,
+            vision=parts.visual if hasattr(self, "visual") else parts.vision_tower,
+            language_model=parts.language_model,
             layers=(),
             image_tokens=(getattr(config, self.tokens),),
             pictures=pruning.pictures,
@@ -67,7 +67,7 @@ class PruningModel:
         """The parts of the tower that vLLM has built."""
         raise NotImplementedError
 
-    def share(self, bound: Mapping[str, Any], chosen: Sequence[int], pictures: Sequence[Picture]) -> dict[str, Any]:
+    def share(self, bound: Mapping[str, Any], chosen: Sequence[int]) -> dict[str, Any]:
         """The fields of some pictures, given those of all."""
         return {
             name: value[list(chosen)] if isinstance(value, Tensor) else [value[number] for number in chosen]
@@ -119,16 +119,16 @@ class Pruner:
         kept: list[Rows | None] = [None] * len(pictures)
         for chosen in self._batches(pictures, wanted):
             keep, counted = wanted[chosen[0]]
-            part = bound if len(chosen) == len(pictures) else share(bound, chosen, pictures)
+            part = bound if len(chosen) == len(pictures) else share(bound, chosen)
             shown = [pictures[number] for number in chosen]
-            for number, rows in zip(chosen, self._encode(keep, counted, shown, part, lambda part=part: tower(**part))):
+            for number, rows in zip(chosen, self._encode(keep, counted, shown, part, partial(tower, **part))):
                 kept[number] = rows
         return kept  # type: ignore[return-value]
 
     def _batches(self, pictures: Sequence[Picture], wanted: Sequence[tuple[Keep, bool]]) -> Iterator[list[int]]:
         """Numbers of pictures that are encoded together."""
         for one in dict.fromkeys(wanted):
-            batch, tokens = [], 0
+            batch, tokens = list[int](), 0
             for number in (number for number, each in enumerate(wanted) if each == one):
                 if batch and tokens + pictures[number].count > self.most:
                     yield batch

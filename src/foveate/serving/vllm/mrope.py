@@ -1,9 +1,9 @@
 """M-RoPE: what stays of a picture keeps its place in the grid.
 
 vLLM makes positions once, when a request arrives, and knows no picture's rows by then. So all placeholders of a picture get
-the position where its grid begins, and text behind it the one that it has without a recipe; its place in the grid of each row
-that stays rides with its embedding, as six more columns, and are added where the model reads positions. Rows that are not
-computed (prefix caching, a chunk of a prompt) need none, and nothing is remembered beyond a step.
+the position where its grid begins, and text behind it the one that it has without a recipe; where in the grid a row is rides
+with its embedding, as six more columns, and is added where the model reads positions. Rows that are not computed (prefix
+caching, a chunk of a prompt) need none, and nothing is remembered beyond a step.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from torch import Tensor
 from vllm.model_executor.models import qwen2_5_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from foveate.models.anatomy import Picture
 from foveate.models.qwen_vision import grids, rows_of
 from foveate.serving.vllm.encoding import Bound, Tower
 from foveate.serving.vllm.mrope import PlacingModel
@@ -35,9 +34,7 @@ def share(bound: Bound, chosen: Sequence[int]) -> dict[str, Any]:
     return {"pixel_values": torch.cat([parts[number] for number in chosen]), "image_grid_thw": grid[list(chosen)]}
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor, info=Info, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder)
 class Qwen2_5_VLForConditionalGeneration(PlacingModel, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):  # noqa: N801
     """Qwen2.5-VL, with a recipe."""
 
@@ -84,6 +81,6 @@ class Qwen2_5_VLForConditionalGeneration(PlacingModel, qwen2_5_vl.Qwen2_5_VLForC
             segments=segments,
         )
 
-    def share(self, bound: Mapping[str, Any], chosen: Sequence[int], pictures: Sequence[Picture]) -> dict[str, Any]:
+    def share(self, bound: Mapping[str, Any], chosen: Sequence[int]) -> dict[str, Any]:
         """Patches by grid."""
         return share(bound, chosen)
