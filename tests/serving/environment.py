@@ -2,8 +2,8 @@
 
     VENV/bin/python tests/serving/environment.py
 
-The wheel asks for torchvision, torchaudio and torchcodec as built for torch's CPU builds, which a package index need not have.
-Pictures need none of the three, so they are left out, and torchvision is put beside the rest as it comes; `shims` holds what
+The wheel asks for torchvision, torchaudio and torchcodec as built for torch's CPU builds, which an index need not have. Pictures
+need none of the three, so they are left out, and torchvision is put beside the rest as it comes; `shims` holds what
 makes that work. vLLM itself is the one version that the plug-in is tested with (`foveate.serving.vllm.contract`).
 """
 

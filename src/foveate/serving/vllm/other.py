@@ -1,4 +1,4 @@
-"""In the places of vLLM's models, of a version that the plug-in is not tested with: they refuse a recipe, and are else its own."""
+"""In the places of vLLM's models, of a version that the plug-in is not tested with: its own, but that they refuse a recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
             from vllm import __version__
 
             raise FoveateError(
-                f"vllm {__version__}: recipes are tested with {TESTED}; install vllm=={TESTED}.*, or serve without"
+                f"vllm {__version__}: recipes are tested with {TESTED}; install that, or serve without a recipe"
             )
         own.__init__(self, vllm_config=vllm_config, prefix=prefix)
 
