@@ -34,8 +34,8 @@ LONGEST = 8
 class Answer:
     """An answer, token by token.
 
-    logprobs: of each token. kept: what was kept of each picture's views. cached: tokens of the prompt that were in the prefix
-        cache.
+    logprobs: of each token. kept: what was kept of each picture's views. cached: tokens of the prompt that were in the
+        prefix cache.
     """
 
     ids: list[int]
@@ -102,15 +102,20 @@ def _by_view(picture: Any, place: torch.Tensor) -> list[list[int]]:
     return [ordinal[place[:, 0] == number].tolist() for number in range(len(picture.views))]
 
 
-def ask(llm: LLM, processor: Any, asked: Sequence[Question], keeps: Sequence[Any] = (), **more: Any) -> list[Answer]:
-    """vLLM's answers, asked all at once, at the ``keeps`` of each; what was kept has to be asked of `watch`."""
+def ask(
+    llm: LLM, processor: Any, asked: Sequence[Question], keeps: Sequence[Any] = (), longer: int | None = None, **more: Any
+) -> list[Answer]:
+    """vLLM's answers, asked all at once, at the ``keeps`` of each; what was kept has to be asked of `watch`.
+
+    ``longer``: tokens of each answer, whatever ends it; None = as `attached`.
+    """
     requests = [
         {"prompt": prompt(processor, each), "multi_modal_data": {"image": list(each.images)}}
         | ({"mm_processor_kwargs": {"foveate_keep": keeps[number]}} if keeps else {})
         | {name: value[number] for name, value in more.items()}
         for number, each in enumerate(asked)
     ]
-    params = SamplingParams(temperature=0.0, max_tokens=LONGEST, logprobs=1)
+    params = SamplingParams(temperature=0.0, max_tokens=longer or LONGEST, ignore_eos=longer is not None, logprobs=1)
     answers = []
     for made in llm.generate(requests, params, use_tqdm=False):
         out = made.outputs[0]

@@ -14,17 +14,17 @@ from tests.serving.vllm.both import ask, attached, engine, same, stop, watch
 FOLDER = reference.path("reference-qwen")
 RECIPE = "hiprune(keep=0.5)"
 LARGE = [
-    replace(each, images=tuple(image.resize((192, 160)) for image in each.images))
+    replace(each, images=tuple(image.resize((192, 192)) for image in each.images))
     for task in SPINE
     for each in questions(task, 1, seed=5)
 ]
 ASKED = LARGE + [each for task in SPINE for each in questions(task, 1, seed=6)]
-"""Pictures of 60 kept tokens, and of 18."""
+"""Pictures of 72 kept tokens, and of 18."""
 
 
 @pytest.fixture(scope="module")
 def llm():
-    # A step computes 48 tokens at most, and the cache has room for four prompts of the larger pictures.
+    # A step computes 48 tokens at most, and the cache has room for four prompts of larger pictures.
     options = dict(max_num_batched_tokens=48, block_size=32, num_gpu_blocks_override=13)
     llm = engine(FOLDER, RECIPE, max_model_len=384, **options)
     yield llm
@@ -36,7 +36,13 @@ def processor():
     return read_processor(FOLDER)
 
 
-def test_chunks_that_cut_a_picture_and_prompts_that_are_preempted(llm, processor):
+def test_chunks_that_cut_a_picture(llm, processor):
+    kept = watch(llm)
+    same(ask(llm, processor, ASKED), attached(FOLDER, RECIPE, ASKED))
+    assert {len(view) for picture in kept for view in picture} == {18, 72}
+
+
+def test_prompts_that_are_preempted_go_on_as_if_they_had_been_alone(llm, processor):
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     preempted, plain = [], scheduler._preempt_request
 
@@ -45,11 +51,9 @@ def test_chunks_that_cut_a_picture_and_prompts_that_are_preempted(llm, processor
         return plain(request, *args, **kwargs)
 
     scheduler._preempt_request = preempt
-    kept = watch(llm)
-    theirs = attached(FOLDER, RECIPE, ASKED)
-    same(ask(llm, processor, ASKED), theirs)
-    assert sorted(len(view) for picture in kept for view in picture)[:: len(ASKED) - 1] == [18, 60]
+    together = ask(llm, processor, LARGE, longer=40)
     assert preempted
+    same(together, [ask(llm, processor, [each], longer=40)[0] for each in LARGE])
 
 
 def test_the_prefix_cache_is_hit_within_a_picture(llm, processor):
@@ -57,7 +61,7 @@ def test_the_prefix_cache_is_hit_within_a_picture(llm, processor):
     first = ask(llm, processor, LARGE[:1])
     again = ask(llm, processor, LARGE[:1])
     assert first[0].cached == 0
-    assert 0 < again[0].cached < 60  # the rest of the picture is computed anew
+    assert 0 < again[0].cached < 72  # the rest of the picture is computed anew
     same(again, first)
     same(first, attached(FOLDER, RECIPE, LARGE[:1]))
 
@@ -74,4 +78,4 @@ def test_two_pictures_of_two_sizes_in_one_prompt(llm, processor):
     kept = watch(llm)
     theirs = attached(FOLDER, RECIPE, pairs[:3])
     same(ask(llm, processor, pairs[:3]), theirs)
-    assert {len(view) for picture in kept for view in picture} <= {18, 60}
+    assert {len(view) for picture in kept for view in picture} <= {18, 72}
