@@ -171,6 +171,8 @@ def _there(signal: Signal, built: int) -> bool:
 
 def _positions(method: Any, traits: Traits) -> str | None:
     """vLLM numbers tokens as if the prompt had been short; under M-RoPE they have the positions of their grid."""
+    if method.moves:
+        return "gives tokens rotary positions of its own, which vLLM does not take"
     fits = ("auto", "anchor" if traits.rotary_rows > 1 else "contiguous")
     if getattr(method, "positions", "auto") in fits:
         return None
