@@ -1,8 +1,10 @@
 """vLLM's plug-in against `foveate.attach`: the same weights, pictures and questions, in float32.
 
-    python -m benchmarks.parity --n 500          # in the environment of `make test-serving`, see docs/parity.md
+    make parity                                           # in the environment of `make test-serving`
+    python -m benchmarks.parity --models reference --n 500
 
-Every method that a server runs, on every shipped checkpoint. Writes <out>.json and <out>.md.
+Every method that a server runs, on every shipped checkpoint. Writes <out>.json, where records of other models stay, and
+<out>.md.
 """
 
 from __future__ import annotations
@@ -55,14 +57,18 @@ def main() -> None:
             print(f"{time.time() - begun:.0f} s", records[-1], flush=True)
         stop(llm)
     run = {
-        "command": f"python -m benchmarks.parity --n {args.n}",
-        "n": args.n,
+        "command": "python -m benchmarks.parity",
         "foveate": foveate.__version__,
         "vllm": vllm.__version__,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
     out = Path(args.out)
+    earlier = json.loads(out.with_suffix(".json").read_text())["records"] if out.with_suffix(".json").is_file() else []
+    records = sorted(
+        [one for one in earlier if one["model"] not in args.models] + records,
+        key=lambda one: reference.MODELS.index(one["model"]),
+    )
     out.with_suffix(".json").write_text(json.dumps({"run": run, "records": records}, indent=1) + "\n")
     out.with_suffix(".md").write_text(_markdown(run, records))
 
@@ -108,11 +114,10 @@ def _markdown(run: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
         "",
         f"Written by `{run['command']}` (vLLM {run['vllm']}, transformers {run['transformers']}, torch {run['torch']}).",
         "",
-        f"The same weights, pictures and questions ({run['n']} of the test split, of six tasks that the model was taught),",
-        "in float32 on a CPU: under vLLM's plug-in, and under `foveate.attach`. *Kept* are the pictures of which both keep",
-        "the same tokens (of each view); where they differ, the score gap is the largest difference between the scores of",
-        "tokens that only one of them keeps. *Answers* are equal to the last token; of those, the largest difference of a",
-        "token's log-probability.",
+        "The same weights, pictures and questions (of the test split, of six tasks that the model was taught), in float32 on",
+        "a CPU: under vLLM's plug-in, and under `foveate.attach`. *Kept* are the pictures of which both keep the same tokens",
+        "(of each view); where they differ, the score gap is the largest difference between the scores of tokens that only one",
+        "of them keeps. *Answers* are equal to the last token; of those, the largest difference of a token's log-probability.",
         "",
         "| model | recipe | kept | score gap | answers | log-probability |",
         "|---|---|---|---|---|---|",

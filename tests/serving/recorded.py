@@ -127,7 +127,7 @@ def record(family: str) -> None:
         plain = model.pruner._encode
 
         def once(keep: Any, counted: bool, pictures: Any, bound: Any, run: Any) -> Any:
-            made["rows"] = list(run())[0].clone()
+            made["rows"] = next(iter(run())).clone()
             if "image_grid_thw" in bound:
                 made["grid"] = bound["image_grid_thw"].clone()
                 made["order"] = tower.order(bound, 0)[:: pictures[0].views[0].cells.shape[1]] // 4
