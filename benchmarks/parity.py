@@ -120,6 +120,10 @@ def _markdown(run: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
         "that only one of them keeps. *Answers* are equal to the last token; of those, the largest difference of a token's",
         "log-probability.",
         "",
+        "`zoo_prune` compares what the projector makes of a token pushed two ways by a hundredth; of such a difference float32",
+        "leaves some three digits, which its sums, made in another order by vLLM's kernels, do not share, and its greedy choice",
+        "goes on from there. Pictures no larger than a tile, which are shown twice, would do the same to `divprune`.",
+        "",
         "| model | recipe | kept | score gap | answers | log-probability |",
         "|---|---|---|---|---|---|",
     ]
