@@ -92,7 +92,7 @@ class Rules:
                 "forbids; leave one of them out"
             )
         if self.other_media and not self.behind.takes_media:
-            raise FoveateError("other_media: the server on transformers takes text and pictures; leave it out")
+            raise FoveateError("allow_other_media: the server on transformers takes text and pictures; leave it out")
 
     def to_json(self) -> str:
         """For `VARIABLE`."""
