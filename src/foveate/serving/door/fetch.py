@@ -88,7 +88,9 @@ class Fetcher:
                 return await self._get(parts, host, port, address, place)
         except TimeoutError:
             raise _failed(place, host, f"took more than {self.seconds:g} seconds") from None
-        except (OSError, h11.ProtocolError) as error:
+        except h11.ProtocolError:
+            raise _failed(place, host, "gives no whole answer") from None
+        except OSError as error:
             # What a certificate or a socket says is no secret of this network: only allowed, public hosts get here.
             raise _failed(place, host, " ".join(str(error).split())[:120]) from None
 
@@ -147,8 +149,6 @@ class Fetcher:
                     raise _failed(place, host, f"gives more than {self.most} bytes")
             elif isinstance(event, h11.EndOfMessage):
                 return bytes(content)
-            elif isinstance(event, h11.ConnectionClosed):
-                raise _failed(place, host, "hung up")
 
 
 def _failed(place: str, host: str, why: str, reason: str = "fetch") -> RefusalError:

@@ -64,6 +64,8 @@ def check(content: bytes, place: str, max_pixels: int) -> str:
                 picture.load()
     except RefusalError:
         raise
+    except Image.DecompressionBombError:  # Pillow's own bound, where that is lower
+        raise RefusalError(400, "pixels", f"{place}: is more than {max_pixels} pixels") from None
     except UnidentifiedImageError:
         raise RefusalError(400, "picture", f"{place}: is no picture; must be one of {', '.join(FORMATS)}") from None
     # Broken files raise what they like, in decoders as in Pillow's own code.
