@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.serving.door.conftest import Behind, ask, chat, encoded, url
 
 from foveate.serving.door import Door
 from foveate.serving.door.asgi import RefusalError
 from foveate.serving.door.fetch import Fetcher, is_public
 from foveate.serving.door.rules import Rules
-from tests.serving.door.conftest import Behind, ask, chat, encoded, url
 
 PICTURE = encoded(Image.new("RGB", (8, 8), "red"))
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(PICTURE) + PICTURE
@@ -30,9 +30,9 @@ def test_addresses_of_the_internet_are_public(address: str) -> None:
     "address",
     [
         "127.0.0.1", "127.8.0.1", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
-        "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fe80::1%1", "fc00::1",
-        "fec0::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
-        "64:ff9b:1::a00:1", "2002:7f00:1::", "2002:a00:1::", "2001:0:4136:e378:8000:63bf:80ff:fffe",
+        "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fe80::1%1",
+        "fc00::1", "fec0::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe", "64:ff9b:1::a00:1", "2002:7f00:1::", "2002:a00:1::", "2001:0:4136:e378:8000:63bf:80ff:fffe",
     ],
 )  # fmt: skip
 def test_addresses_of_a_network_of_one_s_own_are_not(address: str) -> None:

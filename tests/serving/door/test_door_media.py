@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tests.serving.door.conftest import SMALL, Behind, chat, encoded, once, url
 
 from foveate.serving.door import Door
 from foveate.serving.door.rules import TRANSFORMERS, VLLM, Rules
-from tests.serving.door.conftest import SMALL, Behind, chat, encoded, once, url
 
 PLAIN = Image.new("RGB", (16, 12), "blue")
 NOISE = Image.effect_noise((64, 64), 50)

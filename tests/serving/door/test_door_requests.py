@@ -7,20 +7,20 @@ import json
 from typing import Any
 
 import pytest
+from tests.serving.door.conftest import RECIPE, SMALL, Behind, ask, chat, once
 
 from foveate.core.errors import FoveateError
 from foveate.serving import ticket
 from foveate.serving.door import Door
 from foveate.serving.door.rules import KEY, TRANSFORMERS, VARIABLE, VLLM, Rules
 from foveate.serving.settings import Settings
-from tests.serving.door.conftest import RECIPE, SMALL, Behind, ask, chat, once
 
 
 def options(behind: Behind) -> Any:
     return behind.bodies[-1].get("mm_processor_kwargs")
 
 
-def test_a_keep_goes_to_the_processor_with_a_ticket_and_nothing_that_the_client_says_does(door: Door, behind: Behind) -> None:
+def test_a_keep_goes_to_the_processor_with_a_ticket_and_no_option_of_the_client_s(door: Door, behind: Behind) -> None:
     sent = chat(SMALL, foveate={"keep": 0.25}, mm_processor_kwargs={"size": 4000}, media_io_kwargs={"image": {"a": 1}})
 
     reply = once(door, sent)
@@ -117,7 +117,7 @@ def test_what_is_no_request_is_refused(door: Door, behind: Behind, raw: bytes, s
 
 
 def test_the_last_of_two_equal_names_is_the_one_that_is_checked(door: Door, behind: Behind) -> None:
-    raw = b'{"messages": [], "mm_processor_kwargs": {}, "mm_processor_kwargs": {"size": 1}, "foveate": 1, "foveate": {"keep": 20}}'
+    raw = b'{"messages": [], "media_io_kwargs": 1, "media_io_kwargs": {"size": 1}, "foveate": 1, "foveate": {"keep": 20}}'
 
     assert once(door, raw).status == 200
     assert behind.bodies == [{"messages": []}]
@@ -134,7 +134,8 @@ def test_a_body_is_bounded_whether_it_says_its_length_or_not(behind: Behind) -> 
 
 
 def test_a_body_that_never_ends_is_given_up(behind: Behind) -> None:
-    reply = once(Door(behind, Rules(body_seconds=0.05)), b"", sent=[{"type": "http.request", "body": b"{", "more_body": True}])
+    begun = {"type": "http.request", "body": b"{", "more_body": True}
+    reply = once(Door(behind, Rules(body_seconds=0.05)), b"", sent=[begun])
 
     assert (reply.status, reply.error["param"]) == (408, "slow")
 

@@ -92,11 +92,11 @@ class _Manager(GenerateManager):
     def _asked(self, model: Any, inputs: Mapping[str, Any], gen_config: Any) -> Any:
         visit = VISIT.get()
         self._recipes.check(visit.keep, inputs)
-        room = self._longest - inputs["input_ids"].shape[-1]
+        longest, room = gen_config.max_new_tokens, self._longest - inputs["input_ids"].shape[-1]
         if room < 1:
             raise FoveateError(f"messages: {self._longest - room} tokens; this model reads fewer than {self._longest}")
         # transformers would go on past what the model was made for, for as long as was asked.
-        gen_config.max_new_tokens = min(gen_config.max_new_tokens or room, room)
+        gen_config.max_new_tokens = room if longest is None else min(longest, room)
         return _Asked(model, self._recipes, visit)
 
 
