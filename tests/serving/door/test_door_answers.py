@@ -49,7 +49,7 @@ def test_tokens_and_refusals_are_counted(door: Door, behind: Behind, counted: Co
     once(door, chat())
     once(door, chat(SMALL, foveate=1))
 
-    assert counted()[:2] == (2 * 576, 2 * 64)
+    assert counted()[:2] == (0, 0)  # vLLM's processor counts these
     assert value("foveate_refused_requests_total", reason="keep") - refused == 1
     assert value("foveate_requests_inside") == 0
 
@@ -127,7 +127,7 @@ def test_a_share_of_the_answers_is_made_again_with_all_tokens(behind: Behind, co
     assert [body.get("stream", False) for body in behind.bodies] == [False, False, False, False, True, False]
     assert "stream_options" not in behind.bodies[-1]
     assert all(body["messages"] == first["messages"] for body in behind.bodies)
-    assert counted() == (3 * 576, 3 * 64, 3, 2)
+    assert counted()[2:] == (3, 2)
 
 
 def test_what_cannot_be_compared_is_asked_once(behind: Behind, counted: Counted) -> None:

@@ -16,7 +16,7 @@ from foveate.serving.door.answer import Answer
 from foveate.serving.door.asgi import App, Receive, RefusalError, Scope, Send
 from foveate.serving.door.body import HangUpError, parse, read
 from foveate.serving.door.fetch import Fetcher
-from foveate.serving.door.metrics import NO_RECIPE, metrics
+from foveate.serving.door.metrics import NO_RECIPE, metrics, tokens
 from foveate.serving.door.rules import KEY, Rules
 from foveate.serving.door.shadow import Shadow, with_length
 from foveate.serving.door.visit import VISIT, Inbox, Visit
@@ -115,9 +115,9 @@ class Door:
             await self.app(scope, inbox, answer)
         finally:
             inbox.close()
-            if counts := answer.close():
-                metrics().before.labels(self.recipe).inc(counts.before)
-                metrics().after.labels(self.recipe).inc(counts.after)
+            counts = answer.close()
+            if counts is not None and not rules.behind.counts:
+                tokens().count(self.recipe, counts.before, counts.after)
         if twice is not None and (text := answer.text()) is not None:
             twice.compare(scope, body, text)
 

@@ -19,10 +19,6 @@ class Metrics:
         from prometheus_client import Counter, Gauge
 
         by_recipe = ["recipe"]
-        self.before: Counter = Counter(
-            "foveate_visual_tokens_before", "Visual tokens of the pictures that were asked about.", by_recipe
-        )
-        self.after: Counter = Counter("foveate_visual_tokens_after", "Of these, those that were kept.", by_recipe)
         self.refused: Counter = Counter("foveate_refused_requests", "Requests turned away at the door.", ["reason"])
         self.shadows: Counter = Counter(
             "foveate_shadow_answers", "Answers that were made a second time, with all tokens.", by_recipe
@@ -33,7 +29,28 @@ class Metrics:
         )
 
 
+class Tokens:
+    """Counters of visual tokens, under the names that the plug-in gives them under vLLM."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter
+
+        self.before: Counter = Counter("foveate_visual_tokens_before", "Visual tokens of pictures that came in.", ["recipe"])
+        self.after: Counter = Counter("foveate_visual_tokens_after", "Visual tokens that were left of them.", ["recipe"])
+
+    def count(self, recipe: str, before: int, after: int) -> None:
+        """A request's pictures came in."""
+        self.before.labels(recipe).inc(before)
+        self.after.labels(recipe).inc(after)
+
+
 @cache
 def metrics() -> Metrics:
     """This process's; made once."""
     return Metrics()
+
+
+@cache
+def tokens() -> Tokens:
+    """This process's; not under vLLM, where the plug-in has its own of these names."""
+    return Tokens()

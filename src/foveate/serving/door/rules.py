@@ -27,6 +27,7 @@ class Behind:
         takes_media: whether videos and sound may be let through.
         takes_uuid: whether a picture may be named by a client's own id instead of sent.
         by_body: whether keep and ticket are written into the body, for a processor to read.
+        counts: whether it counts tokens itself.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Behind:
     takes_media: bool = False
     takes_uuid: bool = False
     by_body: bool = False
+    counts: bool = False
 
 
 CHAT = "/v1/chat/completions"
@@ -44,6 +46,7 @@ VLLM = Behind(
     takes_media=True,
     takes_uuid=True,
     by_body=True,
+    counts=True,
 )
 TRANSFORMERS = Behind("transformers", frozenset({CHAT}), refuses=frozenset({"generation_config", "chat_template_kwargs"}))
 
