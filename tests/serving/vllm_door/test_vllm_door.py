@@ -133,7 +133,7 @@ def test_clients_that_hang_up_free_the_engine(served: Served) -> None:
 
 
 def test_a_body_that_is_too_large(served: Served) -> None:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=120) as connection:
         connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n{{".encode())
 
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
