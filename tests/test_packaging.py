@@ -16,6 +16,7 @@ from tests.test_imports import LARGER, MAY_IMPORT, PACKAGE, REPOSITORY, imported
 BASE_FLOORS = ("core", "ops", "methods", "models", "engine")
 OTHER_FLOORS = {*MAY_IMPORT} - {*BASE_FLOORS, LARGER}
 OPTIONAL = {"av", "datasets", "rapidfuzz", "pyarrow", "lmms_eval", "optuna", "ray", "skimage", "sklearn"}
+OPTIONAL |= {"fastapi", "h11", "prometheus_client", "uvicorn"}
 """Imported when they are asked for, with a line that names the extra."""
 HOSTS = {"vllm", "prometheus_client"}
 """Imported only where they run us: vLLM, and what comes with it."""
