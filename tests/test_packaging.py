@@ -16,6 +16,7 @@ from tests.test_imports import LARGER, MAY_IMPORT, PACKAGE, REPOSITORY, imported
 BASE_FLOORS = ("core", "ops", "methods", "models", "engine")
 OTHER_FLOORS = {*MAY_IMPORT} - {*BASE_FLOORS, LARGER}
 OPTIONAL = {"av", "datasets", "rapidfuzz", "pyarrow", "lmms_eval", "optuna", "ray", "skimage", "sklearn"}
+OPTIONAL |= {"fastapi", "h11", "prometheus_client", "uvicorn"}
 """Imported when they are asked for, with a line that names the extra."""
 NAMED = {"kvpress"}
 """Whose parts a recipe may name; imported then, and refused with what to install."""
