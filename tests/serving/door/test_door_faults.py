@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
-import re
 import socket
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,22 +15,19 @@ from typing import Any
 import openai
 import pytest
 import uvicorn
-from PIL import Image
-from tests.serving.door.conftest import CHAT, RECIPE, Reply, chat, encoded, url
-from tests.serving.door.test_door_media import animated, png
+from tests.serving.door.conftest import CHAT, RECIPE, chat
+from tests.serving.door.faults import BROKEN, INSIDE, QUESTION, REFUSED, UNUSUAL, Client, asked, content
 
-from foveate import checkpoint, tasks
+from foveate import checkpoint
 from foveate.serving.door.fallback import app
 from foveate.serving.door.rules import TRANSFORMERS, Rules
 from foveate.serving.settings import Settings
 
 END = 3
 """The token that ends an answer; forbidden, so that answers are long."""
-QUESTION = tasks.questions("attribute", n=1, seed=0)[0]
-PICTURE = encoded(QUESTION.image)
 
 
-class Served:
+class Served(Client):
     """A server in a thread of this process, and ways to talk to it."""
 
     def __init__(self, rules: Rules) -> None:
@@ -51,50 +45,6 @@ class Served:
     def close(self) -> None:
         self._server.should_exit = True
         self._thread.join(10)
-
-    def ask(self, body: Any, path: str = CHAT, method: str = "POST") -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=50)
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, path, raw, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        reply = Reply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
-        connection.close()
-        return reply
-
-    def open(self, body: Any) -> socket.socket:
-        """A request whose answer is left to wait for."""
-        raw = json.dumps(body).encode()
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
-        connection.sendall(head.encode() + raw)
-        return connection
-
-    def metric(self, name: str, labels: str = "") -> float:
-        text = self.ask(b"", "/metrics", "GET").body.decode()
-        found = re.search(rf"^{name}{re.escape(labels)} (\S+)$", text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def idle(self, seconds: float) -> bool:
-        """Whether nothing runs or waits any more within so many seconds."""
-        until = time.monotonic() + seconds
-        while self.metric("foveate_requests_inside"):
-            if time.monotonic() > until:
-                return False
-            time.sleep(0.02)
-        return True
-
-    def answers(self) -> bool:
-        """Whether it still does what it is there for."""
-        reply = self.ask(asked())
-        return reply.status == 200 and content(reply) == QUESTION.answer
-
-
-def asked(*urls: str, **more: Any) -> dict[str, Any]:
-    return chat(*(urls or [url(PICTURE)]), text=QUESTION.prompt, **{"temperature": 0, **more})
-
-
-def content(reply: Reply) -> str:
-    return json.loads(reply.body)["choices"][0]["message"]["content"]
 
 
 def long(**more: Any) -> dict[str, Any]:
@@ -177,20 +127,6 @@ def test_answers_are_compared_and_counted(served: Served, monkeypatch: pytest.Mo
     assert [new - old for new, old in zip(now(), before)] == [3 * 144, 3 * 36, 3, 3]
 
 
-BROKEN = {
-    "bomb": url(png(50_000, 50_000, zlib.compress(bytes(2**20)))),
-    "truncated": url(encoded(Image.effect_noise((96, 96), 50), "JPEG")[:-300]),
-    "no picture": url(b"hello"),
-    "wrong type": url(PICTURE, "text/html"),
-    "file": "file:///etc/hostname",
-    "path": "/etc/hostname",
-    "relative path": "README.md",
-    "ftp": "ftp://example.org/a.png",
-    "other host": "https://example.org/a.png",
-    "metadata service": "http://169.254.169.254/latest",
-}
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_no_picture_is_refused(served: Served, name: str) -> None:
     reply = served.ask(asked(BROKEN[name]))
@@ -200,42 +136,11 @@ def test_what_is_no_picture_is_refused(served: Served, name: str) -> None:
     assert served.answers()
 
 
-UNUSUAL = {
-    "1x1": url(encoded(Image.new("RGB", (1, 1)))),
-    "10000x10": url(encoded(Image.new("RGB", (10_000, 10)))),
-    "cmyk": url(encoded(QUESTION.image.convert("CMYK"), "JPEG")),
-    "animated": url(animated()),
-    "palette": url(encoded(QUESTION.image.convert("P"))),
-    "transparent": url(encoded(QUESTION.image.convert("RGBA"))),
-    "grey": url(encoded(QUESTION.image.convert("L"))),
-    "says jpeg": url(PICTURE, "image/jpeg"),
-}
-
-
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_pictures_are_pictures(served: Served, name: str) -> None:
     reply = served.ask(asked(UNUSUAL[name]))
 
     assert (reply.status, reply.headers["x-foveate-tokens"]) == (200, "before=144, after=36")
-
-
-REFUSED: dict[str, Any] = {
-    "deep": b'{"messages": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
-    "no JSON": b"\xff\xfe",
-    "list": b"[]",
-    "no messages": {"temperature": 0},
-    "size option": asked(mm_processor_kwargs={"size": {"height": 4000, "width": 4000}}, chat_template_kwargs={"size": 4000}),
-    "generation": asked(generation_config='{"num_beams": 1000}'),
-    "placeholder": chat(url(PICTURE), text="<image> <image>"),
-    "placeholder alone": chat(text="<image>"),
-    "long": chat(text="red " * 5000),
-    "no text": {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
-    "no role": {"messages": [{"content": "a"}]},
-    "bias": asked(logit_bias={"x": 1}),
-    "temperature": asked(temperature="hot"),
-    "no tokens": asked(max_tokens=0),
-    "other model": asked(model="gpt2"),
-}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -294,9 +199,9 @@ def test_clients_that_hang_up_free_what_they_asked_for(served: Served, stream: b
     if stream:
         assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 ")
     until = time.monotonic() + 10
-    while served.metric("foveate_requests_inside") < 4 and time.monotonic() < until:
+    while served.metric(INSIDE) < 4 and time.monotonic() < until:
         time.sleep(0.02)
-    assert served.metric("foveate_requests_inside") == 4
+    assert served.metric(INSIDE) == 4
     for client in clients:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
-import struct
 import zlib
 from typing import Any
 
 import pytest
 from PIL import Image
-from tests.serving.door.conftest import SMALL, Behind, chat, encoded, once, url
+from tests.serving.door.conftest import SMALL, Behind, animated, chat, encoded, once, png, url
 
 from foveate.serving.door import Door
 from foveate.serving.door.rules import TRANSFORMERS, VLLM, Rules
 
 PLAIN = Image.new("RGB", (16, 12), "blue")
 NOISE = Image.effect_noise((64, 64), 50)
-
-
-def png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG that says so much of itself and holds ``data``."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-
-
-def animated() -> bytes:
-    frames = [Image.new("RGB", (16, 12), colour) for colour in ("red", "green", "blue")]
-    return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
 
 def passed(behind: Behind) -> Image.Image:
