@@ -18,6 +18,8 @@ OTHER_FLOORS = {*MAY_IMPORT} - {*BASE_FLOORS, LARGER}
 OPTIONAL = {"av", "datasets", "rapidfuzz", "pyarrow", "lmms_eval", "optuna", "ray", "skimage", "sklearn"}
 OPTIONAL |= {"fastapi", "h11", "prometheus_client", "uvicorn"}
 """Imported when they are asked for, with a line that names the extra."""
+HOSTS = {"vllm", "prometheus_client"}
+"""Imported only where they run us: vLLM, and what comes with it."""
 NAMED = {"kvpress"}
 """Whose parts a recipe may name; imported then, and refused with what to install."""
 COME_ALONG = {"tokenizers", "markupsafe"}
@@ -76,7 +78,7 @@ def test_without_extras_models_run_and_pictures_are_refused_by_name() -> None:
 
 
 def test_the_command_line_knows_what_it_needs() -> None:
-    found = set.union(*(foreign(module) for module in rooms(*OTHER_FLOORS))) - OPTIONAL - COME_ALONG
+    found = set.union(*(foreign(module) for module in rooms(*OTHER_FLOORS))) - OPTIONAL - HOSTS - COME_ALONG
     extras = project()["project"]["optional-dependencies"]
 
     assert distributions(found) - BASE == distributions(set(NEEDS))

@@ -23,6 +23,8 @@ from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 import foveate
 from foveate.models.processors import read_processor
 from foveate.models.specimens import SHAPES
+from foveate.serving.vllm.admission import Pruning
+from foveate.serving.vllm.model import Pruner
 from foveate.tasks import Question
 from tests.hub import write_checkpoint
 
@@ -35,13 +37,14 @@ class Answer:
     """An answer, token by token.
 
     logprobs: of each token. kept: what was kept of each picture's views. cached: tokens of the prompt that were in the
-        prefix cache.
+        prefix cache. steps: what the method saw and did.
     """
 
     ids: list[int]
     logprobs: list[float]
     kept: list[list[int]]
     cached: int = 0
+    steps: tuple[Any, ...] = ()
 
 
 def engine(folder: Any, recipe: str | None, min_keep: Any = None, max_keep: Any = None, **options: Any) -> LLM:
@@ -55,6 +58,19 @@ def stop(llm: LLM) -> None:
     """End an engine, so that another may start in this process."""
     llm.llm_engine.engine_core.shutdown()
     cleanup_dist_env_and_memory()
+
+
+def change(llm: LLM, recipe: str) -> None:
+    """Go on under another recipe, as a server that was started with it would."""
+    processor = llm.llm_engine.renderer.get_mm_processor()
+    config = processor.info.get_hf_config()
+    config.foveate = {"recipe": recipe}
+    processor.pruning = Pruning.of(processor.info.family, config)
+
+    def install(model: Any) -> None:
+        model.pruner = Pruner(Pruning.of(model.family, config), model.pruner.anatomy, model.pruner.most)
+
+    llm.apply_model(install)
 
 
 def prompt(processor: Any, question: Question) -> str:
@@ -139,6 +155,7 @@ def attached(folder: Any, recipe: str, asked: Sequence[Question]) -> list[Answer
     model, processor = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval(), read_processor(folder)
     answers = []
     with foveate.attach(model, recipe) as session:
+        session.watch()
         for each in asked:
             inputs = processor(images=list(each.images), text=prompt(processor, each), return_tensors="pt")
             made = model.generate(
@@ -146,5 +163,6 @@ def attached(folder: Any, recipe: str, asked: Sequence[Question]) -> list[Answer
             )
             ids = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
             logprobs = [logits[0].log_softmax(0)[i].item() for logits, i in zip(made.logits, ids)]
-            answers.append(Answer(ids, logprobs, [kept.tolist() for kept in session.trace.alive(0)[0]]))
+            kept = [of.tolist() for of in session.trace.alive(0)[0]]
+            answers.append(Answer(ids, logprobs, kept, steps=tuple(session.trace.steps)))
     return answers

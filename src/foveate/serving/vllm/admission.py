@@ -148,9 +148,9 @@ def refusal(method: Method, traits: Traits, built: int) -> str | None:
             return f"acts {ELSEWHERE[site.kind]} ({site})"
     if not method.takes_budget() or method.budgeted != "keep" or getattr(method, "keep", None) is None:
         return "has no fixed keep, but vLLM counts a picture's tokens before it is encoded"
-    for signal in reads:
-        if not _there(signal, built):
-            return f"reads {signal}, which vLLM does not show"
+    lacking = next(filter(None, (_lacking(signal, built) for signal in reads)), None)
+    if lacking:
+        return lacking
     return method.check(traits) or _positions(method, traits)
 
 
@@ -159,18 +159,20 @@ def fitting(traits: Traits, built: int) -> list[str]:
     return [name for name, kind in sorted(methods().items()) if refusal(kind(), traits, built) is None]
 
 
-def _there(signal: Signal, built: int) -> bool:
-    """Whether it is one of an encoder that vLLM runs."""
-    if isinstance(signal, Function):
-        return signal.name == "projector"
-    if isinstance(signal, Features | Summary):
-        return True
-    encoder = isinstance(signal, Columns | Keys | QueryKey | Rows | Values) and signal.site.kind == "encoder"
-    return encoder and signal.site.layer < built  # type: ignore[union-attr]
+def _lacking(signal: Signal, built: int) -> str | None:
+    """Why vLLM cannot show a signal, None if it can."""
+    if isinstance(signal, Columns | Keys | QueryKey | Rows | Values) and signal.site.kind == "encoder":
+        above = signal.site.layer >= built
+        return f"reads {signal.site}, but vLLM builds no block of the encoder above {built - 1}" if above else None
+    if isinstance(signal, Features | Summary) or (isinstance(signal, Function) and signal.name == "projector"):
+        return None
+    return f"reads {type(signal).__name__} ({getattr(signal, 'name', signal)}), which vLLM does not show"
 
 
 def _positions(method: Any, traits: Traits) -> str | None:
     """vLLM numbers tokens as if the prompt had been short; under M-RoPE they have the positions of their grid."""
+    if method.moves:
+        return "gives tokens rotary positions of its own, which vLLM does not take"
     fits = ("auto", "anchor" if traits.rotary_rows > 1 else "contiguous")
     if getattr(method, "positions", "auto") in fits:
         return None

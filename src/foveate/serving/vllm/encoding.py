@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.device import upload
+from foveate.core.errors import FoveateError
 from foveate.core.layout import Edit, Layout
 from foveate.core.recipe import Recipe
 from foveate.core.signal import Signal
@@ -41,12 +42,14 @@ class Tower(Encoder):
 
     Attributes:
         hidden: width of its hidden states.
-        output: what makes the features that the projector is fed, where one call of it serves several of the projector's.
+        output: what makes the features that the projector is fed; one call of it may serve several of the projector's.
+        first: of packed towers, the part of the projector that is fed them. (vLLM may call a merger past its hooks.)
         segments: of packed towers, given the fields and a block: rows that attend to each other, one length after the other.
     """
 
     hidden: int = 0
     output: nn.Module | None = None
+    first: nn.Module | None = None
     segments: Callable[[Bound, int], list[int]] | None = None
 
     @property
@@ -105,9 +108,9 @@ def heard(look: Look, bound: Bound) -> Iterator[None]:
         hooks.append(block.register_forward_hook(lambda _, args, out: look.leave_block(tower.feature_layer, out)))
     if tower.output is not None:
         hooks.append(tower.output.register_forward_hook(lambda _, args, out: look.before_projector(out)))
-    else:
-        hooks.append(tower.projector.register_forward_pre_hook(lambda _, args: _feed(look, args)))
-    hooks.append(tower.projector.register_forward_hook(lambda _, args, out: look.after_projector(out)))
+        hooks.append(tower.projector.register_forward_hook(lambda _, args, out: look.after_projector(out)))
+    if tower.first is not None:
+        hooks.append(tower.first.register_forward_pre_hook(lambda _, args: _feed(look, args)))
     try:
         yield
     finally:
@@ -185,6 +188,8 @@ def _choose(made: Program, look: Look, x: Tensor, layout: Layout) -> tuple[Tenso
         seen = {signal: signals[signal] for signal in made.reads[method]}
         chosen: Edit | None = method.edit(site, x, now.layout, seen, state)
         if chosen is not None:
+            if isinstance(chosen.positions, Tensor):
+                raise FoveateError(f"{method.name}: gives tokens rotary positions of its own, which vLLM does not take")
             x = chosen.values if chosen.values is not None else chosen.reduction.apply(x)
             now.layout = now.layout.after(chosen)
     return x, now.layout

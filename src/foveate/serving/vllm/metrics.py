@@ -18,7 +18,6 @@ LAPS = ("encoder signals", "method")
 
 @cache
 def _meters() -> tuple[Any, Any, Any, Any]:
-    # The folder is looked for when the library is first imported.
     from prometheus_client import Counter, Histogram
 
     steps = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)

@@ -17,7 +17,7 @@ from foveate.serving.settings import FULL, Keep
 from foveate.serving.vllm import metrics
 from foveate.serving.vllm.admission import Pruning
 from foveate.serving.vllm.encoding import Tower, encode, even, program
-from foveate.serving.vllm.processor import FIELD, unpacked
+from foveate.serving.vllm.fields import FIELD, unpacked
 
 LOG = init_logger("vllm.foveate")
 

@@ -17,21 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.core.device import upload
+from foveate.serving.vllm.fields import COLUMNS, apart, stretched, with_places
 from foveate.serving.vllm.model import PruningModel
-
-COLUMNS, BASE = 6, 256
-"""Each number as ``(n // 256, n % 256)``: bfloat16 has whole numbers to 256."""
-
-
-def with_places(rows: Tensor, place: Tensor) -> Tensor:
-    """Rows ``[k, D]`` with their places ``[k, 3]`` behind them: ``[k, D + 6]``."""
-    return torch.cat([rows, torch.cat([place // BASE, place % BASE], dim=1).to(rows.dtype)], dim=1)
-
-
-def apart(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """What `with_places` joined."""
-    high, low = rows[:, -COLUMNS:].round().long().chunk(2, dim=1)
-    return rows[:, :-COLUMNS], high * BASE + low
 
 
 class PlacingModel(PruningModel):
@@ -85,23 +72,19 @@ class PlacingModel(PruningModel):
         if self.pruner is None:
             return parent.get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[no-any-return]
         merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
-        whole, features, columns, done = list[int](), list[Any](), list[Tensor](), 0
-        for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
-            start, length = feature.mm_position.offset, feature.mm_position.length
-            columns.append(len(whole) + torch.arange(start - done))
-            whole += input_tokens[done:start]
-            begin, full = len(whole), length
-            if feature.modality == "image":
-                full = int(feature.data["image_grid_thw"].data.prod()) // merge**2
-                columns.append(torch.full((length,), begin))
-                whole += [input_tokens[start]] * full
-            else:
-                columns.append(begin + torch.arange(length))
-                whole += input_tokens[start : start + length]
-            # Embeddings of a video may leave gaps, which stay where they are in it.
-            features.append(replace(feature, mm_position=replace(feature.mm_position, offset=begin, length=full)))
-            done = start + length
-        columns.append(len(whole) + torch.arange(len(input_tokens) - done))
-        whole += input_tokens[done:]
-        positions, _ = parent.get_mrope_input_positions(whole, features)
-        return positions[:, torch.cat(columns)], int(positions.max()) + 1 - len(input_tokens)
+        features = sorted(mm_features, key=lambda each: each.mm_position.offset)
+        spans = [
+            (
+                each.mm_position.offset,
+                each.mm_position.length,
+                int(each.data["image_grid_thw"].data.prod()) // merge**2 if each.modality == "image" else None,
+            )
+            for each in features
+        ]
+        whole, found, columns = stretched(input_tokens, spans)
+        moved = [
+            replace(each, mm_position=replace(each.mm_position, offset=begin, length=length))
+            for each, (begin, length) in zip(features, found)
+        ]
+        positions, _ = parent.get_mrope_input_positions(whole, moved)
+        return positions[:, columns], int(positions.max()) + 1 - len(input_tokens)

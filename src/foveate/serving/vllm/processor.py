@@ -8,24 +8,17 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
 
 from foveate.core.errors import FoveateError
 from foveate.models.anatomy import Picture, View
-from foveate.serving.settings import FULL, Keep
 from foveate.serving.ticket import KEEP, TICKET, note
 from foveate.serving.vllm import metrics
 from foveate.serving.vllm.admission import Pruning
+from foveate.serving.vllm.fields import DUMMY, FIELD, ours, packed
 from foveate.serving.vllm.identity import identity
-
-FIELD = KEEP
-"""A picture's keep among its fields: ``[count, share, counted]``, of which the first two are 0 for all tokens."""
-
-DUMMY = "foveate_dummy"
-"""Keyword of the pictures by which vLLM measures its memory."""
 
 REMEMBERED = 65536
 """Pictures of which is remembered how many tokens they have."""
@@ -82,8 +75,8 @@ class PruningProcessor:
             raise FoveateError(
                 "image_embeds: nothing is known of how they were encoded while a recipe is set; send pictures"
             )
-        ours = {KEEP: keep, DUMMY: True} if dummy else {KEEP: keep}
-        result = super().apply(replace(inputs, hf_processor_mm_kwargs=ours), timing_ctx)  # type: ignore[misc]
+        options = {KEEP: keep, DUMMY: True} if dummy else {KEEP: keep}
+        result = super().apply(replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)  # type: ignore[misc]
         if not dummy:
             self._count(result, ticket)
         return result
@@ -91,21 +84,21 @@ class PruningProcessor:
     def _get_mm_hashes(self, inputs: Any) -> Any:
         if self.pruning is None:
             return super()._get_mm_hashes(inputs)  # type: ignore[misc]
-        rest, keep, _ = _apart(inputs.hf_processor_mm_kwargs)
+        rest, keep, _ = ours(inputs.hf_processor_mm_kwargs)
         hashes = dict(super()._get_mm_hashes(replace(inputs, hf_processor_mm_kwargs=rest)))  # type: ignore[misc]
         if "image" in hashes:
             hashes["image"] = [identity(own, self.pruning.method, keep) for own in hashes["image"]]
         return hashes
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        rest, keep, dummy = _apart(hf_kwargs)
+        rest, keep, dummy = ours(hf_kwargs)
         made = super()._apply_hf_processor_main(mm_items, rest)  # type: ignore[misc]
         if self.pruning is not None and mm_items.get("image"):
             made[FIELD] = packed(keep, counted=not dummy).expand(len(mm_items["image"]), -1).contiguous()
         return made
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
-        fields = dict(super()._get_mm_fields_config(hf_inputs, _apart(hf_processor_mm_kwargs)[0]))  # type: ignore[misc]
+        fields = dict(super()._get_mm_fields_config(hf_inputs, ours(hf_processor_mm_kwargs)[0]))  # type: ignore[misc]
         if FIELD in hf_inputs:
             fields[FIELD] = MultiModalFieldConfig.batched("image", keep_on_cpu=True)
         return fields
@@ -113,7 +106,7 @@ class PruningProcessor:
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[Any]:
-        rest, keep, _ = _apart(hf_processor_mm_kwargs)
+        rest, keep, _ = ours(hf_processor_mm_kwargs)
         updates = super()._get_prompt_updates(mm_items, rest, out_mm_kwargs)  # type: ignore[misc]
         if self.pruning is None:
             return updates  # type: ignore[no-any-return]
@@ -150,21 +143,3 @@ class PruningProcessor:
                 note(int(ticket), before, after)
         while len(self._before) > REMEMBERED:
             self._before.popitem(last=False)
-
-
-def packed(keep: Keep, counted: bool = True) -> Tensor:
-    """A keep as the numbers of `FIELD`, ``[1, 3]``."""
-    count, share = (0, 0.0) if keep == FULL else (keep, 0.0) if isinstance(keep, int) else (0, keep)
-    return torch.tensor([[count, share, counted]], dtype=torch.float64)
-
-
-def unpacked(numbers: Tensor) -> tuple[Keep, bool]:
-    """What `packed` packed."""
-    count, share, counted = numbers.tolist()
-    return int(count) or share or FULL, bool(counted)
-
-
-def _apart(options: Mapping[str, object]) -> tuple[dict[str, object], Keep, bool]:
-    """Options without ours, the keep, and whether they are of dummies."""
-    rest = {name: value for name, value in options.items() if name not in (KEEP, DUMMY)}
-    return rest, options.get(KEEP, FULL), bool(options.get(DUMMY, False))  # type: ignore[return-value]

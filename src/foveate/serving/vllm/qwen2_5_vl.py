@@ -78,6 +78,7 @@ class Qwen2_5_VLForConditionalGeneration(PlacingModel, qwen2_5_vl.Qwen2_5_VLForC
             order=order,
             sites=frozenset({"patches"}),
             hidden=vision.hidden_size,
+            first=visual.merger.ln_q,
             segments=segments,
         )
 

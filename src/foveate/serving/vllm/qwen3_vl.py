@@ -47,6 +47,7 @@ class Qwen3VLForConditionalGeneration(PlacingModel, qwen3_vl.Qwen3VLForCondition
             packed=True,
             sites=frozenset({"patches"}),
             hidden=vision.hidden_size,
+            first=visual.merger.norm,
             segments=segments,
         )
 
