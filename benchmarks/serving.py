@@ -1,14 +1,14 @@
 """What a recipe does for a server: requests a second and latencies against "full" on the same server, in alternating rounds.
 
     python -m benchmarks.serving --quick             # where vLLM is installed (docs/serving.md); one round of each
-    python -m benchmarks.serving --minutes 20        # stops then; goes on where it stopped when started again
+    python -m benchmarks.serving --minutes 20        # begins no round after that; goes on when started again
 
 Random weights at the shape below, so what answers say is nothing; eight tokens each. `foveate serve` starts vLLM; an arm is
 what clients ask of it (`"foveate": {"keep": ...}`), and a round asks under each arm once, in turned order every other
-time, about the same pictures. Pictures are new in every round. Loads are *saturation* (all requests at once) and two fixed
-rates (Poisson), half and nine tenths of what "full" did at saturation in the first round. Of *repeated* pictures, half of the
-requests are about two that the server was asked about just before. Ratios are of two arms of a round. CPU seconds
-are those of the server's processes: on a machine that others use they say more than the clock. Writes docs/serving-bench.json after
+time, about the same pictures, which are new in every round. Loads are *saturation* (all requests at once) and two fixed
+rates (Poisson), half and nine tenths of what "full" did at saturation first. Of *repeated* pictures, half of the requests
+are about two that the server was asked about just before. Ratios are of two arms of a round. CPU seconds are those of
+the server's processes: on a machine that others use they say more than the clock does. Writes docs/serving-bench.json after
 every round, and docs/serving-bench.md.
 """
 
@@ -71,18 +71,21 @@ class Load:
     repeated: bool = False
     arms: tuple[int, ...] = ()
     requests: int = 8
+    answer: int = ANSWER
     client: str = "ours"
 
     @property
     def name(self) -> str:
         known = ", half of the pictures repeated" if self.repeated else ""
         at = "saturation" if self.rate is None else f"{self.rate} of the rate of full"
+        if self.answer == 1:
+            return "prompts alone, one token each"
         return f"{at}{known}" if self.client == "ours" else f"{at}, {self.client}"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Servers that are up together (only one of them is asked at a time), and what they are asked; the first arm is the base.
+    """Servers that are up together, one of which is asked at a time, and what they are asked; the first arm is the base.
 
     servers: recipe (None: without) and further arguments of vLLM.
     """
@@ -107,7 +110,7 @@ GROUPS = (
         "llava",
         (("hiprune(keep=0.22)", UNCACHED),),
         (FULL, RECIPE, ALL),
-        (*LOADS[:1], Load(arms=(0, 1), client="vllm bench serve"), *LOADS[1:]),
+        (Load(), Load(arms=(0, 1), client="vllm bench serve"), Load(arms=(0, 1), answer=1), *LOADS[1:]),
     ),
     Group(
         "peers",
@@ -228,7 +231,7 @@ class Answered:
     prompt: int
 
 
-def body(server: Server, arm: Arm, picture: Image.Image, words: Sequence[str]) -> bytes:
+def body(server: Server, arm: Arm, picture: Image.Image, words: Sequence[str], answer: int) -> bytes:
     """A request."""
     file = io.BytesIO()
     picture.resize((arm.side, arm.side)).save(file, "JPEG", quality=90)
@@ -237,7 +240,7 @@ def body(server: Server, arm: Arm, picture: Image.Image, words: Sequence[str]) -
     given: dict[str, Any] = {
         "model": server.model,
         "messages": [{"role": "user", "content": content}],
-        "max_tokens": ANSWER,
+        "max_tokens": answer,
         "ignore_eos": True,
         "temperature": 0,
         "stream": True,
@@ -246,8 +249,8 @@ def body(server: Server, arm: Arm, picture: Image.Image, words: Sequence[str]) -
     return json.dumps(given | ({} if arm.keep is None else {"foveate": {"keep": arm.keep}})).encode()
 
 
-async def ask(port: int, raw: bytes, after: float = 0.0) -> Answered:
-    """Send a request ``after`` so many seconds, and listen to its stream to the end."""
+async def ask(port: int, raw: bytes, answer: int, after: float = 0.0) -> Answered:
+    """Send a request ``after`` so many seconds, and listen to its stream to the end, of ``answer`` tokens."""
     await asyncio.sleep(after)
     sent = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
@@ -266,8 +269,8 @@ async def ask(port: int, raw: bytes, after: float = 0.0) -> Answered:
             moments.append((time.perf_counter(), usage.get("completion_tokens", 0)))
             prompt = usage.get("prompt_tokens", prompt)
     writer.close()
-    if not moments or moments[-1][1] != ANSWER:
-        raise SystemExit(f"an answer of {moments[-1:]} tokens, not {ANSWER}")
+    if not moments or moments[-1][1] != answer:
+        raise SystemExit(f"an answer of {moments[-1:]} tokens, not {answer}")
     first, between = split(sent, moments)
     return Answered(first, between, sent, moments[-1][0], prompt)
 
@@ -311,7 +314,7 @@ def measure(server: Server, arm: Arm, load: Load, rate: float | None, seed: int)
         return Image.frombytes("RGB", (384, 384), draw.randbytes(384 * 384 * 3))
 
     def request(about: Image.Image) -> bytes:
-        return body(server, arm, about, draw.choices(words, k=WORDS))
+        return body(server, arm, about, draw.choices(words, k=WORDS), load.answer)
 
     hot = [picture() for _ in range(HOT if load.repeated else 0)]
     about = [hot[i // 2 % HOT] if load.repeated and i % 2 else picture() for i in range(load.requests)]
@@ -319,10 +322,10 @@ def measure(server: Server, arm: Arm, load: Load, rate: float | None, seed: int)
 
     async def run() -> list[Answered]:
         for each in hot:
-            await ask(server.port, request(each))
+            await ask(server.port, request(each), load.answer)
         nonlocal before
         before = server.cpu()
-        return await asyncio.gather(*(ask(server.port, each, moment) for each, moment in zip(raw, moments)))
+        return await asyncio.gather(*(ask(server.port, each, load.answer, moment) for each, moment in zip(raw, moments)))
 
     before = 0.0
     answers = asyncio.run(run())
@@ -429,31 +432,30 @@ def measure_group(group: Group, kept: Kept, rounds: int, until: float, folder: P
                 found |= {f"{arm.name}, our client": ours, f"{arm.name}, {load.client}": theirs}
             entry = {"group": group.name, "load": load.name, "round": number, "rate": rate, "busy": busy, "arms": found}
             kept.add(entry)
-            print(group.name, "|", load.name, "| round", number, {a: round(f["per_second"], 3) for a, f in found.items()}, flush=True)
+            speeds = {name: round(each["per_second"], 3) for name, each in found.items()}
+            print(group.name, "|", load.name, "| round", number, speeds, flush=True)
 
 
 def page(kept: Kept, command: str) -> str:
     """docs/serving-bench.md."""
-    run, busy = machine(), [r["busy"] for r in kept.rounds]
+    run, busy, layers = machine(), [r["busy"] for r in kept.rounds], TEXT["num_hidden_layers"]
     versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     lines = [
         "# Serving, measured",
         "",
-        f"Written by `{command}` ({run['machine']}; {versions}; float32, eager).",
-        f"**The machine was not idle**: its load was {min(busy):.0f} to {max(busy):.0f} (median {statistics.median(busy):.0f}) "
-        "when rounds began, for other work ran on it, so",
-        "only ratios within a round are worth quoting, and the interval says how far those can be trusted. n is the number",
-        "of rounds.",
+        f"Written by `{command}` ({run['machine']}; {versions}; float32, eager, one thread).",
+        f"**The machine was not idle**: its load was {min(busy):.0f} to {max(busy):.0f} (median",
+        f"{statistics.median(busy):.0f}) when rounds began, as other work ran on it. So only ratios within a round are worth",
+        "quoting, as far as their intervals go, and above all those of CPU seconds. n is the number of rounds.",
         "",
-        f"Servers are `foveate serve` on vLLM, with random weights: LLaVA with 576 tokens a picture, {TEXT['num_hidden_layers']} "
-        f"layers of width {TEXT['hidden_size']}, and",
-        f"`hiprune(keep=0.22)`; {WORDS} words a question, {ANSWER} tokens an answer. *full* asks the same server for "
-        '`"foveate": {"keep": "full"}`.',
-        *prefill(kept),
-        "Columns: requests a second; seconds to the first token and milliseconds between tokens (of all rounds together; a",
-        "token that comes with the one before it counts 0); CPU seconds of the server a request; and the ratio of",
-        "requests a second and of CPU seconds to those of *full* in the same round, medians with 95 % intervals (of three rounds",
-        "or fewer the range).",
+        f"Servers are `foveate serve` on vLLM, with random weights: LLaVA with 576 tokens a picture, {layers} layers of",
+        f"width {TEXT['hidden_size']}, and `hiprune(keep=0.22)`; {WORDS} words a question, {ANSWER} tokens an answer.",
+        '*full* asks the same server for `"foveate": {"keep": "full"}`.',
+        "",
+        "Columns: tokens of a prompt; requests a second; seconds to the first token and milliseconds between tokens, of all",
+        "rounds together (a token that comes with the one before it: 0); CPU seconds of the server, a request; and",
+        "requests a second and CPU seconds over those of *full* in the same round, medians with 95 % intervals (of three",
+        "rounds or fewer the range).",
     ]
     for group in GROUPS:
         loads = [load for load in group.loads if kept.of(group, load)]
@@ -467,26 +469,18 @@ def page(kept: Kept, command: str) -> str:
 NOTES = {
     "peers": (
         "",
-        "`random` keeps as many tokens and reads nothing. The server without a recipe is a second one, up at the same time and",
-        "idle while the other is asked; *full* is asked of the one with the recipe.",
+        "`random` keeps as many tokens and reads nothing. The server without a recipe is a second one, up at the same time",
+        "and idle while the other is asked; *full* is asked of the one with the recipe.",
     ),
     "pictures scaled down": (
         "",
-        "What operators do today: the client sends smaller pictures. LLaVA-1.5 cannot show this, as it resizes every picture to",
-        "336 x 336, whatever comes; so this is a Qwen2.5-VL of the same size: 384 x 384 pictures of 576 tokens, of which",
-        "the recipe keeps 121, or 176 x 176 pictures, which have 121. Smaller pictures save the encoder's work as well, which a",
-        "recipe behind it does not; what they lose is what no pixel shows any more.",
+        "What operators do today: the client sends smaller pictures. LLaVA-1.5 cannot show this: whatever comes, it resizes",
+        "to 336 x 336. So this is a Qwen2.5-VL of the same size: 384 x 384 pictures of 576 tokens, of which the recipe",
+        "keeps 121, or 176 x 176 pictures, which have 121. Smaller pictures save the encoder's work as well, which a recipe",
+        "behind it does not; what they lose no recipe can choose.",
     ),
-    "prefix cache": ("", "Only a repeated picture can hit it, as no question comes twice."),
+    "prefix cache": ("", "Only what comes before a question can hit it: no question comes twice."),
 }
-
-
-def prefill(kept: Kept) -> list[str]:
-    """How long a prompt takes: what one of 8 costs, without its answer's further tokens."""
-    found = [r["arms"]["full"]["cpu"] for r in kept.of(GROUPS[0], Load())]
-    if not found:
-        return []
-    return [f"A request costs the server {statistics.median(found):.2f} s of CPU at full tokens."]
 
 
 def _table(group: Group, load: Load, rounds: Sequence[dict[str, Any]]) -> list[str]:
@@ -496,18 +490,21 @@ def _table(group: Group, load: Load, rounds: Sequence[dict[str, Any]]) -> list[s
         "",
         f"**{load.name[0].upper()}{load.name[1:]}{rate}** (n = {len(rounds)}, {load.requests} requests each)",
         "",
-        "| | tokens | requests/s | first token p50 | p95 | between p50 | p95 | CPU s | requests/s over full | CPU s over full |",
+        "| | tokens | requests/s | first token p50 | p95 | between p50 | p95 | CPU s | requests/s over full "
+        "| CPU s over full |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in [arm.name for arm in group.arms if arm.name in rounds[0]["arms"]]:
         mine = [r["arms"][name] for r in rounds]
         full = [r["arms"][base] for r in rounds]
         first, gaps = (np.concatenate([each[what] for each in mine]) for what in ("first", "between"))
+        between = [f"{1e3 * np.quantile(gaps, at):.0f}" if len(gaps) else "-" for at in (0.5, 0.95)]
         served, spent = ("-", "-") if name == base else (_ratio(mine, full, "per_second"), _ratio(mine, full, "cpu"))
         lines.append(
             f"| {name} | {mine[0]['prompt']:.0f} | {statistics.median(each['per_second'] for each in mine):.2f} "
-            f"| {np.quantile(first, 0.5):.2f} | {np.quantile(first, 0.95):.2f} | {1e3 * np.quantile(gaps, 0.5):.0f} "
-            f"| {1e3 * np.quantile(gaps, 0.95):.0f} | {statistics.median(each['cpu'] for each in mine):.2f} | {served} | {spent} |"
+            f"| {np.quantile(first, 0.5):.2f} | {np.quantile(first, 0.95):.2f} | {between[0]} | {between[1]} "
+            f"| {statistics.median(each['cpu'] for each in mine):.2f} "
+            f"| {served} | {spent} |"
         )
     return lines
 
@@ -516,8 +513,8 @@ def _clients(rounds: Sequence[dict[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(name for r in rounds for name in r["arms"]))
     lines = [
         "",
-        f"**Two clients** (n = {len(rounds)}): the same load at saturation by the client of this benchmark and by `vllm bench serve "
-        "--dataset-name random-mm`, one after the other.",
+        f"**Two clients** (n = {len(rounds)}): the same load at saturation, by the client of this benchmark and by",
+        "`vllm bench serve --dataset-name random-mm`, one right after the other.",
         "",
         "| | ours, requests/s | vllm bench serve | ratio | ratio of CPU s |",
         "|---|---|---|---|---|",
@@ -546,8 +543,9 @@ def main() -> None:
     parser.add_argument("--groups", nargs="+", choices=[group.name for group in GROUPS], default=None)
     parser.add_argument("--page", action="store_true", help="only write the page anew")
     args = parser.parse_args()
-    # One thread, so that a server's speed does not hang on how many cores are free.
-    os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    # One thread, on any core, so that a server's speed does not hang on how many cores are free.
+    os.environ |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    os.environ["HF_HUB_OFFLINE"] = "1"
     kept, until = Kept(args.out.with_suffix(".json")), time.monotonic() + 60 * args.minutes
     rounds = 1 if args.quick else args.rounds
     groups = [group for group in GROUPS if not args.page and (args.groups is None or group.name in args.groups)]

@@ -128,7 +128,7 @@ def run(start: Start, rules: Rules) -> int:
 
 
 def _ended(server: subprocess.Popen[bytes], told: Sequence[float]) -> int:
-    """Wait for it; once it was ``told`` to end, no longer than `PATIENCE`: while vLLM waits for its engine, it hears nothing."""
+    """Wait for it, no longer than `PATIENCE` once it was ``told`` to end: vLLM that waits for its engine hears nothing."""
     while not told or time.monotonic() < told[0] + PATIENCE:
         with suppress(subprocess.TimeoutExpired):
             return server.wait(0.2)
