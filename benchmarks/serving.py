@@ -426,10 +426,11 @@ def measure_group(group: Group, kept: Kept, rounds: int, until: float, folder: P
                 if load.client == "ours":
                     found[arm.name] = measure(server, arm, load, rate, seed)
                     continue
-                ours = measure(server, arm, load, rate, seed)
-                # Its pictures are drawn by its seed alone, so that an arm's would be known to the next.
-                theirs = measure_vllm(server, arm, load, 10 * seed + turn, folder)
-                found |= {f"{arm.name}, our client": ours, f"{arm.name}, {load.client}": theirs}
+                for client in sorted(("our client", load.client), reverse=number % 2 == 1):
+                    if client == "our client":
+                        found[f"{arm.name}, {client}"] = measure(server, arm, load, rate, seed)
+                    else:  # pictures are drawn by its seed alone, so an arm's would be known to the next
+                        found[f"{arm.name}, {client}"] = measure_vllm(server, arm, load, 10 * seed + turn, folder)
             entry = {"group": group.name, "load": load.name, "round": number, "rate": rate, "busy": busy, "arms": found}
             kept.add(entry)
             speeds = {name: round(each["per_second"], 3) for name, each in found.items()}

@@ -188,3 +188,9 @@ def test_without_vllm_it_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) ->
 
     assert "not installed" in refused("reference", "--engine", "vllm")
     assert "pip install 'foveate[serve]'" in refused("reference")
+
+
+def test_an_older_transformers_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "foveate.serving.door.fallback", None)
+
+    assert "pip install 'transformers>=5.23,<6'" in refused("reference", "--engine", "transformers")

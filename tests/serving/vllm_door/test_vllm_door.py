@@ -100,7 +100,7 @@ def part(**part: Any) -> dict[str, Any]:
 ALSO_REFUSED = {
     "embeddings": part(type="image_embeds", image_embeds="AAAA"),
     "a name for a picture that never came": part(type="image_url", image_url=None, uuid="unknown"),
-    "three pictures": asked(*[UNUSUAL["1x1"]] * 3),
+    "seventeen pictures": asked(*[UNUSUAL["1x1"]] * 17),
     "keep in words": asked(foveate={"keep": "most"}),
     "typo": asked(foveate={"keeps": 32}),
 }
