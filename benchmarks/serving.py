@@ -149,6 +149,7 @@ def write_model(kind: str, folder: Path) -> Path:
         config.image_seq_length = 576
         known: dict[str, Any] = dict(image_size=336, patch_size=14, num_attention_heads=4, num_hidden_layers=9)
     else:
+        config.text_config.layer_types = ["full_attention"] * config.text_config.num_hidden_layers
         known = dict(num_heads=4, out_hidden_size=TEXT["hidden_size"], depth=8, fullatt_block_indexes=[3, 7])
     for name, value in known.items():
         setattr(config.vision_config, name, value)
