@@ -34,7 +34,7 @@ class Client:
     port: int
 
     def ask(self, body: Any, path: str = CHAT, method: str = "POST") -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=50)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         connection.request(method, path, raw, {"content-type": "application/json"})
         answer = connection.getresponse()
@@ -45,7 +45,7 @@ class Client:
     def open(self, body: Any) -> socket.socket:
         """A request whose answer is left to wait for."""
         raw = json.dumps(body).encode()
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=120)
         head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
         connection.sendall(head.encode() + raw)
         return connection

@@ -123,7 +123,7 @@ def test_answers_are_compared_and_counted(served: Served, monkeypatch: pytest.Mo
     before = now()
     for number in range(3):
         served.ask(asked())
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while now()[2] - before[2] <= number and time.monotonic() < until:
             time.sleep(0.02)
 
@@ -171,7 +171,7 @@ def test_transformers_other_doors_are_closed(served: Served, path: str) -> None:
 
 
 def test_a_body_that_never_ends(served: Served) -> None:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=120) as connection:
         connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
 
         assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
@@ -180,7 +180,7 @@ def test_a_body_that_never_ends(served: Served) -> None:
 
 
 def test_a_body_that_is_too_large(served: Served) -> None:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=120) as connection:
         connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n{{".encode())
 
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
@@ -193,7 +193,7 @@ def test_sixty_four_clients_at_once(served: Served) -> None:
 
     assert {reply.status for reply in replies} == {200}
     assert {content(reply) for reply in replies[1::2]} == {QUESTION.answer}
-    assert served.idle(10)
+    assert served.idle(60)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -201,7 +201,7 @@ def test_clients_that_hang_up_free_what_they_asked_for(served: Served, stream: b
     clients = [served.open(long(stream=stream)) for _ in range(4)]
     if stream:
         assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 ")
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while served.metric(INSIDE) < 4 and time.monotonic() < until:
         time.sleep(0.02)
     assert served.metric(INSIDE) == 4
@@ -209,7 +209,7 @@ def test_clients_that_hang_up_free_what_they_asked_for(served: Served, stream: b
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()
 
-    assert served.idle(10)
+    assert served.idle(60)
     assert served.answers()
 
 
@@ -225,4 +225,4 @@ def test_health_needs_no_answer_of_the_model(served: Served) -> None:
 
     assert served.ask(b"", "/health", "GET").status == 200
     client.close()
-    assert served.idle(10)
+    assert served.idle(60)

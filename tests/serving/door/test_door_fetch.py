@@ -198,18 +198,24 @@ def test_what_is_no_header_line_is_never_sent() -> None:
 
 
 def test_the_door_hands_on_what_it_fetched(behind: Behind) -> None:
+    padded = PICTURE + bytes(1000)
+    whole = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(padded) + padded
+
     async def run() -> Any:
-        host = await asyncio.start_server(answering(WHOLE), "127.0.0.1", 0)
+        host = await asyncio.start_server(answering(whole), "127.0.0.1", 0)
         port = host.sockets[0].getsockname()[1]
-        door = Door(behind, Rules(media_domains=(f"localhost:{port}",)))
+        door = Door(behind, Rules(media_domains=(f"localhost:{port}",), max_body=2 * len(padded) + 1))
         given = door.fetcher
         async with host:
             private = await ask(door, chat(f"http://localhost:{port}/a.png"))
             door.fetcher = Fetcher(given.domains, given.most, given.seconds, public=lambda address: True)
-            return private, await ask(door, chat(f"http://localhost:{port}/a.png"))
+            public = await ask(door, chat(f"http://localhost:{port}/a.png"))
+            return private, public, await ask(door, chat(*[f"http://localhost:{port}/{number}.png" for number in range(3)]))
 
-    private, public = asyncio.run(run())
+    private, public, several = asyncio.run(run())
 
     assert (private.status, private.error["param"]) == (400, "address")
     assert public.status == 200
-    assert behind.bodies[0]["messages"][0]["content"][0]["image_url"]["url"] == url(PICTURE)
+    assert behind.bodies[0]["messages"][0]["content"][0]["image_url"]["url"] == url(padded)
+    assert "messages[0].content[2]" in several.error["message"]
+    assert "more than 1 bytes" in several.error["message"]

@@ -267,6 +267,7 @@ def test_rules_reach_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"shadow": 0.1}, "no recipe"),
         ({"shadow": 0.1, "settings": Settings(RECIPE, max_keep=0.5)}, "max_keep=0.5"),
         ({"shadow": 0.1, "settings": Settings(RECIPE, max_keep=64)}, "max_keep=64"),
+        ({"shadow": 0.1, "settings": Settings(RECIPE, max_keep=1)}, "max_keep=1"),
         ({"other_media": True, "behind": TRANSFORMERS}, "text and pictures"),
     ],
 )

@@ -154,9 +154,9 @@ def test_clients_that_hang_up_free_the_engine(served: Served, stream: bool) -> N
     long = asked(max_tokens=800, min_tokens=800, ignore_eos=True, stream=stream)
     clients = [served.open(long) for _ in range(4)]
     assert not stream or all(client.recv(100).startswith(b"HTTP/1.1 200 ") for client in clients)
-    until = time.monotonic() + 20
-    while served.running() < 4 and time.monotonic() < until:
-        time.sleep(0.02)
+    until = time.monotonic() + 60
+    while served.running() < 4 and time.monotonic() < until:  # vLLM counts now and then
+        time.sleep(0.1)
     assert served.running() >= 4
     for client in clients:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -169,7 +169,7 @@ def test_clients_that_hang_up_free_the_engine(served: Served, stream: bool) -> N
 
 
 def test_a_body_that_is_too_large(served: Served) -> None:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=120) as connection:
         connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n{{".encode())
 
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")

@@ -75,8 +75,8 @@ class Fetcher:
         """Checks certificates."""
         return ssl.create_default_context()
 
-    async def fetch(self, url: str, place: str) -> bytes:
-        """The content of ``url``.
+    async def fetch(self, url: str, place: str, most: int | None = None) -> bytes:
+        """The content of ``url``, if it has at most ``most`` bytes (None: as many as any picture may have).
 
         Raises:
             RefusalError: if the host is not allowed or not public, or gives anything but a picture within the bounds.
@@ -85,7 +85,7 @@ class Fetcher:
         try:
             async with asyncio.timeout(self.seconds):
                 address = await self._address(host, port, place)
-                return await self._get(parts, host, port, address, place)
+                return await self._get(parts, host, port, address, place, self.most if most is None else most)
         except TimeoutError:
             raise _failed(place, host, f"took more than {self.seconds:g} seconds") from None
         except h11.ProtocolError:
@@ -113,7 +113,7 @@ class Fetcher:
             raise RefusalError(400, "address", f"{place}: the host {host!r} has an address that is not public")
         return addresses[0]
 
-    async def _get(self, parts: SplitResult, host: str, port: int, address: str, place: str) -> bytes:
+    async def _get(self, parts: SplitResult, host: str, port: int, address: str, place: str, most: int) -> bytes:
         secure = {"ssl": self.tls, "server_hostname": host} if parts.scheme == "https" else {}
         reader, writer = await self.connect(address, port, **secure)
         try:
@@ -128,11 +128,11 @@ class Fetcher:
             writer.write(peer.send(request) or b"")
             writer.write(peer.send(h11.EndOfMessage()) or b"")
             await writer.drain()
-            return await self._answer(peer, reader, host, place)
+            return await self._answer(peer, reader, host, place, most)
         finally:
             writer.close()
 
-    async def _answer(self, peer: h11.Connection, reader: asyncio.StreamReader, host: str, place: str) -> bytes:
+    async def _answer(self, peer: h11.Connection, reader: asyncio.StreamReader, host: str, place: str, most: int) -> bytes:
         content = bytearray()
         while True:
             event = peer.next_event()
@@ -145,8 +145,8 @@ class Fetcher:
                     raise _failed(place, host, f"answered {event.status_code}")
             elif isinstance(event, h11.Data):
                 content += event.data
-                if len(content) > self.most:
-                    raise _failed(place, host, f"gives more than {self.most} bytes")
+                if len(content) > most:
+                    raise _failed(place, host, f"gives more than {most} bytes")
             elif isinstance(event, h11.EndOfMessage):
                 return bytes(content)
 

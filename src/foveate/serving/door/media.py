@@ -104,25 +104,31 @@ async def settle(body: dict[str, Any], rules: Rules, fetcher: Fetcher) -> int:
     found = list(parts(body, rules))
     if len(found) > rules.max_images:
         raise RefusalError(400, "images", f"messages: {len(found)} pictures; at most {rules.max_images} in a request")
+    left = rules.max_body  # what is fetched for a request takes as much memory as what comes with it
     for part in found:
         if part.key:
-            part.holder[part.key] = await _settled(part, rules, fetcher)
+            url, fetched = await _settled(part, rules, fetcher, left)
+            part.holder[part.key] = url
+            left -= fetched
     return sum(part.picture for part in found)
 
 
-async def _settled(part: Part, rules: Rules, fetcher: Fetcher) -> str:
+async def _settled(part: Part, rules: Rules, fetcher: Fetcher, left: int) -> tuple[str, int]:
+    """The URL to put in its place, and how many bytes were fetched for it."""
     url: str = part.holder[part.key]
-    scheme = url[:5].lower()
+    scheme, fetched = url[:5].lower(), 0
     if scheme == "data:":
         if not part.picture:
-            return url
+            return url, 0
         content = pictures.from_data_url(url, part.place)
     elif scheme in ("http:", "https"):
         if not part.picture:
             raise RefusalError(400, "media", f"{part.place}: videos and sound come as data: URLs only")
-        content = await fetcher.fetch(url, part.place)
+        content = await fetcher.fetch(url, part.place, left)
+        fetched = len(content)
     else:
         # Also what has no scheme at all: transformers would open it as a file.
         raise RefusalError(400, "scheme", f"{part.place}: must be a data: URL{' or http(s)' if rules.media_domains else ''}")
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_decoders, pictures.checked_url, content, part.place, rules.max_pixels)
+    whole = await loop.run_in_executor(_decoders, pictures.checked_url, content, part.place, rules.max_pixels)
+    return whole, fetched

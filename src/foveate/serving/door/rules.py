@@ -89,9 +89,10 @@ class Rules:
             raise FoveateError(f"shadow={self.shadow!r}: must be a share of the requests, 0 to 1")
         if self.shadow and self.settings is None:
             raise FoveateError(f"shadow={self.shadow!r}: there is no recipe to compare with; give one")
-        if self.shadow and self.settings is not None and self.settings.max_keep not in (None, 1.0):
+        most = None if self.settings is None else self.settings.max_keep
+        if self.shadow and most is not None and (isinstance(most, int) or most < 1):  # 1 is a count, too
             raise FoveateError(
-                f"shadow={self.shadow!r}: runs requests with all tokens, which max_keep={self.settings.max_keep!r} "
+                f"shadow={self.shadow!r}: runs requests with all tokens, which max_keep={most!r} "
                 "forbids; leave one of them out"
             )
         if self.other_media and not self.behind.takes_media:

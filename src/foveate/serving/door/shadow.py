@@ -36,10 +36,12 @@ class Shadow:
     def wants(self, body: dict[str, Any], keep: object) -> bool:
         """Whether a request is to be answered twice: one of the share, and greedy, as others differ by chance."""
         greedy = body.get("temperature") == 0 and body.get("n", 1) in (None, 1)
-        return greedy and keep != FULL and len(self._running) < AT_A_TIME and random.random() < self.share
+        return greedy and keep != FULL and random.random() < self.share
 
     def compare(self, scope: Scope, body: dict[str, Any], text: str) -> None:
-        """Start the second run of a request whose answer was ``text``."""
+        """Start the second run of a request whose answer was ``text``, unless enough are running."""
+        if len(self._running) >= AT_A_TIME:
+            return
         again = {name: value for name, value in body.items() if name != "stream_options"} | {"stream": False}
         task = asyncio.create_task(self._run(scope, again, text))
         self._running.add(task)
