@@ -53,7 +53,10 @@ def main() -> None:
             kept = watch(llm)
             ours = ask(llm, processor, asked)
             assert len(kept) == len(asked), f"{len(kept)} pictures were encoded for {len(asked)} questions"
-            records.append({"model": name, "recipe": recipe, **_compared(ours, theirs, kept)})
+            record = {"model": name, "recipe": recipe, **_compared(ours, theirs, kept)}
+            if record["score_gaps"]:
+                record["float64_equal"] = _of_rounding(folder, recipe, asked, theirs)
+            records.append(record)
             print(f"{time.time() - begun:.0f} s", records[-1], flush=True)
         stop(llm)
     run = {
@@ -95,6 +98,12 @@ def _compared(ours: Sequence[Answer], theirs: Sequence[Answer], kept: Sequence[l
     }
 
 
+def _of_rounding(folder: Path, recipe: str, asked: Sequence[Any], theirs: Sequence[Answer]) -> int:
+    """Pictures of which transformers keeps the same in float32 and in float64."""
+    exact = attached(folder, recipe, asked, "float64")
+    return sum(one.kept == other.kept for one, other in zip(theirs, exact))
+
+
 def _score_gap(answer: Answer, kept: list[list[int]]) -> float | None:
     """By how much the scores of the tokens differ that one side keeps and the other does not; None if none were ranked."""
     gaps = []
@@ -118,18 +127,21 @@ def _markdown(run: dict[str, Any], records: Sequence[dict[str, Any]]) -> str:
         "on a CPU: under vLLM's plug-in, and under `foveate.attach`. *Kept* are the pictures of which both keep the same",
         "tokens (of each view); where they differ, the score gap is the largest difference between the scores of tokens",
         "that only one of them keeps. *Answers* are equal to the last token; of those, the largest difference of a token's",
-        "log-probability.",
+        "log-probability. Where kept tokens differ, *float64* are the pictures of which transformers itself keeps the",
+        "same in float32 and in float64: what is left to rounding. (`zoo_prune` compares what the projector makes of a",
+        "token that is pushed two ways by a hundredth, which leaves float32 some three digits.)",
         "",
-        "| model | recipe | kept | score gap | answers | log-probability |",
-        "|---|---|---|---|---|---|",
+        "| model | recipe | kept | score gap | float64 | answers | log-probability |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in records:
         gaps = [gap for gap in one["score_gaps"] if gap is not None]
         gap = f"{max(gaps):.1e}" if gaps else "–"
         of = one["questions"]
+        exact = f"{one['float64_equal']} of {of}" if "float64_equal" in one else "–"
         lines.append(
-            f"| {one['model']} | `{one['recipe']}` | {one['kept_equal']} of {of} | {gap} | {one['answers_equal']} of {of} "
-            f"| {one['logprob_gap']:.1e} |"
+            f"| {one['model']} | `{one['recipe']}` | {one['kept_equal']} of {of} | {gap} | {exact} "
+            f"| {one['answers_equal']} of {of} | {one['logprob_gap']:.1e} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -150,14 +150,14 @@ def same(ours: Sequence[Answer], theirs: Sequence[Answer], kept: Sequence[Any] |
 
 
 @torch.inference_mode()
-def attached(folder: Any, recipe: str, asked: Sequence[Question]) -> list[Answer]:
+def attached(folder: Any, recipe: str, asked: Sequence[Question], dtype: str = "float32") -> list[Answer]:
     """transformers' answers under `foveate.attach`."""
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval(), read_processor(folder)
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval(), read_processor(folder)
     answers = []
     with foveate.attach(model, recipe) as session:
         session.watch()
         for each in asked:
-            inputs = processor(images=list(each.images), text=prompt(processor, each), return_tensors="pt")
+            inputs = processor(images=list(each.images), text=prompt(processor, each), return_tensors="pt").to(model.dtype)
             made = model.generate(
                 **inputs, max_new_tokens=LONGEST, do_sample=False, output_logits=True, return_dict_in_generate=True
             )

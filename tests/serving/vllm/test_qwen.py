@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from vllm import SamplingParams
 
 from foveate import reference
 from foveate.models.processors import read_processor
@@ -79,3 +81,20 @@ def test_two_pictures_of_two_sizes_in_one_prompt(llm, processor):
     theirs = attached(FOLDER, RECIPE, pairs[:3])
     same(ask(llm, processor, pairs[:3]), theirs)
     assert {len(view) for picture in kept for view in picture} <= {18, 72}
+
+
+def test_videos_stay_whole_and_stand_where_they_stood(llm, processor):
+    frames = np.stack([np.asarray(each.images[0]) for each in ASKED[len(LARGE) :][:4]])
+    text = "<user> <vision><video></vision> what colour is the star ? <assistant>"
+    about = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3], "do_sample_frames": False}
+    request = {"prompt": text, "multi_modal_data": {"video": [(frames, about)]}}
+    (made,) = llm.generate([request], SamplingParams(temperature=0.0, max_tokens=4, logprobs=1), use_tqdm=False)
+    assert len(made.prompt_token_ids) > 2 * 36  # two frames of a grid each, whole
+    ours = [step[i].logprob for step, i in zip(made.outputs[0].logprobs, made.outputs[0].token_ids)]
+    llm.apply_model(lambda model: setattr(model, "pruner", None))
+    llm.llm_engine.renderer.get_mm_processor().pruning = None
+    llm.reset_prefix_cache()
+    llm.llm_engine.reset_encoder_cache()
+    (plain,) = llm.generate([request], SamplingParams(temperature=0.0, max_tokens=4, logprobs=1), use_tqdm=False)
+    assert plain.outputs[0].token_ids == made.outputs[0].token_ids
+    assert ours == [step[i].logprob for step, i in zip(plain.outputs[0].logprobs, plain.outputs[0].token_ids)]

@@ -1,7 +1,9 @@
 """One encoding of pictures by vLLM's tower under a method: the engine's own, but that no language model follows here.
 
 vLLM's model is one more anatomy. What `foveate.engine.vision.Look` hears of the tower, and the edits that it and the method
-make of a prompt's rows, are what they are under `foveate.attach`; the prompts are the pictures alone, one in each row.
+make of a prompt's rows, are what they are under `foveate.attach`; the prompts are the pictures alone, one in each row. vLLM
+keeps what was encoded for other prompts, so a picture knows nothing of its place in one: `random` draws for each as for the
+first, and `divprune`'s pool is one picture.
 """
 
 from __future__ import annotations

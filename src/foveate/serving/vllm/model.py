@@ -159,9 +159,8 @@ class Pruner:
                 raise
             # What raises in a worker would end the whole server.
             metrics.failed(self.pruning.label, len(pictures))
-            LOG.error(
-                "foveate: %s failed, an even grid stands in for it: %s: %s", self.pruning.label, type(error).__name__, error
-            )
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            LOG.error("foveate: %s failed, an even grid stands in for it: %s", self.pruning.label, reason)
             return even(pictures, list(tower()), counts)
         if counted:
             self._scoring.add(clock)

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
+from threading import Lock
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -52,6 +53,7 @@ class PruningProcessor:
         super().__init__(*args, **kwargs)
         self.pruning: Pruning | None = self.info.pruning
         self._before: OrderedDict[str, int] = OrderedDict()
+        self._lock = Lock()
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Pictures of the most tokens that the operator allows."""
@@ -134,12 +136,17 @@ class PruningProcessor:
         assert pruning is not None
         fields = result["mm_kwargs"].get("image", ())
         for one, known, place in zip(fields, result["mm_hashes"]["image"], result["mm_placeholders"]["image"]):
-            if one is not None:
-                self._before[known] = self._picture(one).count
-            self._before.move_to_end(known) if known in self._before else None
-            before, after = self._before.get(known, place.length), place.length
+            before = self._had(known, None if one is None else self._picture(one).count, place.length)
+            after = place.length
             metrics.count(pruning.label, before, after)
             if ticket is not None:
                 note(int(ticket), before, after)
-        while len(self._before) > REMEMBERED:
-            self._before.popitem(last=False)
+
+    def _had(self, known: str, seen: int | None, otherwise: int) -> int:
+        """Placeholders that a picture had, by its identity."""
+        with self._lock:
+            before = self._before.pop(known, otherwise) if seen is None else seen
+            self._before[known] = before
+            if len(self._before) > REMEMBERED:
+                self._before.popitem(last=False)
+        return before
