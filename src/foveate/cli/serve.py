@@ -119,7 +119,13 @@ def _on_transformers(request: ServeRequest) -> int:
         raise FoveateError(f"replicas={request.replicas}: needs vLLM; on transformers start several servers, one a port")
     import uvicorn
 
-    from foveate.serving.door.fallback import app
+    try:
+        from foveate.serving.door.fallback import app
+    except ImportError as error:
+        raise FoveateError(
+            f"transformers={version('transformers')}: foveate serve needs parts of its server that are not there ({error}); "
+            "pip install 'transformers>=5.23,<6'"
+        ) from None
 
     rules = _rules(request, TRANSFORMERS)
     device = checkpoint.resolve_device(request.device)

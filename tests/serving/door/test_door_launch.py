@@ -95,9 +95,17 @@ time.sleep(30)
 """
 
 
-def test_a_server_ends_with_its_command_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+STUBBORN = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{SERVER}"
+"""As vLLM while it waits for its engine."""
+
+
+@pytest.mark.parametrize(("server", "code"), [(SERVER, -signal.SIGTERM), (STUBBORN, 128 + signal.SIGTERM)])
+def test_a_server_ends_with_its_command_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str, code: int
+) -> None:
     told = tmp_path / "told"
-    monkeypatch.setattr(launch, "command", lambda start, rules: [sys.executable, "-c", SERVER, str(told)])
+    monkeypatch.setattr(launch, "command", lambda start, rules: [sys.executable, "-c", server, str(told)])
+    monkeypatch.setattr(launch, "PATIENCE", 0.5)
 
     def end() -> None:
         while not (told.exists() and told.read_text()):
@@ -106,9 +114,8 @@ def test_a_server_ends_with_its_command_and_leaves_nothing(tmp_path: Path, monke
 
     handler = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=end, daemon=True).start()
-    code = launch.run(START, RULES)
 
-    assert code == -signal.SIGTERM
+    assert launch.run(START, RULES) == code
     assert not Path(told.read_text()).exists()
     assert signal.getsignal(signal.SIGTERM) is handler
 
@@ -181,3 +188,9 @@ def test_without_vllm_it_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) ->
 
     assert "not installed" in refused("reference", "--engine", "vllm")
     assert "pip install 'foveate[serve]'" in refused("reference")
+
+
+def test_an_older_transformers_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "foveate.serving.door.fallback", None)
+
+    assert "pip install 'transformers>=5.23,<6'" in refused("reference", "--engine", "transformers")

@@ -67,7 +67,7 @@ def served() -> Iterator[Served]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("keep", "tokens"), [(None, 36), (64, 64), (0.25, 36), ("full", 144)])
+@pytest.mark.parametrize(("keep", "tokens"), [(None, 36), (64, 64), (1000, 144), (0.25, 36), (1.0, 144), ("full", 144)])
 def test_tokens_are_in_the_header(served: Served, keep: Any, tokens: int, stream: bool) -> None:
     wish = {} if keep is None else {"foveate": {"keep": keep}}
     reply = served.ask(asked(**wish, stream=stream))
@@ -93,6 +93,26 @@ def test_unusual_pictures_are_pictures(served: Served, name: str) -> None:
     assert served.ask(asked(UNUSUAL[name])).headers["x-foveate-tokens"] == "before=144, after=36"
 
 
+def part(**part: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": QUESTION.prompt}]}]}
+
+
+ALSO_REFUSED = {
+    "embeddings": part(type="image_embeds", image_embeds="AAAA"),
+    "a name for a picture that never came": part(type="image_url", image_url=None, uuid="unknown"),
+    "seventeen pictures": asked(*[UNUSUAL["1x1"]] * 17),
+    "keep in words": asked(foveate={"keep": "most"}),
+    "typo": asked(foveate={"keeps": 32}),
+}
+
+
+@pytest.mark.parametrize("name", ALSO_REFUSED)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_the_engine_could_not_take_is_refused(served: Served, name: str, stream: bool) -> None:
+    assert served.ask(ALSO_REFUSED[name] | {"stream": stream}).status == 400
+    assert served.answers()
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_requests_that_are_none_are_refused(served: Served, name: str) -> None:
     assert served.ask(REFUSED[name]).status in ((200,) if name in PASSES else (400, 404))
@@ -102,6 +122,13 @@ def test_options_of_processors_are_dropped(served: Served) -> None:
     reply = served.ask(asked(mm_processor_kwargs={"size": {"height": 4000, "width": 4000}}, media_io_kwargs={"image": {}}))
 
     assert reply.status == 200
+    ours = served.ask(asked(mm_processor_kwargs={"foveate_keep": 1, "foveate_ticket": 1}))
+    assert ours.headers["x-foveate-tokens"] == "before=144, after=36"
+
+
+def test_files_are_refused_on_other_paths_too(served: Served) -> None:
+    assert served.ask(asked(), "/tokenize").status == 200
+    assert served.ask(asked("file:///etc/hostname"), "/tokenize").status == 400
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/invocations", "/pooling"])
@@ -110,17 +137,23 @@ def test_other_paths_are_closed(served: Served, path: str) -> None:
 
 
 def test_sixty_four_clients_at_once(served: Served) -> None:
+    keeps: list[Any] = [20, 36, "full", 0.5]
+
+    def one(number: int) -> Any:
+        return served.ask(asked(stream=number % 2 == 0, foveate={"keep": keeps[number % 4]}))
+
     with ThreadPoolExecutor(64) as pool:
-        replies = list(pool.map(lambda number: served.ask(asked(stream=number % 2 == 0)), range(64)))
+        replies = list(pool.map(one, range(64)))
 
     assert {reply.status for reply in replies} == {200}
-    assert {reply.headers["x-foveate-tokens"] for reply in replies} == {"before=144, after=36"}
+    assert [int(reply.headers["x-foveate-tokens"].rpartition("=")[2]) for reply in replies] == [20, 36, 144, 72] * 16
 
 
-def test_clients_that_hang_up_free_the_engine(served: Served) -> None:
-    long = asked(max_tokens=800, min_tokens=800, ignore_eos=True, stream=True)
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_that_hang_up_free_the_engine(served: Served, stream: bool) -> None:
+    long = asked(max_tokens=800, min_tokens=800, ignore_eos=True, stream=stream)
     clients = [served.open(long) for _ in range(4)]
-    assert all(client.recv(100).startswith(b"HTTP/1.1 200 ") for client in clients)
+    assert not stream or all(client.recv(100).startswith(b"HTTP/1.1 200 ") for client in clients)
     until = time.monotonic() + 60
     while served.running() < 4 and time.monotonic() < until:  # vLLM counts now and then
         time.sleep(0.1)
@@ -142,6 +175,14 @@ def test_a_body_that_is_too_large(served: Served) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
+def test_a_body_that_never_ends(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=60) as connection:
+        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        assert served.answers()
+
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
 def test_all_is_counted_and_it_still_answers(served: Served) -> None:
     labels = f'{{recipe="{RECIPE}"}}'
 
@@ -151,4 +192,6 @@ def test_all_is_counted_and_it_still_answers(served: Served) -> None:
     )
     assert served.metric("foveate_scoring_seconds_count", labels) > 0
     assert served.metric("foveate_shadow_answers_total", labels) > 0
+    assert served.metric("foveate_shadow_equal_answers_total", labels) > 0
     assert served.metric("foveate_refused_requests_total", '{reason="scheme"}') > 0
+    assert served.metric("foveate_method_failures_total", labels) == 0

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import FrameType
 
@@ -20,6 +22,8 @@ PLUGIN = "foveate"
 """The plug-in's name among vLLM's, in case that ``VLLM_PLUGINS`` lists those to load."""
 NOWHERE = "media.invalid"
 """A host that does not exist: the only one that vLLM may fetch from by itself."""
+PATIENCE = 20.0
+"""Seconds that a server has to end by itself."""
 _OURS = {
     "--host": "give it before the --",
     "--port": "give it before the --",
@@ -105,15 +109,27 @@ def run(start: Start, rules: Rules) -> int:
     """Start it and wait for its end; its exit code. Being terminated, it is terminated, too."""
     words = command(start, rules)
     with tempfile.TemporaryDirectory(prefix="foveate-metrics-") as counts:
-        server = subprocess.Popen(words, env=environment(rules, counts, os.environ))
+        # In a session of its own, so that an engine can be ended even where the server that started it is gone.
+        server = subprocess.Popen(words, env=environment(rules, counts, os.environ), start_new_session=True)
+        told: list[float] = []
 
         def hand_on(number: int, frame: FrameType | None) -> None:
+            told.append(time.monotonic())
             server.send_signal(signal.SIGTERM)
 
         before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            return server.wait()
+            return _ended(server, told)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            server.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def _ended(server: subprocess.Popen[bytes], told: Sequence[float]) -> int:
+    """Wait for it, no longer than `PATIENCE` once it was ``told`` to end: vLLM that waits for its engine hears nothing."""
+    while not told or time.monotonic() < told[0] + PATIENCE:
+        with suppress(subprocess.TimeoutExpired):
+            return server.wait(0.2)
+    return 128 + signal.SIGTERM
