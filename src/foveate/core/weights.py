@@ -25,7 +25,7 @@ Stream = Literal["exact", "reached"]
 Bits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 """Bits of a whole number; 16 stands for the model's own floats."""
 
-PlainWidth = Annotated[int, AtLeast(8)] | Literal[-1]
+GroupSize = Annotated[int, AtLeast(8)] | Literal[-1]
 """Inputs that share a step; -1 = all of a row."""
 
 
@@ -73,7 +73,8 @@ class Replaced:
         grid: what integers stand for; its steps are in the dtype of the model's weights already, or exact in it.
         integers: ``[out, in]`` int8 (symmetric) or uint8.
         divide: ``[in]`` the input is divided by it first; None = it is not. ``W'`` stands for ``W * divide`` then.
-        activations: bits that each row of the (divided) input is rounded to, on a symmetric grid of its own range; 16 = none.
+        activations: bits that each row of the (divided) input is rounded to, on a symmetric grid of its own
+            range; 16 = none.
         sparse: entries that are added to ``W'``.
     """
 
@@ -184,7 +185,7 @@ class Weights(Method):
 
     bits: Bits = 4
     """Bits of a weight; 16 leaves the model as it is."""
-    group: PlainWidth = -1
+    group_size: GroupSize = -1
     """Neighbouring inputs of a row that share a step (it must divide the inputs of each linear); -1 = the whole row."""
     symmetric: bool = True
     """Whether grids are symmetric; if not, each step has a zero point, too."""
