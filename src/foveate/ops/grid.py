@@ -1,8 +1,8 @@
 """Grids that weights are rounded to: whole numbers, and a step (and a zero) for each output row or each group of its inputs.
 
-A weight ``[out, in]`` is cut along its inputs into groups of the same width. A grid has a step ``scale`` for each row and group;
-its integers stand for ``(integer - zero) * scale``. Symmetric grids have no zero, and integers from ``-2 ** (bits - 1)`` on;
-asymmetric ones have integers from 0 on.
+A weight ``[out, in]`` is cut along its inputs into groups of the same width. A grid has a step ``scale`` for each row and
+group; its integers stand for ``(integer - zero) * scale``. Symmetric grids have no zero, and integers from
+``-2 ** (bits - 1)`` on; asymmetric ones have integers from 0 on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def grouped(weight: Tensor, group: int) -> Tensor:
     if width < 1 or weight.shape[-1] % width:
         fitting = ", ".join(map(str, [*divisors(weight.shape[-1]), -1]))
         raise FoveateError(f"group={group} does not divide the {weight.shape[-1]} inputs of a linear; one of {fitting} does")
-    return weight.unflatten(-1, (-1, width))
+    return cut(weight, weight.shape[-1] // width)
+
+
+def cut(x: Tensor, parts: int) -> Tensor:
+    """``x`` ``[..., n]`` as ``[..., parts, n / parts]``."""
+    return x.reshape(*x.shape[:-1], parts, x.shape[-1] // parts)
 
 
 def limits(bits: int, symmetric: bool, narrow: bool = False) -> tuple[int, int]:
@@ -156,8 +161,7 @@ class Grid:
 
     def numbers(self, weight: Tensor) -> Tensor:
         """The nearest integers to ``weight`` ``[out, in]`` (halves to even), in its dtype."""
-        cut = weight.unflatten(-1, (self.groups, -1))
-        numbers = (cut / self.scale[..., None].to(weight.dtype)).round_()
+        numbers = (cut(weight, self.groups) / self.scale[..., None].to(weight.dtype)).round_()
         if self.zero is not None:
             numbers += self.zero[..., None]
         return numbers.clamp_(*self.limits).flatten(-2)
@@ -168,8 +172,8 @@ class Grid:
 
     def values(self, integers: Tensor) -> Tensor:
         """What ``integers`` ``[out, in]`` stand for, in the dtype of the steps."""
-        cut = integers.unflatten(-1, (self.groups, -1)).to(self.scale.dtype)
-        return ((cut if self.zero is None else cut - self.zero[..., None]) * self.scale[..., None]).flatten(-2)
+        steps = cut(integers, self.groups).to(self.scale.dtype)
+        return ((steps if self.zero is None else steps - self.zero[..., None]) * self.scale[..., None]).flatten(-2)
 
     def rounded(self, weight: Tensor) -> Tensor:
         """``weight`` ``[out, in]`` moved to the nearest points of the grid."""
@@ -177,8 +181,8 @@ class Grid:
 
     def columns(self, start: int, stop: int) -> Self:
         """The grid of groups ``start`` to ``stop``."""
-        cut = None if self.zero is None else self.zero[:, start:stop]
-        return replace(self, scale=self.scale[:, start:stop], zero=cut)
+        zero = None if self.zero is None else self.zero[:, start:stop]
+        return replace(self, scale=self.scale[:, start:stop], zero=zero)
 
 
 def spans(weight: Tensor, group: int = -1, zero: bool = True) -> tuple[Tensor, Tensor]:
@@ -222,7 +226,8 @@ def packed(levels: Tensor, bits: int) -> Tensor:
     No bit is left between two levels, so one may lie in two words (the layout of compressed-tensors from 0.20 on).
     """
     count = levels.shape[-1]
-    whole = torch.nn.functional.pad(levels.to(torch.int64), (0, -count % 32)).unflatten(-1, (-1, 32))
+    whole = torch.nn.functional.pad(levels.to(torch.int64), (0, -count % 32))
+    whole = cut(whole, whole.shape[-1] // 32)
     words = whole.new_zeros(*whole.shape[:-1], bits + 1)  # one more for what runs over the last
     for place in range(32):
         word, shift = divmod(place * bits, 32)
@@ -236,8 +241,8 @@ def packed(levels: Tensor, bits: int) -> Tensor:
 def unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     """Back: ``[..., count]`` uint8."""
     whole = words.to(torch.int64) & 0xFFFFFFFF
-    whole = torch.nn.functional.pad(whole, (0, -whole.shape[-1] % bits)).unflatten(-1, (-1, bits))
-    whole = torch.nn.functional.pad(whole, (0, 1))
+    whole = torch.nn.functional.pad(whole, (0, -whole.shape[-1] % bits))
+    whole = torch.nn.functional.pad(cut(whole, whole.shape[-1] // bits), (0, 1))
     levels = []
     for place in range(32):
         word, shift = divmod(place * bits, 32)
