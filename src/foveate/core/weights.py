@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
@@ -209,9 +210,11 @@ class Weights(Method):
         """The parameters that an artifact depends on: all."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def artifact(self, fingerprint: Fingerprint, numbers: Mapping[str, Any]) -> Artifact:
-        """``numbers`` that were made with these parameters on the model with ``fingerprint``."""
-        return Artifact(self.name, fingerprint, numbers, self.bound())
+    def artifact(
+        self, fingerprint: Fingerprint, numbers: Mapping[str, Any], files: Mapping[str, Path] | None = None
+    ) -> Artifact:
+        """``numbers`` and ``files`` that were made with these parameters on the model with ``fingerprint``."""
+        return Artifact(self.name, fingerprint, numbers, self.bound(), files or {})
 
     def check(self, traits: Traits) -> str | None:
         """Refused without an artifact; artifacts of other weights or parameters are, too."""

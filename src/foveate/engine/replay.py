@@ -1,16 +1,16 @@
 """Runs the blocks of a decoder or an encoder one by one on what calibration samples brought there, without the model around.
 
 The model runs once over each batch while its blocks are watched: what enters the first of them, what else each is called
-with, and what the model adds to the output of one before the next gets it (DeepStack). From then on ``h = block(h, ...)`` gives
-what the model itself gives, to the last bit: that is checked on the first batch before anybody relies on it. A block runs as a
-copy on the device that it is to run on, so that the model stays as it is, and one block is all that has to fit there.
+with, and what the model adds to the output of one before the next gets it (DeepStack). From then on ``h = block(h, ...)``
+gives what the model itself gives, to the last bit: that is checked on the first batch before anybody relies on it. A block runs
+as a copy on the device that it is to run on, so that the model stays as it is, and one block is all that has to fit there.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -138,8 +138,9 @@ class Replay:
             encoder = self.parts.encoder
             if encoder is not None and encoder.prefix:
                 watched.role[..., : encoder.prefix] = int(Role.CLS)
-        rows = shape[0] if len(shape) > 1 else 1
-        watched.sample = torch.arange(rows)[:, None].expand(shape) if len(shape) > 1 else torch.zeros(shape, dtype=torch.long)
+        # Of packed encoders nobody says which row is of which picture.
+        first_of = torch.arange(shape[0])[:, None] if len(shape) > 1 else torch.zeros(1, dtype=torch.long)
+        watched.sample = first_of.expand(shape)
 
     @torch.no_grad()
     def _compare(self) -> None:
@@ -232,14 +233,12 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Ends a forward that has seen what it was run for."""
 
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """A forward that may be ended by `Stopped`."""
-    try:
+    """A forward that may be ended by `StoppedError`."""
+    with suppress(StoppedError):
         yield
-    except Stopped:
-        pass
