@@ -37,9 +37,7 @@ PLACES: Mapping[str, Place] = {
     "before_llm": Place("before the LLM", "The encoder runs in full; prefill, cache and decoding have less to do."),
     "in_llm": Place("in the LLM", "The encoder runs in full; the layers of the LLM that it acts on have less to do."),
     "kv_cache": Place("KV cache", "The prompt is read first; then the cache is smaller, or decoding reads less of it."),
-    "weights": Place(
-        "weights", "The model is smaller on disk and in memory; decoding, which reads all of it each step, is faster."
-    ),
+    "weights": Place("weights", "The model is smaller, on disk and in memory; decoding, which reads all of it, is faster."),
 }
 """By group, in the order in which a picture passes them."""
 

@@ -208,7 +208,8 @@ class Weights(Method):
 
     def bound(self) -> dict[str, Any]:
         """The parameters that an artifact depends on: all."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def artifact(
         self, fingerprint: Fingerprint, numbers: Mapping[str, Any], files: Mapping[str, Path] | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +13,25 @@ from torch.nn import functional
 
 from foveate.core.errors import FoveateError
 from foveate.core.weights import Replaced, Sparse, Stand
+from foveate.models import Anatomy
 from foveate.ops.grid import Grid, limits, packed, tokens, unpacked
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SAMPLED = 4096
+"""Entries of each linear by which `digest` tells weights apart."""
+
+
+def blocks_of(parts: Anatomy, part: Literal["decoder", "encoder"]) -> Sequence[nn.Module]:
+    """The decoder layers, or the blocks of the vision encoder.
+
+    Raises:
+        FoveateError: if the encoder cannot be read.
+    """
+    if part == "decoder":
+        return parts.layers
+    if parts.encoder is None:
+        raise FoveateError(f"{parts.family}: nothing in its encoder can be read; use a method for the language model")
+    return parts.encoder.blocks
 
 
 def linears_of(block: nn.Module, where: str) -> dict[str, nn.Linear]:
@@ -50,6 +68,15 @@ def _refuse_unreadable(linear: nn.Linear, where: str) -> None:
         raise FoveateError(f"{where} is offloaded; load the model without offloading")
     if type(weight) is not nn.Parameter or weight.dtype not in FLOATS:
         raise FoveateError(f"{where} is quantized already ({weight.dtype}); load the checkpoint of which it was made")
+
+
+def digest(block: nn.Module) -> str:
+    """What a block's weights are, to the bit: of `SAMPLED` entries of each linear."""
+    found = hashlib.sha256()
+    for linear in linears_of(block, "block").values():
+        flat = linear.weight.detach().flatten()
+        found.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def values(replaced: Replaced, dtype: torch.dtype) -> Tensor:

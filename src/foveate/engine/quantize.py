@@ -12,33 +12,26 @@ however many blocks there are (`bound`).
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
-from foveate.core.files import make_writable, write_json, write_whole
 from foveate.core.method import Method
 from foveate.core.recipe import Recipe
-from foveate.core.weights import Replaced, Stream, Weights
+from foveate.core.weights import Stream, Weights
 from foveate.engine.calibrate import Batches, Watcher
-from foveate.engine.linears import linears_of, read_back, tensors_of
-from foveate.engine.replay import Replay, blocks_of
+from foveate.engine.linears import blocks_of, digest, linears_of, tensors_of
+from foveate.engine.replay import Replay
+from foveate.engine.shelf import Shelf
 from foveate.engine.slopes import Slopes
 from foveate.engine.trial import Trial
 from foveate.models import Anatomy, anatomy
-
-STATE = "run.json"
-"""What a run that is not finished was started with, in its folder."""
 
 
 def quantize(
@@ -72,7 +65,7 @@ def quantize(
     refuse(method, parts)
     if method.streams and not len(batches):
         raise FoveateError(f"{method.name}: looks at what samples feed the model; give batches, such as prompts of yours")
-    shelf = _Shelf(None if out is None else Path(out), method.name)
+    shelf = Shelf(None if out is None else Path(out), method.name)
     shelf.start(_started(method, parts, batches, seed))
     torch.manual_seed(seed)
     _watched(watcher, "reading", len(batches) if method.streams else 0)
@@ -154,19 +147,6 @@ def refuse(method: Weights, parts: Anatomy) -> None:
             )
 
 
-def digest(block: nn.Module) -> str:
-    """What a block's weights are, to the bit: of `SAMPLED` entries of each linear."""
-    found = hashlib.sha256()
-    for linear in linears_of(block, "block").values():
-        flat = linear.weight.detach().flatten()
-        found.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
-
-
-SAMPLED = 4096
-"""Entries of each linear by which `digest` tells weights apart."""
-
-
 def _watched(watcher: Watcher | None, what: str, steps: int) -> None:
     if watcher is not None and steps:
         watcher.begin(what, steps)
@@ -199,90 +179,3 @@ def _started(method: Weights, parts: Anatomy, batches: Batches, seed: int) -> di
         "seed": seed,
         "versions": {name: version(name) for name in ("foveate", "torch", "transformers")},
     }
-
-
-def grouped(tensors: Mapping[str, Tensor]) -> dict[str, Replaced]:
-    """What stands for the linears of a block, by name."""
-    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
-    return {
-        name: read_back({key.rpartition(".")[2]: value for key, value in tensors.items() if key.rpartition(".")[0] == name})
-        for name in names
-    }
-
-
-class _Shelf:
-    """Where blocks are kept: in a folder, or in memory."""
-
-    def __init__(self, out: Path | None, name: str) -> None:
-        self._out, self._folder = out, None if out is None else out / name
-        self._name = name
-        self._held: dict[int, dict[str, Tensor]] = {}
-
-    def start(self, started: Mapping[str, Any]) -> None:
-        """Begin, or go on with what was started alike."""
-        if self._out is None or self._folder is None:
-            return
-        make_writable(self._folder)
-        state, plain = self._folder / STATE, json.loads(json.dumps(started))
-        try:
-            same = json.loads(state.read_text()) == plain
-        except (OSError, ValueError):
-            same = False
-        if not same:
-            # The artifact first: what is left of it must never be taken for whole.
-            (self._out / f"{self._name}.json").unlink(missing_ok=True)
-            for path in self._folder.glob("block-*.safetensors"):
-                path.unlink()
-            write_json(state, plain)
-
-    def read(self, number: int) -> dict[str, Replaced] | None:
-        """What stands for the linears of a block; None where it is not there yet."""
-        if self._folder is None:
-            return grouped(self._held[number]) if number in self._held else None
-        path = self._folder / file_of(number)
-        if not path.exists():
-            return None
-        try:
-            return grouped(load_file(path))
-        except (OSError, SafetensorError) as error:
-            raise FoveateError(f"out={str(self._out)!r}: {path.name} cannot be read ({error}); delete it") from error
-
-    def write(self, number: int, tensors: dict[str, Tensor]) -> None:
-        """Keep a block."""
-        if self._folder is None:
-            self._held[number] = tensors
-        else:
-            write_whole(self._folder / file_of(number), as_bytes(tensors))
-
-    def finish(self, method: Weights, parts: Anatomy, content: dict[str, Any]) -> Artifact:
-        """The artifact of all blocks."""
-        fingerprint = parts.traits().fingerprint
-        if self._out is None:
-            held = {f"{number}.{name}": t for number, block in self._held.items() for name, t in block.items()}
-            return method.artifact(fingerprint, content | held)
-        assert self._folder is not None
-        files = {file_of(number): self._folder / file_of(number) for number in range(content["blocks"])}
-        artifact = method.artifact(fingerprint, content, files)
-        artifact.save(self._out / f"{self._name}.json")
-        return artifact
-
-
-def file_of(number: int) -> str:
-    """The file of a block."""
-    return f"block-{number:02}.safetensors"
-
-
-def block_of(artifact: Artifact, number: int) -> dict[str, Replaced]:
-    """What stands for the linears of block ``number``, by name within it.
-
-    Raises:
-        FoveateError: if its file cannot be read.
-    """
-    if not artifact.files:
-        begin = f"{number}."
-        return grouped({k.removeprefix(begin): v for k, v in artifact.numbers.items() if k.startswith(begin)})
-    path = artifact.files[file_of(number)]
-    try:
-        return grouped(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise FoveateError(f"artifact {str(path)!r}: cannot be read ({error}); run foveate quantize again") from error

@@ -2,8 +2,9 @@
 
 The model runs once over each batch while its blocks are watched: what enters the first of them, what else each is called
 with, and what the model adds to the output of one before the next gets it (DeepStack). From then on ``h = block(h, ...)``
-gives what the model itself gives, to the last bit: that is checked on the first batch before anybody relies on it. A block runs
-as a copy on the device that it is to run on, so that the model stays as it is, and one block is all that has to fit there.
+gives what the model itself gives, to the last bit: that is checked on the first batch before anybody relies on it. A block
+runs as a copy on the device that it is to run on, so that the model stays as it is, and one block is all that has to fit
+there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers.cache_utils import Cache
 from foveate.core.errors import FoveateError
 from foveate.core.roles import Role
 from foveate.engine.calibrate import Batches, Calibration
+from foveate.engine.linears import blocks_of
 from foveate.models.anatomy import Anatomy
 
 HOST = torch.device("cpu")
@@ -202,19 +204,6 @@ class _Seen:
         if isinstance(value, tuple | list):
             return type(value)(map(self._keep, value))
         return value
-
-
-def blocks_of(parts: Anatomy, part: Literal["decoder", "encoder"]) -> Sequence[nn.Module]:
-    """The decoder layers, or the blocks of the vision encoder.
-
-    Raises:
-        FoveateError: if the encoder cannot be read.
-    """
-    if part == "decoder":
-        return parts.layers
-    if parts.encoder is None:
-        raise FoveateError(f"{parts.family}: nothing in its encoder can be read; use a method for the language model")
-    return parts.encoder.blocks
 
 
 def first(output: Any) -> Tensor:
