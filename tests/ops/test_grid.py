@@ -36,7 +36,8 @@ def test_integers_are_in_range_and_stand_for_what_was_rounded(bits: int, group: 
     integers = grid.integers(weight)
     least, most = grid.limits
 
-    assert int(integers.min()) >= least and int(integers.max()) <= most
+    assert int(integers.min()) >= least
+    assert int(integers.max()) <= most
     assert torch.equal(grid.values(integers), grid.rounded(weight))
     assert torch.equal(grid.integers(grid.rounded(weight)), integers)  # once on the grid, there to stay
     step = grid.scale.repeat_interleave(64 // grid.groups, 1)
@@ -91,7 +92,7 @@ def test_steps_are_rounded_to_the_dtype_that_stores_them(symmetric: bool) -> Non
 
 
 def test_groups_must_divide() -> None:
-    with pytest.raises(FoveateError, match=r"group=128 does not divide the 192 inputs of a linear; one of 64, 32, 16, 8, -1 does"):
+    with pytest.raises(FoveateError, match=r"group=128 does not divide the 192 inputs .* 64, 32, 16, 8, -1 does"):
         Grid.of(random(2, 192), 4, 128)
 
 
@@ -113,7 +114,8 @@ def test_packed_levels_come_back_and_leave_no_bit_between(bits: int, count: int)
     levels = torch.randint(0, 2**bits, (3, count), generator=torch.Generator().manual_seed(0))
     words = packed(levels, bits)
 
-    assert words.shape == (3, -(-count * bits // 32)) and words.dtype == torch.int32
+    assert words.shape == (3, -(-count * bits // 32))
+    assert words.dtype == torch.int32
     assert torch.equal(unpacked(words, bits, count), levels.to(torch.uint8))
 
 
