@@ -65,6 +65,7 @@ from foveate.methods.kv_cache.pyramidkv import PyramidKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
 from foveate.methods.kv_cache.streamingllm import StreamingLLM
+from foveate.methods.weights.rtn import RTN
 
 __all__ = [
     "ALVTS",
@@ -76,6 +77,7 @@ __all__ = [
     "H2O",
     "KIVI",
     "PPE",
+    "RTN",
     "STC",
     "UAT",
     "AirCache",

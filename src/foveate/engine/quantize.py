@@ -1,0 +1,288 @@
+"""Makes the artifact of a method that replaces weights: block by block, one of them at work at a time, kept one by one.
+
+The artifact is ``<method>.json`` with a folder ``<method>`` beside it that holds a file for each block, written whole or not
+at all. A run that was cut short goes on behind the last of them, and ends with the same bits: finished blocks are read back,
+and what they make of the samples is made again. The model itself is never changed.
+
+At most the model, the inputs of one block for every sample (once more for methods that look at what quantized blocks make),
+what blocks are called with, two copies of a block and what the method needs for one group of linears are in memory at once,
+however many blocks there are (`bound`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
+from torch import Tensor, nn
+
+from foveate.core.artifact import Artifact
+from foveate.core.errors import FoveateError
+from foveate.core.files import make_writable, write_json, write_whole
+from foveate.core.method import Method
+from foveate.core.recipe import Recipe
+from foveate.core.weights import Replaced, Stream, Weights
+from foveate.engine.calibrate import Batches, Watcher
+from foveate.engine.linears import linears_of, read_back, tensors_of
+from foveate.engine.replay import Replay, blocks_of
+from foveate.engine.slopes import Slopes
+from foveate.engine.trial import Trial
+from foveate.models import Anatomy, anatomy
+
+STATE = "run.json"
+"""What a run that is not finished was started with, in its folder."""
+
+
+def quantize(
+    model: nn.Module,
+    method: Method | str,
+    batches: Batches = (),
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    watcher: Watcher | None = None,
+) -> Artifact:
+    """The artifact of ``method``, such as ``"rtn(bits=4, group_size=64)"``, for ``model``, which stays as it is.
+
+    Args:
+        model: a vision-language model loaded through transformers, its weights plain floats.
+        method: one method that replaces weights.
+        batches: keyword arguments of its forward, for methods that look at samples; with ``labels`` where answers stand
+            behind the prompts.
+        out: folder for the artifact, as `attach` takes it; what a run that was cut short left there is gone on with. None:
+            the artifact is in memory alone.
+        seed: of methods that draw.
+        device: where one block at a time is to run; None: where it is.
+        watcher: follows it.
+
+    Raises:
+        FoveateError: if the method does not replace weights, cannot do so on this model, or gets no samples but needs some.
+    """
+    method = to_quantize(method)
+    parts = anatomy(model)
+    refuse(method, parts)
+    if method.streams and not len(batches):
+        raise FoveateError(f"{method.name}: looks at what samples feed the model; give batches, such as prompts of yours")
+    shelf = _Shelf(None if out is None else Path(out), method.name)
+    shelf.start(_started(method, parts, batches, seed))
+    torch.manual_seed(seed)
+    _watched(watcher, "reading", len(batches) if method.streams else 0)
+    advance = (lambda: None) if watcher is None else watcher.advance
+    where = None if device is None else torch.device(device)
+    replay = Replay(parts, batches if method.streams else (), method.part, where, advance)
+    slopes = Slopes(replay, batches)
+    said: list[str] = []
+    states: dict[Stream, Sequence[Tensor]] = {stream: [w.x for w in replay.batches] for stream in ("exact", *method.streams)}
+    _watched(watcher, "quantizing blocks", len(replay.blocks))
+    for number in range(len(replay.blocks)):
+        trial = Trial(replay, number, states, slopes, said.append)
+        found = shelf.read(number)
+        if found is None:
+            # Each block draws by itself, so that one that is gone on with draws as it would have.
+            torch.manual_seed(seed + number)
+            method.quantize(trial)
+            shelf.write(number, _tensors(trial))
+            found = shelf.read(number)
+        assert found is not None
+        for name, replaced in found.items():  # as it was written, so that a later run meets the same
+            trial.place(name, replaced)
+        states = {stream: trial.forward(stream) for stream in states} if replay.batches else states
+        advance()
+    content = {
+        "part": method.part,
+        "blocks": len(replay.blocks),
+        "dtype": str(parts.dtype).removeprefix("torch."),
+        "digests": [digest(block) for block in replay.blocks],
+        "samples": sum(len(batch["input_ids"]) for batch in batches) if method.streams else 0,
+        "said": said,
+    }
+    return shelf.finish(method, parts, content)
+
+
+def to_quantize(method: Method | str) -> Weights:
+    """The one method that ``method`` says.
+
+    Raises:
+        FoveateError: if there is none or several, or one that replaces no weights.
+    """
+    methods = Recipe.of(method).methods
+    if len(methods) != 1:
+        raise FoveateError(f"quantize {str(method)!r}: must be one method, such as 'rtn(bits=4)'")
+    found = methods[0]
+    if not isinstance(found, Weights):
+        raise FoveateError(f"{found.name}: replaces no weights; it runs on quantized and on plain models as it is")
+    if found.plain:
+        raise FoveateError(f"{found.name}: bits=16: leaves the model as it is; choose 8 bits or less")
+    return found
+
+
+def refuse(method: Weights, parts: Anatomy) -> None:
+    """Refuse a model whose weights the method cannot replace.
+
+    Raises:
+        FoveateError: with the remedy.
+    """
+    config = parts.model.config
+    if getattr(config, "quantization_config", None) is not None or getattr(parts.model, "is_quantized", False):
+        raise FoveateError("model: is quantized already; load the checkpoint of which it was made")
+    traits = parts.traits()
+    if traits.sparse and method.part == "decoder":
+        raise FoveateError(
+            f"{method.name}: decoder layer {traits.sparse[0]} has experts, which lie in one tensor and are not quantized; "
+            "use a dense model"
+        )
+    widths: dict[int, str] = {}
+    for number, block in enumerate(blocks_of(parts, method.part)):
+        for name, linear in linears_of(block, f"{method.part} block {number}").items():
+            widths.setdefault(linear.in_features, f"{name} in {method.part} block {number}")
+    for width, where in widths.items():
+        if method.group_size != -1 and width % method.group_size:
+            fitting = [size for size in (256, 128, 64, 32, 16, 8) if not any(each % size for each in widths)]
+            right = ", ".join(map(str, [*fitting, -1]))
+            raise FoveateError(
+                f"{method.name}: group_size={method.group_size}: does not divide the {width} inputs of {where}; must be one "
+                f"of {right}"
+            )
+
+
+def digest(block: nn.Module) -> str:
+    """What a block's weights are, to the bit: of `SAMPLED` entries of each linear."""
+    found = hashlib.sha256()
+    for linear in linears_of(block, "block").values():
+        flat = linear.weight.detach().flatten()
+        found.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+SAMPLED = 4096
+"""Entries of each linear by which `digest` tells weights apart."""
+
+
+def _watched(watcher: Watcher | None, what: str, steps: int) -> None:
+    if watcher is not None and steps:
+        watcher.begin(what, steps)
+
+
+def _tensors(trial: Trial) -> dict[str, Tensor]:
+    return {
+        f"{name}.{kind}": tensor
+        for name, replaced in trial.placed.items()
+        for kind, tensor in tensors_of(replaced, trial.dtype).items()
+    }
+
+
+def _started(method: Weights, parts: Anatomy, batches: Batches, seed: int) -> dict[str, Any]:
+    """What a run's results depend on; a run that was started with anything else is not gone on with."""
+    data = hashlib.sha256()
+    for batch in batches if method.streams else ():
+        for name in sorted(batch):
+            value = batch[name]
+            if isinstance(value, Tensor):
+                data.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+                data.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {
+        "method": method.name,
+        "parameters": method.bound(),
+        "model": str(parts.traits().fingerprint),
+        "digests": [digest(block) for block in blocks_of(parts, method.part)],
+        "dtype": str(parts.dtype),
+        "data": data.hexdigest(),
+        "seed": seed,
+        "versions": {name: version(name) for name in ("foveate", "torch", "transformers")},
+    }
+
+
+def grouped(tensors: Mapping[str, Tensor]) -> dict[str, Replaced]:
+    """What stands for the linears of a block, by name."""
+    names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
+    return {
+        name: read_back({key.rpartition(".")[2]: value for key, value in tensors.items() if key.rpartition(".")[0] == name})
+        for name in names
+    }
+
+
+class _Shelf:
+    """Where blocks are kept: in a folder, or in memory."""
+
+    def __init__(self, out: Path | None, name: str) -> None:
+        self._out, self._folder = out, None if out is None else out / name
+        self._name = name
+        self._held: dict[int, dict[str, Tensor]] = {}
+
+    def start(self, started: Mapping[str, Any]) -> None:
+        """Begin, or go on with what was started alike."""
+        if self._out is None or self._folder is None:
+            return
+        make_writable(self._folder)
+        state, plain = self._folder / STATE, json.loads(json.dumps(started))
+        try:
+            same = json.loads(state.read_text()) == plain
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            # The artifact first: what is left of it must never be taken for whole.
+            (self._out / f"{self._name}.json").unlink(missing_ok=True)
+            for path in self._folder.glob("block-*.safetensors"):
+                path.unlink()
+            write_json(state, plain)
+
+    def read(self, number: int) -> dict[str, Replaced] | None:
+        """What stands for the linears of a block; None where it is not there yet."""
+        if self._folder is None:
+            return grouped(self._held[number]) if number in self._held else None
+        path = self._folder / file_of(number)
+        if not path.exists():
+            return None
+        try:
+            return grouped(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise FoveateError(f"out={str(self._out)!r}: {path.name} cannot be read ({error}); delete it") from error
+
+    def write(self, number: int, tensors: dict[str, Tensor]) -> None:
+        """Keep a block."""
+        if self._folder is None:
+            self._held[number] = tensors
+        else:
+            write_whole(self._folder / file_of(number), as_bytes(tensors))
+
+    def finish(self, method: Weights, parts: Anatomy, content: dict[str, Any]) -> Artifact:
+        """The artifact of all blocks."""
+        fingerprint = parts.traits().fingerprint
+        if self._out is None:
+            held = {f"{number}.{name}": t for number, block in self._held.items() for name, t in block.items()}
+            return method.artifact(fingerprint, content | held)
+        assert self._folder is not None
+        files = {file_of(number): self._folder / file_of(number) for number in range(content["blocks"])}
+        artifact = method.artifact(fingerprint, content, files)
+        artifact.save(self._out / f"{self._name}.json")
+        return artifact
+
+
+def file_of(number: int) -> str:
+    """The file of a block."""
+    return f"block-{number:02}.safetensors"
+
+
+def block_of(artifact: Artifact, number: int) -> dict[str, Replaced]:
+    """What stands for the linears of block ``number``, by name within it.
+
+    Raises:
+        FoveateError: if its file cannot be read.
+    """
+    if not artifact.files:
+        begin = f"{number}."
+        return grouped({k.removeprefix(begin): v for k, v in artifact.numbers.items() if k.startswith(begin)})
+    path = artifact.files[file_of(number)]
+    try:
+        return grouped(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise FoveateError(f"artifact {str(path)!r}: cannot be read ({error}); run foveate quantize again") from error
