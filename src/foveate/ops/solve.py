@@ -142,8 +142,8 @@ class Factored:
         """Integers ``[out, in]`` (int8 or uint8) for ``weight`` ``[out, in]``, and their grid.
 
         Args:
-            find: what finds grids. Whole rows have theirs from the weight as it is. Groups have theirs when their first column
-                has its turn, from columns that make up for all blocks before.
+            find: what finds grids: of whole rows from the weight as it is; of groups when the turn of their first column comes,
+                from columns that make up for all blocks before.
             group: inputs that share a step; -1 = all.
             block: columns that are rounded before the rest is made up for; changes grids of groups, and rounding only else.
             static: whether groups, too, have their grids from the weight as it is. If columns are reordered, they do.
