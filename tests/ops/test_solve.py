@@ -210,7 +210,7 @@ def test_damping_rises_until_it_is_enough_and_no_further_than_told() -> None:
 
     assert damping > 1e-4
     assert lower.isfinite().all()
-    with pytest.raises(FoveateError, match="are the activations finite"):
+    with pytest.raises(FoveateError, match="are activations finite"):
         cholesky(torch.full((3, 3), float("nan"), dtype=torch.float64), 0.01)
 
 

@@ -74,7 +74,7 @@ def cholesky(matrix: Tensor, damping: float) -> tuple[Tensor, float]:
             return lower, damping
         damping = 10 * damping if damping else 1e-6
     raise FoveateError(
-        f"damping={damping / 10:g} is not enough to factorise what {len(matrix)} inputs look like: are they finite?"
+        f"damping={damping / 10:g} is not enough to factorise the moments of {len(matrix)} inputs: are activations finite?"
     )
 
 
@@ -142,8 +142,8 @@ class Factored:
         """Integers ``[out, in]`` (int8 or uint8) for ``weight`` ``[out, in]``, and their grid.
 
         Args:
-            find: what finds grids: of whole rows from the weight as it is; of groups when the turn of their first column comes,
-                from columns that make up for all blocks before.
+            find: what finds grids: of whole rows from the weight as it is; of groups when the turn of their first column
+                comes, from columns that make up for all blocks before.
             group: inputs that share a step; -1 = all.
             block: columns that are rounded before the rest is made up for; changes grids of groups, and rounding only else.
             static: whether groups, too, have their grids from the weight as it is. If columns are reordered, they do.
