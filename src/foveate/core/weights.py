@@ -102,7 +102,7 @@ class Rows:
 
 
 Stand = Callable[[Tensor], Tensor]
-"""What may stand for a linear in a trial: inputs ``[..., in]`` to outputs ``[..., out]``, bias and all."""
+"""What may stand for a linear's product with its weight: inputs ``[..., in]`` to outputs ``[..., out]``."""
 
 
 class Inspected(Protocol):
@@ -111,6 +111,7 @@ class Inspected(Protocol):
     Attributes:
         x: ``[B, T, D]`` what enters it.
         role: ``[B, T]`` of each row; PAD where there is none.
+        linears: names of all that are in it.
     """
 
     @property
@@ -121,10 +122,14 @@ class Inspected(Protocol):
     def role(self) -> Tensor:
         """``[B, T]`` of each row; PAD (0) where there is none."""
 
+    @property
+    def linears(self) -> Sequence[str]:
+        """Names of all linears that are in it."""
+
     def run(self, x: Tensor, stands: Mapping[str, Stand] | None = None) -> Tensor:
         """``[B, T, D']`` what it makes of ``x`` ``[B, T, D]``, with other linears for those named; differentiable in both.
 
-        Linears that are not named are the model's own, whatever has been placed.
+        Biases are the model's own, and so are linears that are not named, whatever has been placed.
         """
 
 

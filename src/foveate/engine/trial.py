@@ -162,7 +162,7 @@ class Trial:
         with standing(self.module, self._stands(stream)):
             if not where:
                 x = self._states[stream][batch].to(next(self.module.parameters()).device)
-                return Part(x, role, self.module, lambda given: self._run(batch, given))
+                return Part(x, role, tuple(self.linears), self.module, lambda given: self._run(batch, given))
             called: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
             module = self.module.get_submodule(where)
             note = lambda _, args, kwargs: called.append((args, kwargs))  # noqa: E731
@@ -178,9 +178,12 @@ class Trial:
                 swapped = tuple(given if value is x else value for value in args)
                 return first(module(*swapped, **{key: given if value is x else value for key, value in kwargs.items()}))
 
-            return Part(x, role, self.module, around)
+            inside = tuple(name for name in self.linears if f"{name}.".startswith(f"{where}."))
+            return Part(x, role, inside, self.module, around)
         beside = [self.linears[name] for name in names]
-        return Part(x, role, self.module, lambda given: torch.cat([linear(given) for linear in beside], dim=-1))
+        return Part(
+            x, role, tuple(names), self.module, lambda given: torch.cat([linear(given) for linear in beside], dim=-1)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,12 +192,14 @@ class Part:
 
     x: Tensor
     role: Tensor
+    linears: tuple[str, ...]
     _block: nn.Module = field(repr=False)
     _around: Callable[[Tensor], Tensor] = field(repr=False)
 
     def run(self, x: Tensor, stands: Mapping[str, Stand] | None = None) -> Tensor:
         """``[B, T, D']`` what it makes of ``x`` ``[B, T, D]``, with other linears for those named."""
-        with standing(self._block, stands or {}):
+        products = {name: _biased(stand, self._block.get_submodule(name)) for name, stand in (stands or {}).items()}
+        with standing(self._block, products):
             return self._around(x)
 
 
@@ -212,6 +217,11 @@ def standing(block: nn.Module, stands: Mapping[str, Stand]) -> Iterator[None]:
             linear.__dict__.pop("forward")
             if own is not None:
                 linear.__dict__["forward"] = own
+
+
+def _biased(stand: Stand, linear: nn.Module) -> Stand:
+    bias = linear.bias
+    return (lambda x: stand(x) + bias) if isinstance(bias, Tensor) else stand
 
 
 def _scaled(linear: nn.Linear, scale: Tensor) -> Stand:

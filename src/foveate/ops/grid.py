@@ -179,10 +179,13 @@ class Grid:
         """``weight`` ``[out, in]`` moved to the nearest points of the grid."""
         return self.values(self.numbers(weight)).to(weight.dtype)
 
-    def columns(self, start: int, stop: int) -> Self:
-        """The grid of groups ``start`` to ``stop``."""
-        zero = None if self.zero is None else self.zero[:, start:stop]
-        return replace(self, scale=self.scale[:, start:stop], zero=zero)
+    @classmethod
+    def joined(cls, grids: Sequence[Self]) -> Self:
+        """One grid of the groups of all, which are of one kind."""
+        zeros = [grid.zero for grid in grids if grid.zero is not None]
+        return replace(
+            grids[0], scale=torch.cat([grid.scale for grid in grids], 1), zero=torch.cat(zeros, 1) if zeros else None
+        )
 
 
 def spans(weight: Tensor, group: int = -1, zero: bool = True) -> tuple[Tensor, Tensor]:
