@@ -65,10 +65,14 @@ from foveate.methods.kv_cache.pyramidkv import PyramidKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
 from foveate.methods.kv_cache.streamingllm import StreamingLLM
+from foveate.methods.weights.awq import AWQ
+from foveate.methods.weights.mbq import MBQ
 from foveate.methods.weights.rtn import RTN
+from foveate.methods.weights.smoothquant import SmoothQuant
 
 __all__ = [
     "ALVTS",
+    "AWQ",
     "BTP",
     "CORE",
     "DART",
@@ -76,6 +80,7 @@ __all__ = [
     "EVS",
     "H2O",
     "KIVI",
+    "MBQ",
     "PPE",
     "RTN",
     "STC",
@@ -123,6 +128,7 @@ __all__ = [
     "SCoRe",
     "Scope",
     "ShortV",
+    "SmoothQuant",
     "SnapKV",
     "SparseVILA",
     "SparseVLM",
