@@ -8,7 +8,7 @@ out queries and keys. A baseline of the systems that know what a visual token is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -66,14 +66,14 @@ class AWQ(Weights):
         size, heed = mean_size(block, names[0]), self.heed(block, names)
         return self.searched(block.inspect(names), weights, size, heed)
 
-    def searched(self, parts: Any, weights: Mapping[str, Tensor], size: Tensor, heed: Any) -> Found:
+    def searched(self, parts: Iterable[Inspected], weights: Mapping[str, Tensor], size: Tensor, heed: Heed) -> Found:
         """`foveate.ops.scaling.search` with the method's settings."""
-
-        def rounding(weight: Tensor) -> Tensor:
-            return Grid.of(weight, self.bits, self.group_size, self.symmetric).rounded(weight)
-
         power = 1.0 if self.loss == "mae" else 2.0
-        return search(parts, weights, size, heed, rounding, activations=self.activations, power=power)
+        return search(parts, weights, size, heed, self.rounded, activations=self.activations, power=power)
+
+    def rounded(self, weight: Tensor) -> Tensor:
+        """A weight ``[out, in]`` as a search sees it."""
+        return Grid.of(weight, self.bits, self.group_size, self.symmetric).rounded(weight)
 
     def quantize(self, block: Block) -> None:
         """Place every linear, behind the scale of its group if it has one."""
