@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from torch import Tensor, dtype
+from torch import Tensor
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.method import Method
@@ -142,16 +142,19 @@ class Block(Protocol):
     """A decoder layer, or encoder block, with all that the calibration samples make of it.
 
     Linears are named as within the block: ``self_attn.q_proj``.
-
-    Attributes:
-        number: of the block.
-        groups: linears that share one input, in the order of the forward.
-        dtype: the dtype of the model's weights, in which steps are stored.
     """
 
-    number: int
-    groups: tuple[tuple[str, ...], ...]
-    dtype: dtype
+    @property
+    def number(self) -> int:
+        """Of the block."""
+
+    @property
+    def groups(self) -> Sequence[tuple[str, ...]]:
+        """Linears that share one input, in the order of the forward."""
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the model's weights, in which steps are stored."""
 
     def weight(self, name: str) -> Tensor:
         """``[out, in]`` of a linear, float32."""

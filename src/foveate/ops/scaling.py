@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class Part(Protocol):
 
     def run(self, x: Tensor, stands: Mapping[str, Product] | None = None) -> Tensor:
         """What it makes of ``x``, with other products for the linears named."""
+
+
+P = TypeVar("P", bound=Part)
 
 
 def smoothing(inputs: Tensor, weights: Sequence[Tensor], alpha: float = 0.5) -> Tensor:
@@ -77,10 +80,10 @@ class Found:
 
 
 def search(
-    parts: Iterable[Part],
+    parts: Iterable[P],
     weights: Mapping[str, Tensor],
     size: Tensor,
-    heed: Callable[[Part], Tensor],
+    heed: Callable[[P], Tensor],
     rounding: Rounding,
     *,
     activations: int = 16,
