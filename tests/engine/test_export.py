@@ -46,8 +46,9 @@ def test_weights_alone_load_as_they_are(recipe: str, tmp_path: Path) -> None:
 
 def test_rounded_activations_are_rounded_by_the_loaders_own_rule(tmp_path: Path) -> None:
     model = BODIES["llava-clip"].model()
-    for recipe in ("rtn(bits=8, activations=8)", "rtn(bits=4, activations=8)"):
-        ours, theirs = both(model, quantize(model, recipe), recipe, tmp_path / recipe[8:9])
+    for bits in (8, 4):
+        recipe = f"rtn(bits={bits}, activations=8)"
+        ours, theirs = both(model, quantize(model, recipe), recipe, tmp_path / str(bits))
         assert (ours - theirs).norm() < 0.03 * ours.norm()
     # Four bits a weight although inputs are rounded, too.
     sizes = [(tmp_path / bits / "model.safetensors").stat().st_size for bits in "84"]

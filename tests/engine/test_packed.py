@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 
 import foveate
-from foveate.core.errors import FoveateError
 from foveate.core.weights import Replaced, Sparse
 from foveate.engine.linears import fed, read_back, tensors_of, values
 from foveate.engine.packed import PackedLinear
@@ -41,7 +39,7 @@ def replaced(of: nn.Linear, bits: int, group: int = -1, symmetric: bool = True, 
         (16, 512, 4, -1, False, "int4"),
         (40, 64, 4, 32, True, "rows"),
         (32, 64, 4, 16, True, "rows"),
-        (32, 48, 4, -1, True, "int8"),
+        (32, 48, 4, -1, True, "rows"),
         (7, 96, 8, -1, True, "int8"),
         (7, 96, 8, -1, False, "rows"),
         (32, 64, 8, 32, True, "rows"),
@@ -50,7 +48,10 @@ def replaced(of: nn.Linear, bits: int, group: int = -1, symmetric: bool = True, 
         (32, 12, 8, -1, True, "rows"),
         (32, 33, 8, -1, True, "rows"),
         (32, 33, 4, -1, False, "rows"),
-        (1, 8, 5, -1, True, "int8"),
+        (1, 32, 5, -1, True, "int8"),
+        (16, 8, 8, -1, True, "rows"),
+        (16, 16, 8, -1, True, "rows"),
+        (16, 40, 8, -1, True, "rows"),
         (5, 1, 6, -1, True, "rows"),
     ],
 )
@@ -157,8 +158,6 @@ def test_the_model_keeps_its_modules_and_a_copy_is_plain() -> None:
         assert not torch.equal(model(**inputs).logits, plain)
         assert dict(model.named_modules()) == before
         assert torch.equal(copy.deepcopy(model)(**inputs).logits, plain)
-        with pytest.raises(FoveateError, match="detach before saving"):
-            pickle.dumps(model)
     assert torch.equal(model(**inputs).logits, plain)
     report = session.report
     assert report.visual_tokens[-1] == pytest.approx(8)  # 6 of each picture, of which one sample has two

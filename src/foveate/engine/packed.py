@@ -1,10 +1,10 @@
 """What stands in a model for the linears that a method replaced: packed whole numbers, on torch's kernels where they fit.
 
 Two kernels of torch for processors multiply bfloat16 rows by packed weights: one of 4 bits in groups (fewer bits go into 4),
-one of 8 bits a row. They check little themselves (the second is silently wrong, or ends the process, on widths that are no
-multiple of 8), so shapes are checked here, and what each kernel gives is compared once with the plain product. Everything
-else (other dtypes and devices, other groups) is unpacked some rows at a time as it is multiplied: that saves memory, not
-time.
+one of 8 bits a row. They check little themselves (the second is silently wrong, or ends the process, on widths that its
+vectors do not divide), so shapes are checked here, and what each kernel gives is compared once with the plain product.
+Everything else (other dtypes and devices, other groups) is unpacked some rows at a time as it is multiplied: that saves
+memory, not time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from foveate.engine.linears import blocks_of, digest, fed, moved, values
 from foveate.engine.program import Program
 from foveate.engine.shelf import block_of
 from foveate.engine.stand_in import stand_in
-from foveate.ops.grid import Grid, limits
+from foveate.ops.grid import Grid
 
 Kernel = Literal["int4", "int8", "rows"]
 """What multiplies: a kernel of torch, or ``rows``, unpacked some at a time."""
 
 WIDTHS = (256, 128, 64, 32)
 """Groups that the 4-bit kernel knows."""
+VECTOR = 32
+"""Inputs that the 8-bit kernel reads at a time, at most: 16 bfloat16 numbers with AVX2, 32 with AVX-512. It reads beyond the
+end of rows that this does not divide."""
 CLOSE = 0.02
 """By how much a kernel may be off the plain product, of the product's size: ten times what bfloat16 rounds by."""
 
@@ -98,13 +101,15 @@ class PackedLinear:
         grid, integers, dtype = self._replaced.grid, self._replaced.integers, self.linear.weight.dtype
         if kernel == "int8":
             return integers, grid.scale[:, 0].to(dtype)
-        levels = integers.to(torch.int32) - limits(grid.bits, grid.zero is None)[0]
-        zero = 2 ** (grid.bits - 1) if grid.zero is None else grid.zero
         if kernel == "int4":
-            finer = self._inputs // width_for(self._inputs, grid.scale.shape[1]) // grid.scale.shape[1]
-            # The kernel knows (level - 8) * scale + offset.
-            steps = torch.stack([grid.scale, (8 - zero) * grid.scale], dim=-1).repeat_interleave(finer, dim=1)
-            words = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+            # The kernel knows (level - 8) * scale + offset; an offset, rounded to bfloat16, is better not needed.
+            width, groups = width_for(self._inputs, grid.scale.shape[1]), grid.scale.shape[1]
+            zero = torch.zeros_like(grid.scale) if grid.zero is None else grid.zero
+            taken = 8 - zero if grid.zero is None or grid.bits < 4 else torch.zeros_like(zero)
+            shift = taken.to(torch.int32).repeat_interleave(self._inputs // groups, dim=1)
+            steps = torch.stack([grid.scale, (8 - zero - taken) * grid.scale], dim=-1)
+            steps = steps.repeat_interleave(self._inputs // width // groups, dim=1)
+            words = torch.ops.aten._convert_weight_to_int4pack_for_cpu(integers.to(torch.int32) + shift, 1)
             return words, steps.transpose(0, 1).to(dtype).contiguous()
         return (_folded(integers, self._inputs, grid.bits),)
 
@@ -127,7 +132,7 @@ def kernel_for(linear: nn.Linear, replaced: Replaced) -> Kernel:
         return "rows"
     if grid.bits <= 4 and width_for(inputs, groups) and out % 16 == 0:
         return "int4"
-    return "int8" if groups == 1 and grid.zero is None and inputs % 8 == 0 else "rows"
+    return "int8" if groups == 1 and grid.zero is None and inputs % VECTOR == 0 else "rows"
 
 
 def width_for(inputs: int, groups: int) -> int:

@@ -137,12 +137,9 @@ def refuse(method: Weights, parts: Anatomy) -> None:
     config = parts.model.config
     if getattr(config, "quantization_config", None) is not None or getattr(parts.model, "is_quantized", False):
         raise FoveateError("model: is quantized already; load the checkpoint of which it was made")
-    traits = parts.traits()
-    if traits.sparse and method.part == "decoder":
-        raise FoveateError(
-            f"{method.name}: decoder layer {traits.sparse[0]} has experts, which lie in one tensor and are not quantized; "
-            "use a dense model"
-        )
+    experts = method.refuse_experts(parts.traits())
+    if experts is not None:
+        raise FoveateError(f"{method.name}: {experts}")
     widths: dict[int, str] = {}
     for number, block in enumerate(blocks_of(parts, method.part)):
         for name, linear in linears_of(block, f"{method.part} block {number}").items():

@@ -45,6 +45,7 @@ class Trial:
         self._replay, self._states, self._slopes = replay, states, slopes
         self.groups = self._groups() if replay.batches else tuple((name,) for name in self.linears)
         self.placed: dict[str, Replaced] = {}
+        self._standing: dict[str, Stand] = {}
 
     def weight(self, name: str) -> Tensor:
         """``[out, in]`` of a linear, float32."""
@@ -111,6 +112,7 @@ class Trial:
                 f"{tuple(linear.weight.shape)}"
             )
         self.placed[name] = replaced
+        self._standing[name] = dense(replaced, linear)
 
     @torch.no_grad()
     def forward(self, stream: Stream) -> list[Tensor]:
@@ -119,9 +121,7 @@ class Trial:
             return self._replay.forward(self.module, self.number, self._states[stream])
 
     def _stands(self, stream: Stream) -> dict[str, Stand]:
-        if stream == "exact":
-            return {}
-        return {name: dense(replaced, self.linears[name]) for name, replaced in self.placed.items()}
+        return {} if stream == "exact" else self._standing
 
     def _run(self, batch: int, x: Tensor) -> Tensor:
         return self._replay.run(self.module, self.number, batch, x, whole=False)
