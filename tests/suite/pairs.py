@@ -6,6 +6,8 @@ A method that registers is covered: without an entry in `VARIANTS` it runs with 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,13 +21,16 @@ from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
 from foveate.core.traits import Traits
+from foveate.core.weights import Weights
 from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
+from foveate.engine.linears import blocks_of, digest
+from foveate.engine.quantize import quantize
 from foveate.methods import ALVTS, UAT, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
-from tests.suite.bodies import BODIES, FILMS, ONE, Body
+from tests.suite.bodies import BODIES, FILMS, ONE, RAGGED, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -129,6 +134,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.5, "window": 4, "reading": "original"},
         {"keep": 6, "window": 4, "beta": 4, "tokens": "visual"},
     ],
+    "rtn": [{"bits": 4, "clip": True}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
@@ -204,6 +210,10 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         cells = torch.randn(64, *traits.cell, generator=torch.Generator().manual_seed(0))
         weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)
         made.append(Artifact("index_preserving", traits.fingerprint, weights | {"cell": list(traits.cell)}))
+    for kind in (kind for kind in registry.methods().values() if issubclass(kind, Weights)):
+        method = variants(kind.name)[0]
+        with suppress(FoveateError):  # of models that cannot be quantized: `refusal` says why
+            made.append(quantize(body.model(), method, [body.inputs(RAGGED), body.inputs(ONE)]))
     return tuple(made)
 
 
@@ -219,7 +229,14 @@ def exit_heads(traits: Traits, config: Any) -> dict[str, Any]:
 
 def lent(body: Body | str, model: Any) -> list[Artifact]:
     """The same for another model of that shape, where it does not matter what the numbers are."""
-    return [replace(artifact, fingerprint=anatomy(model).traits().fingerprint) for artifact in artifacts(body)]
+    there = anatomy(model)
+    return [replace(each, fingerprint=there.traits().fingerprint, numbers=_lent(each, there)) for each in artifacts(body)]
+
+
+def _lent(artifact: Artifact, there: Anatomy) -> Mapping[str, Any]:
+    if "digests" not in artifact.numbers:
+        return artifact.numbers
+    return {**artifact.numbers, "digests": [digest(block) for block in blocks_of(there, artifact.numbers["part"])]}
 
 
 def refusal(method: Method, body: Body) -> str | None:

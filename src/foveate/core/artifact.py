@@ -101,10 +101,14 @@ class Artifact:
             FoveateError: if there is no such folder, or none in it, or one that cannot be read.
         """
         if not Path(folder).is_dir():
-            raise FoveateError(f"artifacts={str(folder)!r}: no such folder; name the one that foveate calibrate wrote")
+            raise FoveateError(
+                f"artifacts={str(folder)!r}: no such folder; name the one that foveate calibrate or quantize wrote"
+            )
         found = [cls.load(path) for path in sorted(Path(folder).glob("*.json"))]
         if not found:
-            raise FoveateError(f"artifacts={str(folder)!r}: holds none; name the folder that foveate calibrate wrote")
+            raise FoveateError(
+                f"artifacts={str(folder)!r}: holds none; name the folder that foveate calibrate or quantize wrote"
+            )
         return found
 
     @classmethod

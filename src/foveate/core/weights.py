@@ -13,11 +13,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from foveate.core.artifact import Artifact, Fingerprint
 from foveate.core.method import Method
 from foveate.core.parameters import AtLeast
+from foveate.core.shape import FLOAT, Shape
 from foveate.core.traits import Traits
 
 Stream = Literal["exact", "reached"]
@@ -28,6 +30,10 @@ Bits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 
 GroupSize = Annotated[int, AtLeast(8)] | Literal[-1]
 """Inputs that share a step; -1 = all of a row."""
+
+
+SLAB = 1 << 22
+"""Weights that are unpacked at a time, at most, where no kernel takes them as they are."""
 
 
 class Steps(Protocol):
@@ -148,7 +154,7 @@ class Block(Protocol):
         """Linears that share one input, in the order of the forward."""
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> torch.dtype:
         """The dtype of the model's weights, in which steps are stored."""
 
     def weight(self, name: str) -> Tensor:
@@ -213,6 +219,11 @@ class Weights(Method):
     def plain(self) -> bool:
         """Whether it leaves the model as it is."""
         return self.bits == 16
+
+    def workspace(self, shape: Shape) -> int:
+        """Some rows of a weight, unpacked; what stands for the weights themselves is not counted."""
+        largest = max(shape.width * max(shape.inner, shape.heads * shape.head_width), 4 * shape.image_width**2)
+        return shape.edits + 4 * FLOAT * min(largest, SLAB)
 
     def bound(self) -> dict[str, Any]:
         """The parameters that an artifact depends on: all."""

@@ -62,18 +62,24 @@ def linears_of(block: nn.Module, where: str) -> dict[str, nn.Linear]:
     return found
 
 
+def _readable(weight: Tensor) -> bool:
+    return type(weight) is nn.Parameter and weight.dtype in FLOATS and not weight.is_meta
+
+
 def _refuse_unreadable(linear: nn.Linear, where: str) -> None:
     weight = linear.weight
     if weight.is_meta:
         raise FoveateError(f"{where} is offloaded; load the model without offloading")
-    if type(weight) is not nn.Parameter or weight.dtype not in FLOATS:
+    if not _readable(weight):
         raise FoveateError(f"{where} is quantized already ({weight.dtype}); load the checkpoint of which it was made")
 
 
-def digest(block: nn.Module) -> str:
-    """What a block's weights are, to the bit: of `SAMPLED` entries of each linear."""
+def digest(block: nn.Module) -> str | None:
+    """What a block's weights are, to the bit: of `SAMPLED` entries of each linear; None where they cannot be read."""
     found = hashlib.sha256()
-    for linear in linears_of(block, "block").values():
+    for linear in (part for part in block.modules() if type(part) is nn.Linear):
+        if not _readable(linear.weight):
+            return None
         flat = linear.weight.detach().flatten()
         found.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]

@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
-from foveate.core.weights import Replaced, Sparse, Weights
-from foveate.engine.linears import blocks_of, digest, fed, linears_of, moved, values
+from foveate.core.weights import SLAB, Replaced, Sparse, Weights
+from foveate.engine.linears import blocks_of, digest, fed, moved, values
 from foveate.engine.program import Program
 from foveate.engine.shelf import block_of
 from foveate.engine.stand_in import stand_in
@@ -30,8 +30,6 @@ from foveate.ops.grid import Grid, limits
 Kernel = Literal["int4", "int8", "rows"]
 """What multiplies: a kernel of torch, or ``rows``, unpacked some at a time."""
 
-SLAB = 1 << 22
-"""Weights that are unpacked at a time, at most."""
 WIDTHS = (256, 128, 64, 32)
 """Groups that the 4-bit kernel knows."""
 CLOSE = 0.02
@@ -75,7 +73,8 @@ class PackedLinear:
         return sum(one.nbytes for one in (*self._state, *steps, *beside, self._replaced.divide) if one is not None)
 
     def _product(self, x: Tensor) -> Tensor:
-        bias, rows = self.linear.bias, x.reshape(-1, self._inputs)
+        bias: Tensor | None = self.linear.bias
+        rows = x.reshape(-1, self._inputs)
         if self.kernel == "int4":
             words, steps = self._state
             made = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, words, self._inputs // steps.shape[0], steps)
@@ -160,7 +159,7 @@ def _install(method: Weights, program: Program) -> list[Callable[[], None]]:
     _check(artifact, program)
     for number, block in enumerate(blocks):
         found = block_of(artifact, number)
-        linears = linears_of(block, f"{method.part} block {number}")
+        linears = {name: part for name, part in block.named_modules() if isinstance(part, nn.Linear)}
         for name, replaced in found.items():
             if name not in linears or replaced.integers.shape != linears[name].weight.shape:
                 raise FoveateError(
@@ -168,7 +167,8 @@ def _install(method: Weights, program: Program) -> list[Callable[[], None]]:
                     "run foveate quantize again"
                 )
         for name, replaced in found.items():
-            undo.append(stand_in(linears[name], "forward", PackedLinear(linears[name], replaced)))
+            program.packed.append(PackedLinear(linears[name], replaced))
+            undo.append(stand_in(linears[name], "forward", program.packed[-1]))
     return undo
 
 
@@ -179,7 +179,8 @@ def _check(artifact: Artifact, program: Program) -> None:
     if numbers["dtype"] != str(parts.dtype).removeprefix("torch."):
         return  # the fingerprint's sketch, which knows of dtypes, has been compared
     for number, block in enumerate(blocks):
-        if digest(block) != numbers["digests"][number]:
+        found = digest(block)
+        if found is not None and found != numbers["digests"][number]:
             raise FoveateError(
                 f"artifact of {artifact.method}: made of other weights than this model's, as block {number} of the "
                 f"{numbers['part']} shows; run foveate quantize again"

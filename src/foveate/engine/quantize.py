@@ -12,7 +12,7 @@ however many blocks there are (`bound`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method
 from foveate.core.recipe import Recipe
-from foveate.core.weights import Stream, Weights
+from foveate.core.weights import Replaced, Stream, Weights
 from foveate.engine.calibrate import Batches, Watcher
 from foveate.engine.linears import blocks_of, digest, linears_of, tensors_of
 from foveate.engine.replay import Replay
@@ -32,6 +32,8 @@ from foveate.engine.shelf import Shelf
 from foveate.engine.slopes import Slopes
 from foveate.engine.trial import Trial
 from foveate.models import Anatomy, anatomy
+
+SIZES = ("weights", "integers", "steps", "sides")
 
 
 def quantize(
@@ -74,6 +76,8 @@ def quantize(
     replay = Replay(parts, batches if method.streams else (), method.part, where, advance)
     slopes = Slopes(replay, batches)
     said: list[str] = []
+    sources: dict[str, dict[str, str]] = {}
+    size = dict.fromkeys(SIZES, 0)
     states: dict[Stream, Sequence[Tensor]] = {stream: [w.x for w in replay.batches] for stream in ("exact", *method.streams)}
     _watched(watcher, "quantizing blocks", len(replay.blocks))
     for number in range(len(replay.blocks)):
@@ -86,6 +90,9 @@ def quantize(
             shelf.write(number, _tensors(trial))
             found = shelf.read(number)
         assert found is not None
+        if any(one.divide is not None for one in found.values()):
+            sources[str(number)] = {name: made for name in trial.linears if (made := trial.source(name)) is not None}
+        size = {kind: size[kind] + count for kind, count in size_of(found, trial.dtype).items()}
         for name, replaced in found.items():  # as it was written, so that a later run meets the same
             trial.place(name, replaced)
         states = {stream: trial.forward(stream) for stream in states} if replay.batches else states
@@ -96,6 +103,8 @@ def quantize(
         "dtype": str(parts.dtype).removeprefix("torch."),
         "digests": [digest(block) for block in replay.blocks],
         "samples": sum(len(batch["input_ids"]) for batch in batches) if method.streams else 0,
+        "size": size,
+        "sources": sources,
         "said": said,
     }
     return shelf.finish(method, parts, content)
@@ -150,6 +159,17 @@ def refuse(method: Weights, parts: Anatomy) -> None:
 def _watched(watcher: Watcher | None, what: str, steps: int) -> None:
     if watcher is not None and steps:
         watcher.begin(what, steps)
+
+
+def size_of(replaced: Mapping[str, Replaced], dtype: torch.dtype) -> dict[str, int]:
+    """How many weights were replaced, and the bytes on disk of their integers, of steps, and of what stands beside."""
+    found = dict.fromkeys(SIZES, 0)
+    for one in replaced.values():
+        found["weights"] += one.integers.numel()
+        for name, tensor in tensors_of(one, dtype).items():
+            kind = {"words": "integers", "scale": "steps", "zero": "steps"}.get(name, "sides")
+            found[kind] += tensor.nbytes
+    return found
 
 
 def _tensors(trial: Trial) -> dict[str, Tensor]:

@@ -79,7 +79,7 @@ class Slopes:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         hidden = parts.multimodal(**inputs, use_cache=False).last_hidden_state
         head, labels = function(parts, Function("head")), batch.get("labels")
-        loss = hidden.new_zeros(())
+        loss: Tensor = hidden.new_zeros(())
         for sample in range(hidden.shape[0]):
             told = None if labels is None else labels[sample, 1:] != -100
             if labels is None or told is None or not bool(told.any()):

@@ -75,6 +75,23 @@ class Trial:
                         return other
         return None
 
+    @torch.no_grad()
+    def source(self, name: str) -> str | None:
+        """What a linear's input could be divided in: the norm whose output it is, or its `feeder`; None: nothing."""
+        made: list[tuple[str, Any]] = []
+
+        def note(norm: str) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda module, args, output: made.append((norm, output))
+
+        norms = {norm: part for norm, part in self.module.named_modules() if "Norm" in type(part).__name__}
+        handles = [part.register_forward_hook(note(norm)) for norm, part in norms.items()]
+        try:
+            x = self._input(name, "exact", 0)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return next((norm for norm, output in made if output is x), None) or self.feeder(name)
+
     def inspect(self, names: Sequence[str], stream: Stream = "exact") -> Iterator[Part]:
         """Of each batch the smallest part of the block that is fed by what these linears share."""
         where = _common(names)
