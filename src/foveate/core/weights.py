@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from foveate.core.artifact import Artifact, Fingerprint
@@ -154,7 +153,7 @@ class Block(Protocol):
         """Linears that share one input, in the order of the forward."""
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Any:
         """The dtype of the model's weights, in which steps are stored."""
 
     def weight(self, name: str) -> Tensor:
