@@ -56,7 +56,7 @@ def test_a_scale_alone_leaves_the_product_as_it_is() -> None:
     x, weight, scale = random(2, 5, 16), random(8, 16, seed=1), random(16, seed=2).exp()
 
     assert_close(scaled(weight, scale, lambda w: w)(x), functional.linear(x, weight))
-    assert_close(scaled(weight, scale, lambda w: w, activations=8)(x), functional.linear(x, weight), atol=0.15, rtol=0)
+    assert_close(scaled(weight, scale, lambda w: w, activations=8)(x), functional.linear(x, weight), atol=0.4, rtol=0)
 
 
 def found(heed: Tensor, power: float = 2.0, seed: int = 0) -> Found:
