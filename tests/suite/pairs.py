@@ -26,16 +26,17 @@ from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
 from foveate.engine.linears import blocks_of, digest
 from foveate.engine.quantize import quantize
-from foveate.methods import ALVTS, UAT, MoDES
+from foveate.methods import ALVTS, RTN, UAT, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
-from tests.suite.bodies import BODIES, FILMS, ONE, RAGGED, Body
+from tests.suite.bodies import BODIES, FILMS, ONE, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "aircache": [{"keep": 0.4, "alpha": 0.5}, {"keep": 6, "among": "row"}],
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
+    "awq": [{"group_size": 16}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
     "attentionpack": [
@@ -111,6 +112,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
         {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
     ],
+    "mbq": [{"group_size": 16}],
     "mixkv": [
         {"keep": 0.5, "window": 4},
         {"keep": 0.5, "window": 4, "host": "adakv"},
@@ -140,10 +142,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "qig": [{"bits": 4, "group_size": 8, "points": 3}],
     "gptq": [{"bits": 4, "group_size": 8, "symmetric": False, "ordered": True}],
     "vlm_ptq": [{"bits": 4, "mu": 0.5}],
+    "qig": [{"group_size": 16}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
+    "smoothquant": [{"activations": 16}],
     "stc": [{"keep": 6}, {"keep": 0.4, "interval": 1, "variant": "released", "positions": "anchor"}],
     "snapkv": [{"keep": 0.5, "window": 4}, {"keep": 6, "window": 4, "tokens": "visual"}],
     "streamingllm": [{"keep": 0.4}, {"keep": 22, "sinks": 2}, {"keep": 9, "steps": False}],
@@ -217,9 +221,21 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         made.append(Artifact("index_preserving", traits.fingerprint, weights | {"cell": list(traits.cell)}))
     for kind in (kind for kind in registry.methods().values() if issubclass(kind, Weights)):
         method = variants(kind.name)[0]
+        assert isinstance(method, Weights)
         with suppress(FoveateError):  # of models that cannot be quantized: `refusal` says why
-            made.append(quantize(body.model(), method, [body.inputs(RAGGED), body.inputs(ONE)]))
+            made.append(_rounded(body, method))
     return tuple(made)
+
+
+def _rounded(body: Body, method: Weights) -> Artifact:
+    """Weights rounded to nearest, in the place of what the method makes of them: that is tested in `test_weights.py`."""
+    plain = RTN(method.bits, method.group_size, method.symmetric, method.activations)
+    return replace(_nearest(body, plain), method=method.name, parameters=method.bound())
+
+
+@cache
+def _nearest(body: Body, plain: RTN) -> Artifact:
+    return quantize(parts(body).model, plain)
 
 
 def exit_heads(traits: Traits, config: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +54,8 @@ def quantize(request: QuantizeRequest) -> None:
         with StepProgress(diagnostics()) as progress:
             artifact = make_artifact(loaded.model, method, batches, out=folder, seed=request.seed, watcher=progress)
         if request.export is not None:
-            write_checkpoint(loaded.model, artifact, request.export)
+            with redirect_stderr(io.StringIO()):  # where the library draws bars of its own
+                write_checkpoint(loaded.model, artifact, request.export)
             loaded.processor.save_pretrained(request.export)
     except KeyboardInterrupt:
         diagnostics().print("foveate: interrupted; blocks that are finished are kept, the same command goes on with them")

@@ -24,6 +24,7 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method
 from foveate.core.recipe import Recipe
+from foveate.core.shape import FLOAT
 from foveate.core.weights import Replaced, Stream, Weights
 from foveate.engine.calibrate import Batches, Watcher
 from foveate.engine.linears import blocks_of, digest, linears_of, tensors_of
@@ -161,13 +162,37 @@ def _watched(watcher: Watcher | None, what: str, steps: int) -> None:
         watcher.begin(what, steps)
 
 
+def bound(model: nn.Module, method: Weights, batches: Batches) -> int:
+    """Most bytes that `quantize` holds beside the model and the batches, where results go to a folder: whatever the depth.
+
+    What each stream brings to a block and to the next, masks and tables of every batch; one batch at work in the encoder or
+    in a block; two copies of a block; of one linear its weight while steps are searched, and second moments of its inputs.
+    """
+    parts = anatomy(model)
+    blocks = blocks_of(parts, method.part)
+    linears = [linear for block in blocks for linear in linears_of(block, "block").values()]
+    inner = max(max(linear.in_features, linear.out_features) for linear in linears)
+    largest, item = max(linear.weight.numel() for linear in linears), parts.dtype.itemsize
+    copies = 2 * max(sum(one.nbytes for one in block.parameters()) for block in blocks)
+    work = 16 * FLOAT * largest + 8 * inner**2 * torch.float64.itemsize + copies
+    if not method.streams:
+        return work
+    width, heads = parts.config.hidden_size, parts.config.num_attention_heads
+    shapes = [tuple(batch["input_ids"].shape) for batch in batches]
+    pixels = [max((t.nbytes for t in batch.values() if t.is_floating_point()), default=0) for batch in batches]
+    states = 2 * (1 + len(method.streams)) * sum(b * t for b, t in shapes) * width * item
+    masks = sum(FLOAT * b * t * (t + 4 * width // heads + 16) for b, t in shapes)
+    rows, pairs = max(b * t for b, t in shapes), max(b * t * t for b, t in shapes)
+    return work + states + masks + FLOAT * (rows * (4 * inner + 16 * width) + 2 * heads * pairs) + 16 * max(pixels)
+
+
 def size_of(replaced: Mapping[str, Replaced], dtype: torch.dtype) -> dict[str, int]:
     """How many weights were replaced, and the bytes on disk of their integers, of steps, and of what stands beside."""
     found = dict.fromkeys(SIZES, 0)
     for one in replaced.values():
         found["weights"] += one.integers.numel()
         for name, tensor in tensors_of(one, dtype).items():
-            kind = {"words": "integers", "scale": "steps", "zero": "steps"}.get(name, "sides")
+            kind = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps"}.get(name, "sides")
             found[kind] += tensor.nbytes
     return found
 
