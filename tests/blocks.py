@@ -88,3 +88,30 @@ def trial(case: Mapping[str, Any]) -> Trial:
     replay = cast(Replay, OneBlock(llama_layer(case), case["x"], role))
     states: dict[Stream, Sequence[Tensor]] = {"exact": [case["x"]], "reached": [case.get("x_q", case["x"])]}
     return Trial(replay, 0, states, cast(Slopes, None), print)
+
+
+def drawn(seed: int = 0, heads: int = 4, kv_heads: int = 4) -> dict[str, Any]:
+    """A case of random weights and rows: four visual ones, three of text and two of an answer in each of two samples."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    width, inner = 32, 48
+    inputs = {"o": width, "down": inner}
+    outputs = {"k": width * kv_heads // heads, "v": width * kv_heads // heads, "gate": inner, "up": inner}
+    shapes = {name: (outputs.get(name, width), inputs.get(name, width)) for name in NAMES}
+    weights = {NAMES[name].rpartition(".")[2]: random(*shape) / shape[1] ** 0.5 for name, shape in shapes.items()}
+    x = random(2, 9, width) * (1 + 9 * (torch.rand(width, generator=generator) < 0.1))
+    marks = torch.arange(9).expand(2, 9)
+    return {
+        **weights,
+        "x": x,
+        "x_q": x + random(2, 9, width) / 20,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "input_norm": 1 + random(width) / 10,
+        "post_norm": 1 + random(width) / 10,
+        "vis_mask": (marks >= 1) & (marks < 5),
+        "ans_mask": marks >= 7,
+    }

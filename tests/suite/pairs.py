@@ -137,7 +137,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 6, "window": 4, "beta": 4, "tokens": "visual"},
     ],
     "rtn": [{"bits": 4, "clip": True}],
-    "qig": [{"group_size": 16}],
+    "gptq": [{"bits": 4, "group_size": 8, "symmetric": False, "ordered": True}],
+    "vlm_ptq": [{"bits": 4, "mu": 0.5}],
+    "qig": [{"group_size": 16, "points": 3}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
@@ -224,6 +226,8 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
 
 def _rounded(body: Body, method: Weights) -> Artifact:
     """Weights rounded to nearest, in the place of what the method makes of them: that is tested in `test_weights.py`."""
+    if not method.streams:
+        return quantize(parts(body).model, method)
     plain = RTN(method.bits, method.group_size, method.symmetric, method.activations)
     return replace(_nearest(body, plain), method=method.name, parameters=method.bound())
 

@@ -66,6 +66,7 @@ from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
 from foveate.methods.kv_cache.streamingllm import StreamingLLM
 from foveate.methods.weights.awq import AWQ
+from foveate.methods.weights.dasq import DASQ
 from foveate.methods.weights.gptaq import GPTAQ
 from foveate.methods.weights.gptq import GPTQ
 from foveate.methods.weights.mbq import MBQ
@@ -80,6 +81,7 @@ __all__ = [
     "BTP",
     "CORE",
     "DART",
+    "DASQ",
     "DTR",
     "EVS",
     "GPTAQ",

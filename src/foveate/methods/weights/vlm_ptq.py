@@ -63,7 +63,7 @@ class VLMPTQ(GPTAQ):
     mu: Annotated[float, In(0, 1)] | None = None
     """Share of visual rows in the importance of inputs; None = the best of six, for each linear."""
     mu_search: Literal["solve", "rtn"] = "solve"
-    """What the candidates are compared by: the solved weight, or the weight rounded to their steps (six times faster)."""
+    """What the candidates are compared by: the solved weight, or the weight rounded to their steps (faster)."""
 
     def factored(self, moments: Moments) -> Factored:
         """What the linears with these moments are rounded by."""
