@@ -69,7 +69,8 @@ def test_kernels_take_shapes_that_they_get_right_and_no_others(
         made = packed(of.forward, x)
         assert made.dtype == torch.bfloat16
         assert made.shape == exact.shape
-        assert (made.float() - exact).norm() <= 6e-3 * exact.norm()
+        # Rounded to bfloat16 twice, before the bias and behind it.
+        assert (made.float() - exact).norm() <= 8e-3 * exact.norm()
 
 
 def test_in_any_other_dtype_it_is_the_plain_product_to_the_last_bit() -> None:

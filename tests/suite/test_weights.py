@@ -22,6 +22,7 @@ from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import generate, logits
 from tests.suite.pairs import HOSTED, parts
 
+METHODS = list(dict.fromkeys(one.values[0] for one in HOSTED if isinstance(one.values[0], Weights)))
 replacing = pytest.mark.parametrize(("method", "body"), [one for one in HOSTED if isinstance(one.values[0], Weights)])
 
 
@@ -80,8 +81,9 @@ def spelled_out(model: Any, method: Weights, artifact: foveate.Artifact) -> Iter
             each()
 
 
+@pytest.mark.slow
 @replacing
-def test_where_it_is_made_of_does_not_depend_on_how_samples_are_batched(method: Weights, body: Body) -> None:
+def test_what_is_made_does_not_depend_on_how_samples_are_batched(method: Weights, body: Body) -> None:
     if body.name not in ("llava-clip", "qwen3_vl"):
         pytest.skip("two families with and without what is added between layers")
     model = body.model().double()
@@ -100,9 +102,7 @@ def _doubled(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
-@pytest.mark.parametrize(
-    "method", {str(one.values[0]): one.values[0] for one in HOSTED if isinstance(one.values[0], Weights)}.values(), ids=str
-)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_experts_are_refused_by_name(method: Weights) -> None:
     body = BODIES["qwen3_vl_moe"]
     with pytest.raises(FoveateError, match=rf"{method.name}: decoder layer 0 has experts"):
