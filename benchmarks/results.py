@@ -97,7 +97,7 @@ SERIES = {
     "first": Series("", "0.33,0.22,0.11", 300),
     "later": Series("later", "0.22", 100, "methods that came later"),
     "cache": Series(
-        "cache", "0.2,0.1", 100, "the cache at small budgets", "caption,compare,stream,events,dialogue", group="kv_cache"
+        "cache", "0.2,0.1", 100, "the cache at small budgets", "caption,compare,dialogue,stream,events", group="kv_cache"
     ),
 }
 

@@ -40,6 +40,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from tests.several import Several, SeveralConfig
+
 IMAGE = 7
 """Id of the image placeholder in every tiny vocabulary."""
 VIDEO = 10
@@ -89,6 +91,18 @@ def llava(
         vision_feature_select_strategy="default" if vision == "clip" else "full",
     )
     return _ready(LlavaForConditionalGeneration(config), attention)
+
+
+def several(*, layers: int = 4, attention: str = "sdpa", seed: int = 0) -> Several:
+    """A LLaVA of two encoders: 16 and 9 visual tokens an image."""
+    torch.manual_seed(seed)
+    config = SeveralConfig(
+        vision_config=CLIPVisionConfig(**_tower(32), projection_dim=16),
+        text_config=_text("llama", layers),
+        image_token_id=IMAGE,
+        vision_feature_layer=-2,
+    )
+    return _ready(Several(config), attention)
 
 
 def gemma3(*, attention: str = "sdpa", seed: int = 0) -> Gemma3ForConditionalGeneration:

@@ -16,8 +16,8 @@ import pytest
 FOVEATE = [sys.executable, "-c", "from foveate.cli import main; main()"]
 TIMES = ("seconds", "speedup", "efficiency", "pairs")
 """What is in the names of numbers that a clock made."""
-CELLS = 10
-"""Of the bench below: two tasks under five methods at one budget."""
+CELLS = 12
+"""Of the bench below: two tasks under six methods at one budget."""
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 
@@ -142,7 +142,8 @@ def test_a_missing_ray_is_named_with_the_remedy(
     call: Any, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "foveate.bench.parallel", raising=False)
+    for name in ("crew", "parallel"):
+        monkeypatch.delitem(sys.modules, f"foveate.bench.{name}", raising=False)
     result = call("bench", "--model", tiny, "--out", tmp_path / "out", "--ray")
 
     assert result.exit_code == 2

@@ -105,15 +105,20 @@ def test_pictures_of_a_batch_are_what_an_encoder_pruned_by_hand_makes_of_each_al
     assert method.entropy is not None or len(set(map(tuple, traces))) > 1  # each picture its own counts
 
 
-def pruned_tower(model: Any, picture: Tensor, method: FlowCut) -> tuple[Tensor, list[int], list[int]]:
-    """Features ``[n, C]`` of one picture, the cells that they are of, and how many there were behind each block."""
+def pruned_tower(
+    model: Any, picture: Tensor, method: FlowCut, patches: int = 36, target: int = 5
+) -> tuple[Tensor, list[int], list[int]]:
+    """Features ``[n, C]`` of one picture, the cells that they are of, and how many there were behind each block.
+
+    ``patches`` are as many as there are, ``target`` as many as are to be left.
+    """
     tower = model.model.vision_tower
     tower = getattr(tower, "vision_model", tower)
     with torch.no_grad():
         x = tower.embeddings(picture)
         x = x if not hasattr(tower, "pre_layrnorm") else tower.pre_layrnorm(x)
-        prefix = int(x.shape[1] == 37)
-        cells, score, trace = torch.arange(36), None, []
+        prefix = x.shape[1] - patches
+        cells, score, trace = torch.arange(patches), None, []
         layers = blocks(model.model.vision_tower)
         last = len(layers) - 2
         for number, block in enumerate(layers[: last + 1]):
@@ -123,7 +128,7 @@ def pruned_tower(model: Any, picture: Tensor, method: FlowCut) -> tuple[Tensor, 
             )
             x = block(x, None)
             left = last - 1 - number
-            if left < 0 or len(cells) == 5:
+            if left < 0 or len(cells) == target:
                 continue
             asks = query[:, :1] if prefix else query.mean(1, keepdim=True)
             attention = (asks @ key.mT * 8**-0.5).softmax(-1).mean(0)[0, prefix:]
@@ -137,7 +142,7 @@ def pruned_tower(model: Any, picture: Tensor, method: FlowCut) -> tuple[Tensor, 
             if left % method.every == 0:
                 ratio = float(-(share * share.log()).sum() / math.log(len(share)))
                 ratio = ratio if method.entropy is None else method.entropy
-                gone = len(cells) - 5 if not left else round((len(cells) - 5) / left**0.5 * (1 - ratio**2))
+                gone = len(cells) - target if not left else round((len(cells) - target) / left**0.5 * (1 - ratio**2))
                 stays = score.topk(len(cells) - gone).indices.sort().values
                 cells, score = cells[stays], score[stays]
                 x = torch.cat([x[:, :prefix], x[:, prefix + stays]], dim=1)
@@ -173,3 +178,39 @@ def test_the_second_stage_chooses_by_the_layer_before() -> None:
         expected = layout.origin[sample, real][visual][best].tolist()
         after = session.trace.log[0][2]
         assert after.origin[sample, after.rows(*VISUAL)[sample]].tolist() == expected
+
+
+@pytest.mark.parametrize(("recipe", "of_tile", "left"), [
+    ("flowcut(keep=10, layer=2, entering=0.5)", 5, 10), ("flowcut(keep=0.2, layer=2)", 8, 6),
+])  # fmt: skip
+def test_each_tile_is_pruned_alone_and_what_is_border_is_cut_off_behind(recipe: str, of_tile: int, left: int) -> None:
+    body = BODIES["llava_next"]
+    model, inputs = body.model(), body.inputs([(3, 1, 6), (2, 1, 4)])
+    with torch.no_grad(), foveate.attach(model, recipe) as session:
+        model(**inputs)
+        views = [view for picture in session.anatomy.pictures(inputs) for view in picture.views]
+    stays = {
+        16 * number + cell
+        for number, tile in enumerate(inputs["pixel_values"].flatten(0, 1))
+        for cell in pruned_tower(model, tile[None], FlowCut(), 16, of_tile)[1]
+    }
+    expected = [
+        [place for place, cell in enumerate(view.cells[:, 0].tolist()) if cell in stays]
+        for view in views
+        if view.cells is not None
+    ]
+
+    assert [item.tolist() for sample in session.trace.alive(0) for item in sample] == expected
+    assert sum(map(len, expected)) < 2 * 3 * of_tile  # some were border
+    assert session.report.visual_tokens[2:] == (left, left)
+
+
+def test_of_tiles_only_the_second_stage_keeps_a_promise() -> None:
+    tiles = traits(**(FAR_BACK | {"vision_sites": frozenset({"tiles"})}))
+    assert FlowCut().fitted(tiles) == FlowCut(layer=2)
+    assert FlowCut(layer=3).fitted(tiles) == FlowCut(layer=3)
+    assert FlowCut().fitted(traits(**FAR_BACK)) == FlowCut()
+    body = BODIES["llava_next"]
+    with torch.no_grad(), foveate.attach(model := body.model(), "flowcut(keep=3)") as session:
+        model(**body.inputs([(3, 1, 6)]))
+    assert session.report.visual_tokens[2:] == (3, 3)

@@ -12,6 +12,8 @@ from torch.testing import assert_close
 import foveate
 from foveate.core.items import ItemBatch
 from foveate.core.signal import Features, Function
+from foveate.engine.functions import function
+from foveate.engine.thin import thin
 from foveate.methods import ZOOPrune
 from foveate.methods.before_llm import zoo_prune
 from foveate.methods.before_llm.zoo_prune import relative, sensitivity
@@ -69,6 +71,47 @@ def test_it_is_the_derivative_and_chunks_change_nothing(monkeypatch: pytest.Monk
 
     assert_close(whole, exact, rtol=1e-3, atol=1e-4)
     assert_close(sensitivity(x, mlp, directions, 0.01), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("body", [body for name, body in BODIES.items() if name != "gemma3"], ids=lambda body: body.name)
+def test_a_projector_of_low_rank_is_the_projector_where_the_rank_is_full(body: Body) -> None:
+    parts = anatomy(body.model())
+    assert parts.encoder is not None
+    weights = [module.weight for module in parts.encoder.projector.modules() if isinstance(module, torch.nn.Linear)]
+    full = max(min(weight.shape) for weight in weights)
+    whole, nearly, low = (function(parts, Function("projector", rank=rank)) for rank in (None, full, 1))
+    Watching.shown.clear()
+    model = body.model()
+    with torch.no_grad(), foveate.attach(model, Watching(keep=6, directions=2, rank=2)):
+        model(**body.inputs(ONE))
+    cells = Watching.shown[0].seen[Features(cells=True)]
+
+    assert torch.equal(nearly(cells), whole(cells))
+    assert not torch.allclose(low(cells), whole(cells))
+
+
+def test_linear_layers_are_the_nearest_of_their_rank() -> None:
+    exact = anatomy(BODIES["llava-clip"].model().bfloat16()).encoder
+    assert exact is not None
+    before = {name: weight.clone() for name, weight in exact.projector.state_dict().items()}
+    small = thin(exact, 3).projector
+    first, weight = small.get_submodule("linear_1"), exact.projector.get_submodule("linear_1").weight.float()
+    best = torch.linalg.svdvals(weight)[3:].norm()
+
+    assert isinstance(first, torch.nn.Sequential)
+    assert [tuple(part.weight.shape) for part in first] == [(3, weight.shape[1]), (weight.shape[0], 3)]
+    assert best <= (first[1].weight @ first[0].weight - weight).norm() < 1.01 * best
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.float32}
+    assert all(torch.equal(weight, before[name]) for name, weight in exact.projector.state_dict().items())
+
+
+def test_a_projector_without_plain_weights_has_no_low_rank() -> None:
+    model = BODIES["llava-clip"].model()
+    projector = model.model.multi_modal_projector
+    projector.linear_1 = projector.linear_1.to("meta")
+
+    with pytest.raises(foveate.FoveateError, match="zoo_prune: rank: the projector has no plain linear layers"):
+        foveate.attach(model, "zoo_prune(rank=2)")
 
 
 def test_the_seed_decides_the_directions_and_nothing_else() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests import tiny
+from tests import several, tiny
 
 Sample = tuple[int, int, int]
 """Text tokens before the images, images, text tokens after."""
@@ -218,3 +218,5 @@ FILMS = {
     "qwen2_vl-video": Body("qwen2_vl-video", tiny.qwen2_vl, _videos, 16, "mm_token_type_ids", token=tiny.VIDEO, frames=4)
 }
 """The same, shown videos instead of images: for methods that look from one frame to the next."""
+SEVERAL = Body("several", tiny.several, _square(32), several.COUNT, views=(16, 9))
+"""A family of several encoders: for methods that act in and between them."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from foveate.core.layout import Edit, Layout
 from foveate.core.report import Trace
 from foveate.core.roles import Role
+from foveate.engine.attention import visible
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.decoding import Decoding
 from foveate.engine.exiting import Exiting
@@ -23,6 +24,7 @@ from foveate.engine.run import Run
 from foveate.engine.stored import Turning
 from foveate.models import anatomy
 from foveate.models.taps import TAP, tapped
+from foveate.ops.attention import row_logits
 from foveate.ops.rebuilt import Rebuilt
 
 
@@ -47,6 +49,8 @@ class Notes:
         passing: of each layer, forward by forward without images: tokens ``[B, n]`` that it did not run for, the others -1.
         leaving: forward by forward: tokens ``[B, q]`` that left before the last layer, the others -1, and what then left the
             last layer in their place ``[B, q, D]``.
+        leaning: of each layer in which a method adds to attention, forward by forward: tokens ``[B, n]``, and what was added
+            to the logits of each two of them ``[B, H, n, n]``, by the method's own word on all at once.
     """
 
     arriving: list[Tensor | None] = field(default_factory=list)
@@ -61,6 +65,7 @@ class Notes:
     skipped: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     passing: dict[int, list[Tensor]] = field(default_factory=dict)
     leaving: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    leaning: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -78,6 +83,15 @@ def noting() -> Iterator[Notes]:
 
     def attended(run: Run, layer: int, query: Tensor, *args: Any) -> Any:
         reading(run.keeping.layers[layer], layer, query, Turning().of(run.program.anatomy, layer))
+        for method in run.program.leaning.get(layer, ()) if run.rows.has_pictures else ():
+            (key, _, mask, scale), layout = args, run.rows.layout
+            every = torch.arange(query.shape[2]).expand(len(query), -1)
+            allowed = visible(mask, every, query.shape[2], key.shape[2])
+            logits = row_logits(query, key, scale).masked_fill(~allowed, float("-inf"))
+            bias = method.bias(layer, logits, slice(0, query.shape[2]), layout, run._read(method), run.state)
+            if bias is not None:
+                bias = bias.expand_as(logits)[..., -query.shape[2] :]
+                notes.leaning.setdefault(layer, []).append((run.rows.tokens, bias))
         return attend(run, layer, query, *args)
 
     def attended_in_a_step(decoding: Decoding, layer: int, query: Tensor, *args: Any) -> Any:
@@ -203,6 +217,8 @@ def masked_logits(
             shut = closed & ~torch.eye(length, dtype=torch.bool)
             float_mask = mask.is_floating_point()
             mask = mask.masked_fill(shut, torch.finfo(mask.dtype).min) if float_mask else mask & ~shut
+            for tokens, added in () if notes is None else notes.leaning.get(layer, ()):
+                mask = _leant(mask, tokens, added, length).to(x.dtype)
             rope = parts.rotary(layer, x, positions[layer])
             return (x, *args[1:]), dict(kwargs, attention_mask=mask, position_embeddings=rope)
 
@@ -374,6 +390,17 @@ def _held_mask(tokens: Tensor, held: list[tuple[int, int, Any]], sample: int) ->
         there = torch.stack([torch.isin(tokens, head[sample]) for head in keys.unbind(1)])
         mask = torch.where(now[:, None], mask & there[:, None], mask)
     return mask[None]
+
+
+def _leant(mask: Tensor, tokens: Tensor, added: Tensor, length: int) -> Tensor:
+    """The mask with what is ``added`` ``[B, H, n, n]`` to the logits of each two of ``tokens`` ``[B, n]``, as numbers."""
+    if not mask.is_floating_point():
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    index = torch.where(tokens >= 0, tokens, length)[:, None]
+    spare = added.new_zeros(*added.shape[:2], added.shape[2], length + 1)
+    wide = spare.scatter(3, index[:, :, None].expand_as(added), added)
+    whole = wide.new_zeros(*added.shape[:2], length + 1, length + 1)
+    return mask + whole.scatter(2, index[..., None].expand_as(wide), wide)[..., :length, :length]
 
 
 def _turn(trace: Trace, start: int, starts: tuple[int, ...], layer: int) -> Layout:

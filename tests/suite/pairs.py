@@ -30,7 +30,7 @@ from foveate.methods import ALVTS, RTN, UAT, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
-from tests.suite.bodies import BODIES, FILMS, ONE, Body
+from tests.suite.bodies import BODIES, FILMS, ONE, SEVERAL, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -95,7 +95,20 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"late_entry": 2, "layer_list": (2,), "keep_list": (6,), "early_exit": 4},
         {"late_entry": 1, "layer_list": (1, 2), "keep_list": (0.5, 3), "early_exit": 0},
     ],
-    "hi_lo_prune": [{"keep": 6}, {"keep": 0.4, "layer": 1, "candidates": 0.2, "start": "isolated"}, {"keep": 5, "layer": 0}],
+    "hi_lo_prune": [
+        {"keep": 6, "threshold": 0.8, "share": 0.4},
+        {
+            "keep": 0.4,
+            "layer": 1,
+            "candidates": 0.4,
+            "start": "isolated",
+            "fusion": 2.0,
+            "share": 0.5,
+            "among": "candidates",
+        },
+        {"keep": 5, "fusion": 0.0},
+        {"keep": 5, "layer": 0},
+    ],
     "hiprune": [{"keep": 6}, {"keep": 7, "positions": "anchor", "alpha": 1.0}],
     "ivc_prune": [{}, {"layer": 1, "mode": "fixed"}, {"mode": "union", "context": 0.3, "anchor": 0.1}],
     "information_horizon": [
@@ -107,7 +120,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 6, "geometry": "none"},
         {"keep": 0.4, "geometry": "none", "pool": "item", "positions": "anchor"},
     ],
-    "meteor": [{"factor": 10.0}, {"factor": 20.0, "heads": 1, "layer": 2}],
+    "meteor": [
+        {"factor": 10.0},
+        {"factor": 20.0, "heads": 1, "layer": 2, "encoding": 0.7, "fusion": 0.6},
+    ],
     "metom": [
         {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
         {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
@@ -159,14 +175,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "uat": [{"tau": 0.052}, {"tau": 0.045, "layers": (1, 3)}],
     "uniform": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "vlm_pruner": [{"keep": 6}, {"keep": 0.4, "layer": 1, "tau": 0.2, "batch": 3, "channels": 8}],
+    "vidcom2": [{"keep": 6}, {"keep": 0.4, "channels": 1.0, "temperature": 0.1, "positions": "anchor"}],
     "visionzip": [{"keep": 6}, {"keep": 0.4, "contextual": 3, "place": "embeddings"}],
-    "zoo_prune": [{"keep": 6}, {"keep": 0.4, "directions": 5, "h": 0.1, "positions": "anchor"}],
+    "zoo_prune": [{"keep": 6}, {"keep": 0.4, "directions": 5, "h": 0.1, "positions": "anchor"}, {"keep": 5, "rank": 3}],
     "v2drop": [{}, {"layers": (1, 3), "ratios": (0.5, 0.4)}],
 }
 
 
-FILMED = {"evs", "metom", "stc"}
+FILMED = {"evs", "metom", "stc", "vidcom2"}
 """Methods that look from one frame of a video to the next: the suite shows them videos, too."""
+JOINED = {"fastv", "flowcut", "meteor", "random", "snapkv"}
+"""Methods that the suite runs on a family of several encoders, too, or sees refused there."""
 
 
 def variants(name: str) -> list[Method]:
@@ -272,7 +291,8 @@ def _params(hosted: bool) -> list[Any]:
     found = []
     for name in registry.methods():
         for number, method in enumerate(variants(name)):
-            for body in (*BODIES.values(), *(FILMS.values() if name in FILMED else ())):
+            more = (*(FILMS.values() if name in FILMED else ()), *((SEVERAL,) if name in JOINED else ()))
+            for body in (*BODIES.values(), *more):
                 if (refusal(method, body) is None) != hosted:
                     continue
                 # Bodies are given pixels: pictures come before (tests/methods/test_downsample.py).
@@ -280,6 +300,7 @@ def _params(hosted: bool) -> list[Any]:
                     continue
                 # First tier: each method in one setting on one anatomy, each anatomy with one method.
                 first = body.name in ("llava-clip", "qwen2_vl-video") or name == "fastv" or not hosted
+                first = first or (name == "meteor" and body is SEVERAL)
                 marks = [] if first and number == 0 else [pytest.mark.slow]
                 found.append(pytest.param(method, body, id=f"{body.name}-{method}", marks=marks))
     return found

@@ -50,7 +50,7 @@ turning = {"apet", "duet_vlm", "flowcut", "information_horizon", "pyramiddrop", 
 # Who decides by what layers show, as published: flowcut how many go in every second block of the encoder, docprune behind
 # each layer whether a sample is to be cut. Both have a parameter by which they need not look.
 looking = {"flowcut": (DEEP - SHALLOW) // 2, "docprune": DEEP - SHALLOW}
-batch = pytest.mark.parametrize("batch", BATCHES)
+batch = pytest.mark.parametrize("batch", [pytest.param("one", marks=pytest.mark.slow), "ragged"])
 
 
 @every

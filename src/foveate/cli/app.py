@@ -354,6 +354,101 @@ def run(
 
 
 @app.command()
+def batch(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="Rows with id, image and question, as --data of foveate bench has them: JSON, CSV, TSV, parquet, or a "
+            "folder saved by Hugging Face datasets.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File for the answers, a line of JSON for each id.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="What to apply, as text, a .yaml file or a name on the Hub.  [default: none]",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="reference (embedded, no download; if nothing is given), a checkpoint folder, or a Hub id; with --server "
+            "one of those that it serves.",
+            show_default=False,
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Ask this running server, which speaks the protocol of OpenAI, instead of loading a model.",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="With --server of foveate serve: tokens of each picture, a count, a share or full.",
+            show_default=False,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens, of rows without max_new_tokens.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of random methods.")] = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Rows that a worker is at together (8; with --server 16 requests).",
+            show_default=False,
+        ),
+    ] = None,
+    address: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="The Ray that workers run on: local starts one here, auto finds it."),
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="How many; without, as many as there are cores or GPUs, with --server 2.",
+            show_default=False,
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again for what failed; those lines are dropped first.")
+    ] = False,
+    companion: Companion = None,
+    artifacts: Artifacts = None,
+    model_args: ModelArgs = None,
+    system: System = None,
+) -> None:
+    """Answer a file of questions on Ray, with one line for each id, whatever is killed meanwhile.
+
+    The same command goes on where it was interrupted. A row that fails gets a line that says why, and the exit code is 1.
+
+    \b
+    foveate batch in.jsonl out.jsonl --recipe "hiprune(keep=0.22)" --model llava-hf/llava-1.5-7b-hf
+    foveate batch in.jsonl out.jsonl --server http://localhost:8000
+    """
+    from foveate.cli.batch import BatchRequest
+    from foveate.cli.batch import batch as work
+
+    asked = (data, out, recipe, model, server, keep, max_new_tokens, seed, device, dtype, batch_size, address, workers)
+    work(BatchRequest(*asked, retry_failed, companion, artifacts, model_args, system))
+
+
+@app.command()
 def watch(
     video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or camera:0 for the first camera.")],
     ask: Annotated[list[str], typer.Option(metavar="TEXT", help="A question; repeat it for several.")],

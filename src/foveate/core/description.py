@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from foveate.core.exits import Exits
+from foveate.core.leaning import Leaning
 from foveate.core.method import Cache, Experts, Method, Offline, Pictures, Routing, Tokens
 from foveate.core.parameters import rules
 from foveate.core.reuse import Reuse
@@ -94,7 +95,7 @@ class Description:
 def protocols(method: type[Method] | Method) -> tuple[str, ...]:
     """Names of the protocols that a method implements."""
     kind = method if isinstance(method, type) else type(method)
-    known = (Pictures, Reuse, Tokens, Routing, Exits, Experts, Cache, Offline, Weights)
+    known = (Pictures, Reuse, Tokens, Routing, Leaning, Exits, Experts, Cache, Offline, Weights)
     return tuple(p.__name__ for p in known if issubclass(kind, p))
 
 

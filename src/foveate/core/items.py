@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -103,17 +103,37 @@ class ItemTokens(Tokens):
 
     def edit(self, site: Site, x: Tensor, layout: Layout, seen: Seen, state: State) -> Edit | None:
         """Group the images by grid, select in each group, keep all other rows."""
+        kept_of = self.budgets(layout)
+        if kept_of is None:
+            return None
+        kept = torch.zeros_like(layout.valid)
+        for sample, where, images, k in self.batches(x, layout, seen, state, kept_of):
+            with about(sample, where, layout.shape):
+                chosen = where.gather(1, self.select(images, k))
+            kept[sample[:, None], chosen] = True
+        return self.keeping(kept, layout, kept_of)
+
+    def budgets(self, layout: Layout) -> dict[tuple[int, int], int] | None:
+        """Tokens that stay of each image with any left, by sample and number; None if all of them do."""
         alive = layout.alive
         images = [(sample, number) for sample, items in enumerate(layout.items) for number in range(len(items))]
         kept_of = {(b, j): min(self.wanted(layout.items[b][j]), alive[b][j]) for b, j in images if alive[b][j]}
-        if all(count == alive[b][j] for (b, j), count in kept_of.items()):
-            return None
+        return None if all(count == alive[b][j] for (b, j), count in kept_of.items()) else kept_of
 
+    def keeping(self, kept: Tensor, layout: Layout, kept_of: Mapping[tuple[int, int], int]) -> Edit:
+        """The edit that keeps the rows ``kept`` ``[B, N]`` (bool), as many of each image as ``kept_of`` says."""
+        by_item = tuple(tuple(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
+        return layout.keeping(kept, tuple(map(sum, by_item)), self.positions, by_item=by_item)
+
+    def batches(
+        self, x: Tensor, layout: Layout, seen: Seen, state: State, kept_of: Mapping[tuple[int, int], int]
+    ) -> Iterator[tuple[Tensor, Tensor, ItemBatch, int]]:
+        """The images of each grid: their samples ``[I]``, their rows ``[I, n]``, what there is to see, how many stay."""
+        alive = layout.alive
         groups: dict[tuple[int, int, int, int], list[tuple[int, int]]] = {}
         for b, j in kept_of:
             item = layout.items[b][j]
             groups.setdefault((item.rows, item.columns, item.frames, alive[b][j]), []).append((b, j))
-        kept = torch.zeros_like(layout.valid)
         asking = layout.question_rows
         asking = asking.masked_fill(layout.role.gather(1, asking.clamp(min=0)) != Role.TEXT, -1)[..., None]
         question = x.gather(1, asking.clamp(min=0).expand(-1, -1, x.shape[2])).masked_fill(asking < 0, 0)
@@ -137,9 +157,4 @@ class ItemTokens(Tokens):
                 seed=state.get("session", "seed", 0),
                 device=x.device,
             )
-            with about(sample, where, layout.shape):
-                chosen = where.gather(1, self.select(batch, kept_of[entries[0]]))
-            kept[sample[:, None], chosen] = True
-
-        by_item = tuple(tuple(kept_of.get((b, j), 0) for j in range(len(items))) for b, items in enumerate(layout.items))
-        return layout.keeping(kept, tuple(map(sum, by_item)), self.positions, by_item=by_item)
+            yield sample, where, batch, kept_of[entries[0]]

@@ -42,12 +42,14 @@ class Item:
         rows, columns: the grid.
         source: number of the grid among all that the encoder was shown.
         frames: frames of a video, one for an image.
+        encoder: which encoder's tokens they are, where a family has several: those of one picture are consecutive items.
     """
 
     rows: int
     columns: int
     source: int
     frames: int = 1
+    encoder: int = 0
 
     @property
     def count(self) -> int:

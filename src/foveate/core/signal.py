@@ -177,7 +177,8 @@ class Function:
     * ``head``: ``f(x [..., D])`` -> logits ``[..., V]``, without the final norm.
     * ``embedding``: ``f(ids)`` -> ``[..., D]``.
     * ``projector``: ``f(cells [..., g * D])`` -> ``[..., D']``, the tokens that the projector makes of these rows
-      (see `Features`), in float32 if they are; only where `foveate.core.traits.Traits.projects`.
+      (see `Features`), in float32 if they are; only where `foveate.core.traits.Traits.projects`. With ``rank``, by a copy
+      of the projector whose linear layers have no larger rank than that, in float32.
     * ``rotate``, ``unrotate``: ``f(x [B, H, n, d], positions [R, B, n])``.
     * ``through``: ``f(x [B, N, D])`` -> ``[B, N, D]``, what would enter decoder ``layer`` if ``x`` entered the first one in
       the place of the current rows, with their positions and what they may see. The layers before it run plain: nothing is
@@ -187,6 +188,7 @@ class Function:
 
     name: Literal["query_key", "norm", "head", "embedding", "projector", "rotate", "unrotate", "through"]
     layer: int | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

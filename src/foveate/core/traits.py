@@ -11,6 +11,23 @@ from foveate.core.positions import Positions
 
 
 @dataclass(frozen=True)
+class TowerTraits:
+    """One of several encoders.
+
+    Attributes:
+        first: number of its first block, counted over the blocks of all encoders, as in sites.
+        feature_layer: its own number of the block whose output feeds its projector.
+        has_cls: whether it has a CLS token.
+        tokens: of an image in the encoder, CLS not counted; None where images differ.
+    """
+
+    first: int
+    feature_layer: int
+    has_cls: bool
+    tokens: int | None
+
+
+@dataclass(frozen=True)
 class Traits:
     """What a method may know of a model when it is attached.
 
@@ -25,7 +42,8 @@ class Traits:
         fingerprint: what artifacts are bound to.
         artifacts: calibrated numbers at hand, by method name.
         vision_sites: kinds of vision sites where rows may be dropped or merged; ``"middle"`` stands for the place between
-            attention and MLP of encoder blocks.
+            attention and MLP of encoder blocks, ``"tiles"`` for behind its blocks where some rows of a tile are no tokens
+            (borders): they may be dropped there, but not merged, and how many tokens are left is not known.
         rotary_axes: frequencies of each axis of the rotary embedding: one number, or three under M-RoPE.
         recurrent: decoder layers with a recurrent state instead of attention.
         sliding: decoder layers with sliding attention.
@@ -40,6 +58,7 @@ class Traits:
         projects: whether single tokens can be asked for what the projector makes of them.
         reuses: whether blocks of the encoder can run for some rows of a frame (`foveate.core.reuse.Reuse`).
         hears: whether prompts may have sound, and what its encoder attends to can be read.
+        towers: the encoders, where there are several; what is said of *the* encoder is then unknown.
     """
 
     family: str
@@ -66,6 +85,7 @@ class Traits:
     projects: bool = False
     reuses: bool = False
     hears: bool = False
+    towers: tuple[TowerTraits, ...] = ()
 
     def numbers(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The numbers of the artifact of ``method``, None if there is none.

@@ -97,8 +97,8 @@ class Call:
             return original(*args, **kwargs)
         refuse_unprepared(self._program)
         look = self.look = Look(self._program, kind, bound, self.recording.clock, self._side.get(kind, {}), self._memory)
-        encoder = self._program.anatomy.encoder
-        listening = () if encoder is None else [encoder.attention[layer] for layer in self._program.encoder_signals]
+        attentions = self._program.anatomy.encoder_attention
+        listening = [attentions[layer] for layer in self._program.encoder_signals]
         try:
             with taps.tapped(listening):
                 output = original(*args, **kwargs)
@@ -131,12 +131,12 @@ class Call:
             return (look.leave_block(layer, output[0]), *output[1:])
         return look.leave_block(layer, output)
 
-    def projector(self, original: Callable[..., Any], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the projector."""
+    def projector(self, original: Callable[..., Any], x: Tensor, *args: Any, tower: int = 0, **kwargs: Any) -> Any:
+        """Run the projector of an encoder."""
         with self.recording.clock.lap("projector"):
             if self.look is None or not self._program.methods:
                 return original(x, *args, **kwargs)
-            return self.look.after_projector(original(self.look.before_projector(x), *args, **kwargs))
+            return self.look.after_projector(original(self.look.before_projector(x, tower), *args, **kwargs), tower)
 
     # The whole model, from outside to inside.
 
@@ -309,7 +309,7 @@ class Call:
             run.take_deepstack(kwargs)
             self.ear.hand_over(run)
         heard = [number for number, layer in enumerate(layers) if getattr(layer, "heard", False)]
-        stack.enter_context(taps.tapped(self._attentions({*program.decoder_signals, *heard})))
+        stack.enter_context(taps.tapped(self._attentions({*program.decoder_signals, *program.leaning, *heard})))
         self.run = run
         return run, kwargs
 

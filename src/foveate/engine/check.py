@@ -9,6 +9,7 @@ from typing import Any
 
 from foveate.core.errors import FoveateError, NeedsTraining
 from foveate.core.exits import Exits
+from foveate.core.leaning import Leaning
 from foveate.core.method import Cache, Experts, Method, Routing, Tokens
 from foveate.core.recipe import Recipe
 from foveate.core.reuse import Reuse
@@ -32,6 +33,7 @@ from foveate.engine.attention import beyond_logits
 from foveate.engine.presses import Pressing
 from foveate.engine.program import Program, layers_of
 from foveate.engine.stand_in import compiled
+from foveate.engine.thin import check_thin
 from foveate.models.anatomy import Anatomy
 from foveate.models.decoder import RECURRENT, WINDOWS
 
@@ -91,6 +93,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
                 )
             routed[layer] = method.name
     _check_exits(recipe, traits)
+    _check_leaning(recipe, parts, traits, routed)
     for method in recipe.methods:
         _check_parts(method, parts, traits)
     inserting = next((m.name for m in recipe.methods if isinstance(m, Tokens) and m.inserts), None)
@@ -137,13 +140,15 @@ def _check_depth(method: Method, traits: Traits) -> None:
     decoder += method.routed(traits) if isinstance(method, Routing) else ()
     decoder += method.weighed(traits) if isinstance(method, Experts) else ()
     decoder += method.exits(traits) if isinstance(method, Exits) else ()
+    decoder += method.leaned(traits) if isinstance(method, Leaning) else ()
     # Blocks behind the one that feeds the projector may be read, but rows there reach nothing.
+    several = max((tower.first + tower.feature_layer + 1 for tower in traits.towers), default=0)
     within = {
         "decoder layer": (decoder, traits.decoder_layers),
-        "encoder block": ([site.layer for site in read if site.kind == "encoder"], traits.encoder_layers or 0),
+        "encoder block": ([site.layer for site in read if site.kind == "encoder"], traits.encoder_layers or several),
         "encoder block as a site": (
             [site.layer for site in acts if site.kind == "encoder"],
-            0 if traits.feature_layer is None else traits.feature_layer + 1,
+            several if traits.feature_layer is None else traits.feature_layer + 1,
         ),
         "encoder block in part": (
             list(method.reused(traits)) if isinstance(method, Reuse) else [],
@@ -165,6 +170,8 @@ def _check_parts(method: Method, parts: Anatomy, traits: Traits) -> None:
                 parts.halves(signal.site.layer)
             elif isinstance(signal, Function) and signal.name in ("rotate", "unrotate"):
                 parts.turned(signal.layer or 0)
+            elif isinstance(signal, Function) and signal.rank is not None:
+                check_thin(parts)
         _check_presses([signal for signal in method.reads(traits) if isinstance(signal, Scorer)], parts)
     except FoveateError as error:
         raise FoveateError(f"{method.name}: {error}") from error
@@ -308,11 +315,34 @@ def _check_exits(recipe: Recipe, traits: Traits) -> None:
                 )
 
 
+def _check_leaning(recipe: Recipe, parts: Anatomy, traits: Traits, routed: Mapping[int, str]) -> None:
+    """Attention to which something is added is there, is all that its layer does, and is of all rows."""
+    for method in (m for m in recipe.methods if isinstance(m, Leaning)):
+        for layer in method.fitted(traits).leaned(traits):
+            if layer in traits.recurrent:
+                raise FoveateError(
+                    f"{method.name}: decoder layer {layer} has a recurrent state, and no attention to add to; choose others"
+                )
+            beyond = beyond_logits(parts.attention(layer))
+            if beyond:
+                raise FoveateError(
+                    f"{method.name}: decoder layer {layer} has attention with {beyond}, to which nothing can be added; use "
+                    "another model or method"
+                )
+            if layer in routed:
+                raise FoveateError(
+                    f"{routed[layer]} + {method.name}: {method.name} adds to the attention of decoder layer {layer}, which "
+                    f"{routed[layer]} routes; use one of them, or other layers"
+                )
+
+
 def _acts_behind(method: Method, first: int, traits: Traits) -> str | None:
     """What a method does behind the exit before decoder layer ``first``; None if nothing."""
     acts = [site.layer for site in method.sites(traits) if site.kind == "decoder"] if isinstance(method, Tokens) else []
     routed = list(method.routed(traits)) if isinstance(method, Routing) else []
-    for what, layers in (("acts before", [layer for layer in acts if layer > first]), ("routes", routed)):
+    leaned = list(method.leaned(traits)) if isinstance(method, Leaning) else []
+    acts = [layer for layer in acts if layer > first]
+    for what, layers in (("acts before", acts), ("routes", routed), ("adds to the attention of", leaned)):
         late = [layer for layer in layers if layer >= first]
         if late:
             return f"{what} decoder layer {min(late)}"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.core.layout import Layout
 from foveate.core.signal import Function, on
+from foveate.engine.thin import thin
 from foveate.models.anatomy import Anatomy
 
 
@@ -40,8 +41,10 @@ def function(anatomy: Anatomy, signal: Function) -> Callable[..., Any]:
         "norm": lambda x: anatomy.norm(layer)(x),
         "head": model.get_output_embeddings(),
         "embedding": model.get_input_embeddings(),
-        "projector": anatomy.encoder.project if anatomy.encoder else None,
     }
+    if signal.name == "projector" and anatomy.encoder is not None:
+        encoder = anatomy.encoder if signal.rank is None else thin(anatomy.encoder, signal.rank)
+        made["projector"] = encoder.project
     called = made[signal.name]
     # Where accelerate runs a part elsewhere, what it makes comes back to the rows.
     return lambda x, *args, **kwargs: on(called(x, *args, **kwargs), x.device)

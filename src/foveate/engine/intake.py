@@ -261,7 +261,8 @@ def _deal(counts: Sequence[int], looks: Sequence[Look], offset: int) -> list[_De
         start = 0
         while start < count and number < len(pictures):
             for view, (grid, slots) in enumerate(zip(pictures[number].views, pictures[number].slots)):
-                mine.append((Item(grid.rows, grid.columns, sources[number] + view, grid.frames), start + slots))
+                source = sources[number] + view
+                mine.append((Item(grid.rows, grid.columns, source, grid.frames, grid.encoder), start + slots))
             start += sizes[number]
             number += 1
         if start != count:

@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate.core.companion import Companion
 from foveate.core.exits import Exits
 from foveate.core.layout import Layout
+from foveate.core.leaning import Leaning
 from foveate.core.method import Cache, Experts, Method, Pictures, Routing, Tokens
 from foveate.core.ranking import collecting
 from foveate.core.recipe import Recipe
@@ -60,6 +61,7 @@ class Program:
         vision: methods that act on pictures, by kind, layer and part of the site, in recipe order.
         tokens: methods that edit the sequence before each decoder layer (the sequence site is layer 0), in recipe order.
         routing: the method that routes each decoder layer.
+        leaning: methods that add to the attention of pairs in each decoder layer, in recipe order.
         experts: methods that weigh the experts of each decoder layer, in recipe order.
         exits: the method by which rows leave before the last layer; ``exit_layers``: before which layers they may.
         cache: the owner of the cache.
@@ -99,6 +101,7 @@ class Program:
         self.vision: dict[tuple[str, int, str], list[Tokens]] = {}
         self.tokens: dict[int, list[tuple[Site, Tokens]]] = {}
         self.routing: dict[int, Routing] = {}
+        self.leaning: dict[int, list[Leaning]] = {}
         self.experts: dict[int, list[Experts]] = {}
         self.exits: Exits | None = None
         self.exit_layers: frozenset[int] = frozenset()
@@ -118,6 +121,9 @@ class Program:
                 self.reuse = method
             if isinstance(method, Routing):
                 self.routing.update(dict.fromkeys(method.routed(traits), method))
+            if isinstance(method, Leaning):
+                for layer in method.leaned(traits):
+                    self.leaning.setdefault(layer, []).append(method)
             if isinstance(method, Experts):
                 for layer in method.weighed(traits):
                     self.experts.setdefault(layer, []).append(method)

@@ -23,6 +23,7 @@ from foveate.engine.clock import Clock
 from foveate.engine.exiting import Exiting
 from foveate.engine.intake import Intake
 from foveate.engine.keeping import Keeping
+from foveate.engine.leaning import Leant
 from foveate.engine.program import Program
 from foveate.engine.route import Route
 from foveate.engine.rows import Rows, unpositioned
@@ -78,6 +79,7 @@ class Run:
         self.slots: dict[int, Tensor] = {}
         self.steps = self.keeping.steps
         self.acted: set[Any] = set()
+        self._leant = Leant(program, self.rows, clock, self.acted)
         self.hidden: list[Tensor | None] | None = [] if hidden else None
         self._hidden_asked = _numbers(hidden, len(program.anatomy.layers) + 1)
         self._looks = sorted(looks, key=lambda look: look.kind)  # as the intake counts them: images first
@@ -213,7 +215,7 @@ class Run:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor | None:
-        """Watch the attention of ``layer``; its output, where some of the cache is in a store."""
+        """Watch the attention of ``layer``; its output, where some of the cache is in a store or a method adds to it."""
         cache = self.keeping.layers[layer]
         turn = self._turning.of(self.program.anatomy, layer)
         if self.rows.given > 1 and self._watches and layer in self.program.decoder_signals:
@@ -221,7 +223,8 @@ class Run:
                 self.signals.observe(layer, query, key, scale, mask, cache, self._route, turn)
         if not self.keeping.scoring and self._route is None:
             watch(cache, query, key, mask, scale, self.signals.asking(None))
-        return attend(cache, query, key, value, mask, scale, turn)
+        leant = self._leant.attend(layer, cache, query, key, value, mask, scale, self._read, self.state)
+        return attend(cache, query, key, value, mask, scale, turn) if leant is None else leant
 
     def observe_half(self, layer: int, number: int, x: Tensor) -> None:
         """Input or output of a half of ``layer``."""

@@ -210,8 +210,9 @@ class Session(Shown, Prepares, Hands):
             self._stand_in(module, "forward", self._outer, body)
         self._stand_in(parts.language_model, "forward", self._outer, Call.language_model)
         self._stand_in(parts.vision, "forward", self._inner, Call.vision)
-        if parts.encoder is not None:
-            self._stand_in(parts.encoder.projector, "forward", self._inner, Call.projector)
+        for number, encoder in enumerate(parts.towers):
+            body = functools.partial(Call.projector, tower=number) if number else Call.projector
+            self._stand_in(encoder.projector, "forward", self._inner, body)
         if program.hears and parts.audio is not None:
             self._stand_in(parts.audio.tower, "forward", self._inner, functools.partial(hearing.hear, parts.audio))
             put(parts.audio.attention, taps.TAP, Attached(hearing.tap, self._current))
@@ -219,8 +220,7 @@ class Session(Shown, Prepares, Hands):
             return
         self._stand_in(parts.model, "init_continuous_batching", generation.batching, program)
         self._stand_in(parts.model, "_get_candidate_generator", generation.candidates, program, self._current)
-        if parts.encoder is not None:
-            self._install_vision()
+        self._install_vision()
         for layer, module in enumerate(parts.layers):
             # A compiled layer would be traced all the same.
             around = torch.compiler.disable(self._layer) if layer in program.compiled else self._layer
@@ -237,15 +237,15 @@ class Session(Shown, Prepares, Hands):
 
     def _install_vision(self) -> None:
         """In the encoder's blocks, where rows are to go there."""
-        encoder, program = self.anatomy.encoder, self._program
-        assert encoder is not None
+        parts, program = self.anatomy, self._program
         for layer in program.encoder_signals:
-            self._put(encoder.attention[layer], taps.TAP, Attached(self._tap_encoder, layer))
+            self._put(parts.encoder_attention[layer], taps.TAP, Attached(self._tap_encoder, layer))
         inside = {layer for kind, layer, _ in program.vision if kind == "encoder"}
         every = bool(inside) or ("patches", 0, "before") in program.vision
-        for layer in program.reused:
-            self._undo.append(reuse.install(encoder.blocks[layer], encoder, layer, self._chain))
-        for layer, block in enumerate(encoder.blocks):
+        if parts.encoder is not None:
+            for layer in program.reused:
+                self._undo.append(reuse.install(parts.encoder.blocks[layer], parts.encoder, layer, self._chain))
+        for layer, (encoder, block) in enumerate((one, block) for one in parts.towers for block in one.blocks):
             if ("encoder", layer, "middle") in program.vision and encoder.halves is not None:
                 self._undo.append(blocks.install(block, encoder.halves, functools.partial(self._middle, layer)))
             if not encoder.packed and (every or (program.summary and layer == encoder.feature_layer)):

@@ -7,7 +7,6 @@ counts it (packing, splitting, ``generate``'s beams); the sequence site then dro
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -29,8 +28,9 @@ from foveate.engine.clock import Clock
 from foveate.engine.program import Program
 from foveate.engine.reuse import Chain
 from foveate.engine.side import ByItem, by_view
+from foveate.engine.tower import Tower
 from foveate.engine.vision_signals import PictureSignals
-from foveate.models.anatomy import Encoder, View
+from foveate.models.anatomy import View
 
 Kind = Literal["image", "video"]
 
@@ -76,9 +76,7 @@ class Look:
         self.memory = None if memory is None else memory.draft()
         self._state = State(program.constants, self.memory)
         self.chain = Chain.of(program, kind, self.pictures, self.memory, clock, self.acted)
-        self._layout: Layout | None = None
-        self._bias: Tensor | None = None
-        self._rows = 0
+        self._towers = Tower.all_of(program.anatomy)
         self._kept_cells: Tensor | None = None
         self._pending: Edit | None = None
 
@@ -140,8 +138,10 @@ class Look:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Site *encoder[layer].before*, and the key bias of merged rows."""
         self.signals.forget_before(layer)
-        x = self._sites("encoder", layer, "before", args[0] if args else kwargs["hidden_states"], self._encoder.prefix)
-        mask = self._mask(x)
+        tower = self._tower(layer)
+        x = args[0] if args else kwargs["hidden_states"]
+        x = self._sites("encoder", layer, "before", x, tower, tower.encoder.prefix)
+        mask = tower.mask(x)
         rest = list(args[1:])
         if mask is not None:
             if rest:
@@ -154,14 +154,16 @@ class Look:
 
     def middle(self, layer: int, x: Tensor) -> Tensor:
         """Site *encoder[layer].middle*."""
-        return self._sites("encoder", layer, "middle", x, self._encoder.prefix)
+        tower = self._tower(layer)
+        return self._sites("encoder", layer, "middle", x, tower, tower.encoder.prefix)
 
     def leave_block(self, layer: int, x: Tensor) -> Tensor:
         """Site *encoder[layer].after*."""
-        encoder = self._encoder
-        x = self._sites("encoder", layer, "after", x, encoder.prefix)
+        tower = self._tower(layer)
+        encoder = tower.encoder
+        x = self._sites("encoder", layer, "after", x, tower, encoder.prefix)
         if self.program.summary and layer == encoder.feature_layer:
-            layout, prefix = self._layout, encoder.prefix
+            layout, prefix = tower.layout, encoder.prefix
             self.signals.summary = (
                 x[:, :prefix] if layout is None else grids.summary_rows(layout.to(x.device), prefix).take(x)
             )
@@ -169,36 +171,40 @@ class Look:
 
     def observe(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> None:
         """What the attention of encoder block ``layer`` shows."""
-        ragged = self._layout is not None and not self._layout.dense
-        asking = self._layout.valid.to(query.device) if self._layout is not None and ragged else None
+        layout = self._tower(layer).layout
+        asking = layout.valid.to(query.device) if layout is not None and not layout.dense else None
         self.signals.observe(layer, query, key, value, scale, mask, asking)
 
-    def before_projector(self, x: Tensor) -> Tensor:
-        """Site *pre_projector*; summary rows are gone."""
-        encoder = self._encoder
+    def before_projector(self, x: Tensor, number: int = 0) -> Tensor:
+        """Site *pre_projector* of the encoder of that number; summary rows are gone."""
+        tower = self._towers[number]
+        encoder, layout = tower.encoder, tower.layout
         if encoder.prefix:
-            self.signals.drop_summary(encoder.prefix, None if self._layout is None else self._layout.to(x.device))
-            self._layout = None if self._layout is None else grids.without_prefix(self._layout, encoder.prefix)
+            self.signals.drop_summary(encoder.prefix, None if layout is None else layout.to(x.device))
+            tower.layout = None if layout is None else grids.without_prefix(layout, encoder.prefix)
         self.signals.observe_features(x, self.program.companion)
         if not encoder.packed:
-            self._rows = self._rows or x.shape[1]
-            x = self._sites("pre_projector", 0, "before", x, 0)
+            tower.rows = tower.rows or x.shape[1]
+            x = self._sites("pre_projector", 0, "before", x, tower, 0)
         return x
 
-    def after_projector(self, x: Tensor) -> Tensor:
+    def after_projector(self, x: Tensor, number: int = 0) -> Tensor:
         """Back to full length."""
-        layout, self.signals.summary = self._layout, None
+        tower = self._towers[number]
+        layout, self.signals.summary = tower.layout, None
         if not self.edited or layout is None:
             return x
         layout = layout.to(x.device)
-        full = grids.dense(x, layout, self._rows)
-        self.signals.refill(layout, self._rows, x.device)
-        fed = [cells[:, 0] for cells in map(self._encoder.fed, self.views) if cells is not None and cells.shape[1] == 1]
-        if len(fed) < len(self.views):
+        full = grids.dense(x, layout, tower.rows)
+        self.signals.refill(layout, tower.rows, x.device)
+        known = tower.fed(self.views)
+        fed = [cells[:, 0] for cells in known.values() if cells is not None and cells.shape[1] == 1]
+        if len(fed) < len(known):
             family = self.program.anatomy.family
             raise FoveateError(f"{family}: its tokens are not rows of the encoder, so none may go in there")
-        rank = grids.ranks(layout, self._rows).flatten()[upload(torch.cat(fed), x.device)]
-        self.survivors = grids.survivors(rank, fed, self._rows, layout.visual)
+        rank = grids.ranks(layout, tower.rows).flatten()[upload(torch.cat(fed), x.device)]
+        for view, left in zip(known, grids.survivors(rank, fed, tower.rows, layout.visual)):
+            self.survivors[view] = left
         return full
 
     def finish(self, output: Any) -> None:
@@ -225,31 +231,25 @@ class Look:
 
     # Inside.
 
-    @property
-    def _encoder(self) -> Encoder:
-        assert self.program.anatomy.encoder is not None
-        return self.program.anatomy.encoder
+    def _tower(self, layer: int) -> Tower:
+        """The encoder that a block is of."""
+        return next(tower for tower in reversed(self._towers) if tower.first <= layer)
 
-    def _sites(self, kind: str, layer: int, part: str, x: Tensor, prefix: int) -> Tensor:
+    def _sites(self, kind: str, layer: int, part: str, x: Tensor, tower: Tower, prefix: int) -> Tensor:
         methods = self.program.vision.get((kind, layer, part), ())
         pending = self._pending if (kind, layer, part) == ("encoder", 0, "before") else None
         if not methods and pending is None:
             return x
-        if self._layout is None:
-            side = math.isqrt(x.shape[1] - prefix)
-            self._rows = side * side
-            there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            self._layout = grids.picture_layout([(side, side, 1)] * x.shape[0], there, prefix)
-        self._layout = self._layout.to(x.device)
+        tower.begin(x, prefix)
         if pending is not None:
             self._pending = None
-            x = self._apply(grids.behind_prefix(pending, prefix, x.device), x)
+            x = self._apply(tower, grids.behind_prefix(pending, prefix, x.device), x)
         for method in methods:
             seen = {signal: self.signals.now(signal, prefix) for signal in self.program.reads[method]}
-            edit = self._ask(method, Site(kind, layer, part), x, self._layout, seen)  # type: ignore[arg-type]
+            edit = self._ask(method, Site(kind, layer, part), x, tower.begin(x, prefix), seen)  # type: ignore[arg-type]
             if edit is not None:
                 self._note(edit)
-                x = self._apply(edit, x)
+                x = self._apply(tower, edit, x)
         return x
 
     def _ask(
@@ -285,10 +285,10 @@ class Look:
         if site.kind in ("patches", "projected"):
             counts = [self.views[view].rows * self.views[view].columns for view in views]
             return {view: (torch.full((n,), row), torch.arange(n)) for row, (view, n) in enumerate(zip(views, counts))}
-        fed = [self._encoder.fed(view) for view in self.views]
+        tower = self._tower(site.layer)
         return {
-            number: (cells[:, 0].div(self._rows, rounding_mode="floor"), cells[:, 0] % self._rows)
-            for number, cells in enumerate(fed)
+            number: (cells[:, 0].div(tower.rows, rounding_mode="floor"), cells[:, 0] % tower.rows)
+            for number, cells in tower.fed(self.views).items()
             if cells is not None
         }
 
@@ -296,26 +296,10 @@ class Look:
         self.edited = True
         self.positions, self.text_after = edit.positions, edit.text_after
 
-    def _apply(self, edit: Edit, x: Tensor) -> Tensor:
-        assert self._layout is not None
-        self._layout = self._layout.after(edit)
+    def _apply(self, tower: Tower, edit: Edit, x: Tensor) -> Tensor:
         self._state.compact(edit.reduction)
         self.signals.edit(edit.reduction)
-        if edit.key_bias is not None:
-            self._bias = edit.key_bias
-        elif self._bias is not None:
-            self._bias = edit.reduction.take(self._bias.to(x.device))
-        return edit.values if edit.values is not None else edit.reduction.apply(x)
-
-    def _mask(self, x: Tensor) -> Tensor | None:
-        """``[T, 1, 1, n]`` additive: key bias, and -inf at the padding of ragged images."""
-        layout = self._layout
-        if layout is None or (self._bias is None and layout.dense):
-            return None
-        bias = x.new_zeros(layout.shape) if self._bias is None else self._bias.to(x)
-        if not layout.dense:
-            bias = bias.masked_fill(~layout.valid.to(x.device), torch.finfo(x.dtype).min)
-        return bias[:, None, None].expand(-1, -1, x.shape[1], -1)
+        return tower.apply(edit, x)
 
     def _edit_views(self, method: Tokens, members: list[int], flat: Tensor) -> Tensor:
         slots = upload(torch.stack([self._slots[number] for number in members]), flat.device)  # [I, count] rows of `flat`

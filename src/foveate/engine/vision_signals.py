@@ -151,7 +151,7 @@ class PictureSignals:
     def settle(self, bound: Mapping[str, Any]) -> None:
         """Lay the calls of a packed encoder end to end, in the order of its input."""
         self._joined = {}
-        if self.program.anatomy.encoder is None or not self._encoder.packed:
+        if not self.program.anatomy.towers or not self._encoder.packed:
             return
         order = self._encoder.order(bound, 0)
         for signal, calls in self._seen.items():
@@ -194,8 +194,7 @@ class PictureSignals:
 
     @property
     def _encoder(self) -> Encoder:
-        assert self.program.anatomy.encoder is not None
-        return self.program.anatomy.encoder
+        return self.program.anatomy.towers[0]  # several are alike in what is asked here
 
     def _in_order(self, rows: Tensor, order: Tensor | None) -> Tensor:
         """Rows ``[P, ...]`` of a packed encoder in the order of its input; those of cells that were not encoded are zero."""

@@ -25,6 +25,7 @@ from foveate.methods.before_llm.random import Random
 from foveate.methods.before_llm.scope import Scope
 from foveate.methods.before_llm.score import SCoRe
 from foveate.methods.before_llm.uniform import Uniform
+from foveate.methods.before_llm.vidcom2 import VidCom2
 from foveate.methods.before_llm.visionzip import VisionZip
 from foveate.methods.before_llm.zoo_prune import ZOOPrune
 from foveate.methods.in_encoder.flowcut import FlowCut
@@ -148,6 +149,7 @@ __all__ = [
     "Uniform",
     "V2Drop",
     "VLMPruner",
+    "VidCom2",
     "VisionZip",
     "ZOOPrune",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from foveate.core.artifact import FOLDER, Artifact, Fingerprint
 from foveate.core.device import upload
 from foveate.core.errors import FoveateError
-from foveate.core.traits import Traits
+from foveate.core.traits import TowerTraits, Traits
 from foveate.models import decoder
 from foveate.models.sketch import sketch
 
@@ -29,12 +29,14 @@ class View:
         frames: frames of a video.
         cells: ``[rows * columns, g]`` on the host: the encoder's rows that each token is made of, counted over all that the
             encoder was called with (summary rows left out, in raster order); None where signals cannot be read.
+        encoder: which encoder's they are, where a family has several (`Anatomy.encoders`).
     """
 
     rows: int
     columns: int
     frames: int = 1
     cells: Tensor | None = None
+    encoder: int = 0
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,8 @@ class Anatomy:
         one_grid: whether every picture gets the same grid, whatever its size.
         audio_tokens: placeholder ids of sound.
         audio: what encodes it.
+        encoders: of a family whose pictures are encoded several times, each time by another encoder with a projector of its
+            own; ``encoder`` is None then. Every picture has views of all of them, one encoder's behind the other's.
     """
 
     family: str
@@ -256,14 +260,29 @@ class Anatomy:
     one_grid: bool = False
     audio_tokens: tuple[int, ...] = ()
     audio: Audio | None = None
+    encoders: tuple[Encoder, ...] = ()
     config: Any = field(repr=False, default=None)
+
+    @property
+    def towers(self) -> tuple[Encoder, ...]:
+        """All encoders whose parts are known."""
+        return self.encoders or (() if self.encoder is None else (self.encoder,))
+
+    def first_block(self, tower: int) -> int:
+        """The number of the first block of a tower, counted over the blocks of all of them."""
+        return sum(len(encoder.blocks) for encoder in self.towers[:tower])
+
+    @property
+    def encoder_attention(self) -> list[nn.Module]:
+        """The attention module of each block of all towers."""
+        return [module for encoder in self.towers for module in encoder.attention]
 
     @cached_property
     def weights(self) -> dict[str, tuple[float, ...]]:
         """A sketch of the weights of embedding, projector and decoder layers: a few entries of each parameter."""
         parts = {"embedding": self.model.get_input_embeddings()}  # type: ignore[operator]
-        if self.encoder is not None:
-            parts["projector"] = self.encoder.projector
+        names = ["projector"] if self.encoder is not None else [f"projectors.{n}" for n in range(len(self.towers))]
+        parts |= {name: encoder.projector for name, encoder in zip(names, self.towers)}
         return sketch(parts | {f"layers.{number}": layer for number, layer in enumerate(self.layers)})
 
     @property
@@ -525,6 +544,10 @@ class Anatomy:
             fingerprint=fingerprint,
             artifacts=_artifacts(str(getattr(self.model, "name_or_path", ""))) | {a.method: a for a in artifacts},
             vision_sites=frozenset({"projected"}) | (encoder.sites if encoder else frozenset()),
+            towers=tuple(
+                TowerTraits(self.first_block(n), tower.feature_layer, tower.prefix > 0, tower.tile)
+                for n, tower in enumerate(self.encoders)
+            ),
             rotary_axes=self.rotary_axes,
             recurrent=self.recurrent,
             sliding=tuple(i for i, kind in enumerate(self.kinds) if kind in decoder.WINDOWS),

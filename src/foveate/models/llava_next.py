@@ -3,8 +3,9 @@
 The tiles' features are put together, the borders that padded the picture are cut off, and line ends are added behind the
 projector. Every token is one cell of the encoder; the cells of the borders are no token.
 
-Rows go behind the projector only: before it the cells of the borders would take part in merges and budgets, and what was
-merged into one of them would be cut off with it.
+Methods that merge rows, or promise numbers of them, act behind the projector only: before it the cells of the borders would
+take part in merges and budgets, and what was merged into one of them would be cut off with it. Rows of tiles may be dropped
+in the encoder by methods that know (``tiles``).
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def anatomy(model: Any) -> Anatomy:
         layers=layers_of(inner.language_model),
         image_tokens=(config.image_token_id,),
         pictures=pictures,
-        encoder=encoder(config, inner, frozenset()),
+        encoder=encoder(config, inner, frozenset({"tiles"})),
         config=config.text_config,
     )
 

@@ -89,6 +89,22 @@ def sift(
     return asked, left_out
 
 
+def unanswered(row: Row, path: str | Path, max_new_tokens: int = MAX_NEW_TOKENS) -> Question:
+    """The question of one row whose right answers nobody has to know: without any, and no picture is opened yet.
+
+    ``max_new_tokens`` is for rows without a column of that name.
+    """
+    longest = row.get("max_new_tokens")
+    longest = max_new_tokens if longest is None else longest
+    # Tables have texts for numbers.
+    longest = int(longest) if isinstance(longest, str) and longest.isascii() and longest.isdigit() else longest
+    if not _is_number(longest) or longest % 1 or longest < 1:
+        raise FoveateError(f"max_new_tokens={longest!r}: must be a whole number from 1 on")
+    turns = tuple(Turn(prompt, ()) for prompt in _prompts(row))
+    pictures = Lazy(read_picture, _sources(row, Path(path)))
+    return Question(Path(path).absolute().stem, pictures, turns, max_new_tokens=int(longest))
+
+
 def digest(path: str | Path, n: int | None = None) -> str:
     """What tells data sets apart: SHA-256 of the first ``n`` rows and of their pictures' files."""
     seen = sha256()
@@ -155,14 +171,21 @@ def _source(found: Any, path: Path) -> Source:
 
 def _turns(row: Row, metric: str) -> tuple[list[str], list[tuple[str, ...]]]:
     """The prompt and the answers of each turn."""
-    asked, right = _column(row, "question"), _column(row, "answers", "answer")
-    if isinstance(asked, str):
-        asked, right = [asked], [right]
-    if not (isinstance(asked, list) and asked and all(isinstance(prompt, str) for prompt in asked)):
-        raise FoveateError(f"question={asked!r}: must be a text, or a list of texts for several turns")
+    asked, right = _prompts(row), _column(row, "answers", "answer")
+    if isinstance(row["question"], str):
+        right = [right]
     if not (isinstance(right, list) and len(right) == len(asked)):
         raise FoveateError(f"answers={right!r}: must be a list with one entry for each of the {len(asked)} questions")
     return asked, [_answers(each, metric) for each in right]
+
+
+def _prompts(row: Row) -> list[str]:
+    """The prompt of each turn."""
+    asked = _column(row, "question")
+    asked = [asked] if isinstance(asked, str) else asked
+    if not (isinstance(asked, list) and asked and all(isinstance(prompt, str) for prompt in asked)):
+        raise FoveateError(f"question={asked!r}: must be a text, or a list of texts for several turns")
+    return asked
 
 
 def _answers(found: Any, metric: str) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ Paper: "Training-Free Token Pruning via Zeroth-Order Gradient Estimation in Visi
 token's sensitivity is: how far the projector's output moves, on average, when its input is pushed both ways along random
 directions; the same directions for all tokens, drawn from the session's seed. Each step takes the token with the largest
 sensitivity (scaled to [0, 1]) times cosine distance to what was taken. Differs from the code: the projector runs in float32
-(the code lets half precision cancel), and wholly, where that of LLaVA-NeXT uses an unpublished low-rank copy; sensitivities
-that are equal but for rounding count as equal, and then distance alone decides. Reconstructed: where a token is made of
+(the code lets half precision cancel); sensitivities that are equal but for rounding count as equal, and then distance alone
+decides. Reconstructed: for LLaVA-NeXT the code pushes a low-rank copy of the projector, which is not public: with ``rank``
+(the paper's is 128, by public notes) each linear weight is a truncated singular value decomposition of its own, made at
+attach, and the distances are still those of the real projector's tokens. Where a token is made of
 several rows of the encoder (Qwen), one direction pushes all of them; every grid is on its own, the details of a LLaVA-NeXT
 picture as one.
 """
@@ -81,6 +83,8 @@ class ZOOPrune(ItemTokens):
     """Random directions along which each token is pushed: the projector runs twice for each."""
     h: Annotated[float, AtLeast(1e-6)] = 0.01
     """Half of the step, in the units of the encoder's features."""
+    rank: Annotated[int, AtLeast(1)] | None = None
+    """Largest rank of the linear layers of the projector's copy that is pushed, as for LLaVA-NeXT; None = the projector."""
     positions: Positions = "auto"
 
     def budget(self) -> Budget:
@@ -97,7 +101,11 @@ class ZOOPrune(ItemTokens):
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         """What the projector is fed, and the projector."""
-        return Features(cells=True), Function("projector")
+        return Features(cells=True), self._pushed
+
+    @property
+    def _pushed(self) -> Function:
+        return Function("projector", rank=self.rank)
 
     def workspace(self, shape: Shape) -> int:
         """Features, pushed ones and what the projector makes of them on the way, and distances of the tokens."""
@@ -110,5 +118,5 @@ class ZOOPrune(ItemTokens):
         features = images.seen[Features(cells=True)]
         generator = torch.Generator().manual_seed(images.seed)
         drawn = upload(torch.randn(self.directions, features.shape[2], generator=generator), features.device)
-        weight = relative(sensitivity(features, images.seen[Function("projector")], drawn, self.h))
+        weight = relative(sensitivity(features, images.seen[self._pushed], drawn, self.h))
         return farthest_first(images.x, k, first=weight.argmax(1), weight=weight).sort(dim=1).values

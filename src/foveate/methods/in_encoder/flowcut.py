@@ -5,16 +5,18 @@ its value. A moving average over the blocks ranks the patches, and how evenly CL
 "FlowCut: Rethinking Redundancy via Information Flow for Efficient Vision-Language Models", arXiv 2505.19536. As in the
 published code, the likeness is a softmax of the plain products of values (the paper speaks of cosines). The second stage,
 inside the language model, is for pictures of many tokens: give ``layer=2``. Differs: a picture keeps what it keeps alone
-(the code drops as many of each as of the one that loses most). Reconstructed: encoders without CLS are asked by the mean
-of their queries and without the likeness, as the code does for Qwen2-VL. Where tokens are no rows of the encoder (Qwen2-VL),
-or some are cut off behind it (LLaVA-NeXT), patches cannot go in its blocks, and the model is refused.
+(the code drops as many of each as of the one that loses most). Reconstructed: encoders without CLS are asked by the mean of
+their queries and without the likeness, as the code does for Qwen2-VL. On LLaVA-NeXT each tile is pruned on its own, patches
+of its borders, which are cut off behind the encoder, among the rest, as in the code; so only the second stage, which is
+always there, keeps a promise. Line ends stay (the code leaves them out). Where tokens are no rows of the encoder (Qwen2-VL,
+InternVL) or lie between some (LLaVA-OneVision), patches cannot go in its blocks, and the model is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +36,8 @@ from foveate.ops.attention import row_logits
 from foveate.ops.select import top_rows
 
 FLOW = "flowcut"
+BORDERS = "tiles"
+"""The kind of site where some patches of a tile are no tokens."""
 
 
 def value_norms(values: Tensor) -> Tensor:
@@ -97,7 +101,8 @@ class FlowCut(Tokens):
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 192
-    """Tokens that are left of each grid; with ``layer``, of a sample, all of its pictures together."""
+    """Tokens that are left of each grid; with ``layer``, of a sample, all of its pictures together (of LLaVA-NeXT, if the
+    tiles have left as many)."""
     every: Annotated[int, AtLeast(1)] = 2
     """Patches go in each so many-th block, the last time in the one before the block that feeds the projector."""
     memory: Annotated[float, In(0, 1)] = 0.5
@@ -108,13 +113,20 @@ class FlowCut(Tokens):
     power: Annotated[float, AtLeast(0)] = 2.0
     """Exponent of that ratio."""
     layer: Annotated[int, AtLeast(1)] | None = None
-    """Decoder layer, counted from 0, before which tokens are chosen once more, by the layer before; None = not at all."""
-    entering: Annotated[float, AtLeast(1)] = 2.5
-    """With ``layer``: how many times ``keep`` tokens of each grid go to the language model (2.5 of LLaVA-NeXT's tiles)."""
+    """Decoder layer, counted from 0, before which tokens are chosen once more, by the layer before; None = not at all,
+    but 2 where tiles have borders (LLaVA-NeXT)."""
+    entering: Annotated[float, AtLeast(0.1)] = 2.5
+    """With ``layer``: how many times ``keep`` tokens of each grid or tile go to the language model; as published for
+    LLaVA-NeXT's five tiles, 2.5 where ``keep`` is a share and 0.5 where it is a count."""
+
+    def fitted(self, traits: Traits) -> Self:
+        """Where tiles have borders, only the second stage knows how many tokens there are."""
+        late = self.layer is None and BORDERS in traits.vision_sites and traits.decoder_layers > 2
+        return replace(self, layer=2) if late else self
 
     def check(self, traits: Traits) -> str | None:
         """Needs rows of the encoder that may go, and more than one block."""
-        refused = traits.refuse_sites("encoder")
+        refused = None if BORDERS in traits.vision_sites else traits.refuse_sites("encoder")
         if refused or traits.encoder_layers is None:
             return f"{refused}; use a method that acts behind the encoder, such as visionzip"
         if not traits.feature_layer:
@@ -173,7 +185,7 @@ class FlowCut(Tokens):
         if self.layer is None:
             return Budget(self.keep).of(count)
         more = self.keep * self.entering
-        return Budget(int(more) if isinstance(self.keep, int) else min(more, 1.0), "floor").of(count)
+        return Budget(max(int(more), 1) if isinstance(self.keep, int) else min(more, 1.0), "floor").of(count)
 
     def _block(self, block: Site, layout: Layout, patches: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
         """Attention and flow ``[I, N]`` of the rows of ``layout`` in a block, 0 for what is no patch."""

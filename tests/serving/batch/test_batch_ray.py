@@ -1,0 +1,173 @@
+"""One line for each id, also when workers and the driver are killed: on one Ray that all tests share."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+import ray
+from tests.serving.batch.conftest import Write, lines
+from tests.serving.batch.deadly import SETTINGS, Silent, nothing, work
+
+from foveate import tasks
+from foveate.bench.crew import LIVES, connected
+from foveate.core.errors import FoveateError
+from foveate.serving.answered import Answered
+from foveate.serving.batch import Crewed, Work, answer_on
+from foveate.serving.ledger import Ledger
+
+ROOT = Path(__file__).parents[3]
+FOVEATE = [sys.executable, "-c", "from foveate.cli import main; main()"]
+Nodes = list[dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with connected("local") as found:
+        yield found
+
+
+@pytest.fixture
+def address(nodes: Nodes) -> str:
+    """Where other processes find the Ray."""
+    return ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Path:
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    return folder
+
+
+class Log(Silent):
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.ids: list[Any] = []
+
+    def answered(self, answered: Answered) -> None:
+        self.ids.append(answered.id)
+
+
+def test_killed_workers_lose_nothing_and_poison_only_itself(nodes: Nodes, write: Write, tmp_path: Path, marks: Path) -> None:
+    asked = {3: "kill once", 9: "kill always", 14: "raise"}
+    data, out, log = write([{"id": n, "question": asked.get(n, "what?")} for n in range(20)]), tmp_path / "out.jsonl", Log()
+
+    with Ledger(out, SETTINGS) as ledger:
+        answer_on(nodes, work(data, marks), Crewed("local", "cpu", 2, 4), ledger, log)
+
+    written = {line["id"]: line for line in lines(out)}
+    assert len(lines(out)) == 20
+    assert [line["id"] for line in lines(out)] == log.ids
+    assert written.keys() == set(range(20))
+    assert {number for number, line in written.items() if "error" in line} == {9, 14}
+    assert written[9]["error"].startswith(f"ray: {LIVES} workers were lost over this row (")
+    assert written[14]["error"] == "raise: has a bad day"
+    assert written[3] == {"id": 3, "answer": "kill once", "tokens_before": 4, "tokens_after": 2, "seconds": 0.0}
+    # In its block, and then alone.
+    assert len(list(marks.glob("9-*"))) == 1 + LIVES
+
+
+def test_a_killed_driver_is_started_again_and_asks_for_the_rest(
+    address: str, write: Write, tmp_path: Path, marks: Path
+) -> None:
+    data, out = write([{"id": number} for number in range(40)]), tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "tests.serving.batch.deadly", *map(str, (data, out, marks, address))]
+    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not out.is_file() or out.read_bytes().count(b"\n") < 8:
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.01)
+    driver.kill()
+    driver.communicate()
+    kept = lines(out)
+    # As if it had been killed in the middle of a write.
+    with out.open("a") as file:
+        file.write('{"id": 39, "answ')
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert 8 <= len(kept) < 40
+    assert lines(out)[: len(kept)] == kept
+    assert sorted(line["id"] for line in lines(out)) == list(range(40))
+    # What had its line was not asked again.
+    assert all(len(list(marks.glob(f"{line['id']}-*"))) == 1 for line in kept)
+
+
+def test_a_server_that_is_gone_ends_it(nodes: Nodes, write: Write, tmp_path: Path, marks: Path) -> None:
+    data, out = write([{"id": 0}, *({"id": number, "question": "gone"} for number in range(1, 9))]), tmp_path / "out.jsonl"
+
+    with Ledger(out, SETTINGS) as ledger, pytest.raises(FoveateError, match=r"6 of 9 lines are in .*--retry-failed also"):
+        answer_on(nodes, work(data, marks), Crewed("local", "cpu", 1, 3), ledger, Silent())
+
+
+@pytest.mark.slow
+def test_what_cannot_be_loaded_leaves_nothing(nodes: Nodes, write: Write, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    nowhere = Work(write([{"id": 1}]), 1, 64, nothing)
+
+    with Ledger(out, SETTINGS) as ledger, pytest.raises(FoveateError, match=r"^model='nowhere': cannot be loaded$"):
+        answer_on(nodes, nowhere, Crewed("local", "cpu", 1, 1), ledger, Silent())
+
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith("out")] == []
+
+
+def questions(folder: Path, n: int) -> tuple[Path, dict[str, str]]:
+    """A file of generated questions with their pictures, and the right answers."""
+    rows, right = [], {}
+    for number, asked in enumerate(tasks.questions("attribute", n, seed=0)):
+        asked.image.save(folder / f"{number}.png")
+        rows.append({"id": f"a{number}", "image": f"{number}.png", "question": asked.prompt})
+        right[f"a{number}"] = asked.answer
+    (folder / "0.png").write_bytes(b"no picture")
+    rows[1]["image"] = "nowhere.png"
+    rows[2]["question"] = [rows[2]["question"]] * 2
+    path = folder / "in.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path, right
+
+
+@pytest.mark.slow
+def test_the_reference_model_answers_a_file(address: str, tmp_path: Path) -> None:
+    """Interrupted once, on the command line."""
+    data, right = questions(tmp_path, 40)
+    out = tmp_path / "out.jsonl"
+    options = ["--recipe", "hiprune(keep=36)", "--address", address, "--workers", "1", "--batch-size", "4"]
+    command = [*FOVEATE, "batch", str(data), str(out), *options, "--max-new-tokens", "4"]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    while not out.is_file() or not out.read_bytes().count(b"\n"):
+        assert driver.poll() is None, driver.stderr.read()
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate()
+    kept = len(lines(out))
+
+    assert driver.returncode == 130, said
+    assert said.splitlines()[-1] == f"foveate: interrupted; {kept} of 40 lines are in {out}, the same command goes on"
+    assert kept < 40
+
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == f"{out}: 38 answers, and 2 that say what failed\n"
+    assert f"1 worker on Ray, {kept} of 40 lines are there" in done.stderr
+    found = {line["id"]: line for line in lines(out)}
+    assert len(lines(out)) == len(found) == 40
+    assert found["a0"]["error"].endswith("0.png': is not a picture that can be read")
+    assert found["a1"]["error"].endswith("nowhere.png': no such file")
+    assert found["a2"]["answer"][0] == right["a2"]
+    answered = [found[f"a{number}"] for number in range(3, 40)]
+    assert {(line["tokens_before"], line["tokens_after"]) for line in answered} == {(144, 36)}
+    assert sum(line["answer"] == right[line["id"]] for line in answered) >= 34
