@@ -18,7 +18,7 @@ OTHER_FLOORS = {*MAY_IMPORT} - {*BASE_FLOORS, LARGER}
 OPTIONAL = {"av", "datasets", "rapidfuzz", "pyarrow", "lmms_eval", "optuna", "ray", "skimage", "sklearn"}
 """Imported when they are asked for, with a line that names the extra."""
 NAMED = {"kvpress", "compressed_tensors"}
-"""Whose parts a recipe may name, or whose format a model may be written in; imported then, and refused with what to install."""
+"""Whose parts a recipe may name, or whose format is to be written; imported then, and refused with what to install."""
 COME_ALONG = {"tokenizers", "markupsafe"}
 """With transformers and Jinja, which are nothing without them."""
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}

@@ -86,8 +86,12 @@ class Report:
         )
 
     def _weights(self) -> str:
-        slow = f"; no kernel for {self.unpacked:.0%} of the linears, which save memory and no time" if self.unpacked else ""
-        return f"{self.weights / 1e6:.3g} M replaced, {8 * self.weight_bytes / self.weights:.3g} bits each in memory{slow}"
+        bits = 8 * self.weight_bytes / self.weights
+        return "; ".join([f"{self.weights / 1e6:.3g} M replaced, {bits:.3g} bits each in memory", *self.unpacked_lines()])
+
+    def unpacked_lines(self) -> list[str]:
+        """A line where some of the replaced linears are no faster, none where all have a kernel."""
+        return [f"no kernel for {self.unpacked:.0%} of the linears, which save memory and no time"] if self.unpacked else []
 
     def idle_lines(self) -> list[str]:
         """A line for each method that changed nothing, with what there was."""
