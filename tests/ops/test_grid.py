@@ -74,6 +74,18 @@ def test_importance_moves_the_grid_to_what_counts() -> None:
     assert_close(Grid.searched(weight, 2, importance=torch.tensor([0.0, 1.0])).rounded(weight)[0, 1], torch.tensor(1.0))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_slabs_change_nothing(symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, importance = random(7, 32), random(7, 32, seed=1).abs()
+    for heed in (None, importance[0], importance):
+        whole = Grid.searched(weight, 3, 16, symmetric, importance=heed)
+        with monkeypatch.context() as patch:
+            patch.setattr("foveate.ops.grid.SLAB", 70)
+            apart = Grid.searched(weight, 3, 16, symmetric, importance=heed)
+        assert torch.equal(whole.scale, apart.scale)
+        assert symmetric or torch.equal(whole.rounded(weight), apart.rounded(weight))
+
+
 def test_narrow_grids_negate() -> None:
     weight = random(4, 32)
     grid = Grid.searched(weight, 3, narrow=True)

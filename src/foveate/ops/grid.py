@@ -18,6 +18,8 @@ from foveate.core.errors import FoveateError
 
 CLIPS = tuple(1 - step / 100 for step in range(80))
 """The shares of a row's range that GPTAQ's search tries."""
+SLAB = 1 << 20
+"""Weights that a search goes through at a time, so that what it needs besides the weight does not grow with it."""
 LEAST = 1e-5
 """The smallest range that AWQ's grids and dynamic activations have."""
 
@@ -128,6 +130,25 @@ class Grid:
             power: 2.4 in GPTAQ's code.
             clips: shares of the range to try.
         """
+        rows = max(SLAB // weight.shape[1], 1)
+        if len(weight) > rows:
+            grids = [
+                cls.searched(
+                    weight[start : start + rows],
+                    bits,
+                    group,
+                    symmetric,
+                    importance=importance
+                    if importance is None or importance.ndim == 1
+                    else importance[start : start + rows],
+                    power=power,
+                    clips=clips,
+                    narrow=narrow,
+                    stored=stored,
+                )
+                for start in range(0, len(weight), rows)
+            ]
+            return cls.joined(grids, dim=0)
         low, high = spans(weight, group)
         target = grouped(weight, group)
         heed = None if importance is None else grouped(importance.expand_as(weight).to(weight.dtype), group)
@@ -180,12 +201,11 @@ class Grid:
         return self.values(self.numbers(weight)).to(weight.dtype)
 
     @classmethod
-    def joined(cls, grids: Sequence[Self]) -> Self:
-        """One grid of the groups of all, which are of one kind."""
+    def joined(cls, grids: Sequence[Self], dim: int = 1) -> Self:
+        """One grid of the groups (of the rows, with ``dim`` 0) of all, which are of one kind."""
         zeros = [grid.zero for grid in grids if grid.zero is not None]
-        return replace(
-            grids[0], scale=torch.cat([grid.scale for grid in grids], 1), zero=torch.cat(zeros, 1) if zeros else None
-        )
+        scale = torch.cat([grid.scale for grid in grids], dim)
+        return replace(grids[0], scale=scale, zero=torch.cat(zeros, dim) if zeros else None)
 
 
 def spans(weight: Tensor, group: int = -1, zero: bool = True) -> tuple[Tensor, Tensor]:

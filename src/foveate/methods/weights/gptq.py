@@ -65,8 +65,8 @@ class GPTQ(Weights):
     def grid(self, weight: Tensor, stored: torch.dtype) -> Grid:
         """Of some columns of a weight."""
         if not self.clip:
-            return Grid.of(weight, self.bits, self.group_size, self.symmetric, stored=stored)
-        return Grid.searched(weight, self.bits, self.group_size, self.symmetric, power=POWER, stored=stored)
+            return Grid.of(weight.float(), self.bits, self.group_size, self.symmetric, stored=stored)
+        return Grid.searched(weight.float(), self.bits, self.group_size, self.symmetric, power=POWER, stored=stored)
 
     def quantize(self, block: Block) -> None:
         """Place one group of linears after the other, each on what those before it make."""

@@ -119,6 +119,6 @@ class VLMPTQ(GPTAQ):
     def heeding(self, weight: Tensor, heed: Tensor, stored: torch.dtype | None) -> Grid:
         """The grid of some columns, by the importance ``heed`` of each; where all are worth nothing, all are alike."""
         if not self.clip:
-            return Grid.of(weight, self.bits, self.group_size, self.symmetric, stored=stored)
+            return Grid.of(weight.float(), self.bits, self.group_size, self.symmetric, stored=stored)
         heed = torch.where(heed.any(), heed, torch.ones_like(heed))
-        return Grid.searched(weight, self.bits, self.group_size, self.symmetric, importance=heed, stored=stored)
+        return Grid.searched(weight.float(), self.bits, self.group_size, self.symmetric, importance=heed, stored=stored)
