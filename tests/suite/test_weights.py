@@ -102,7 +102,7 @@ def _doubled(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", [method for method in METHODS if method.part == "decoder"], ids=str)
 def test_experts_are_refused_by_name(method: Weights) -> None:
     body = BODIES["qwen3_vl_moe"]
     with pytest.raises(FoveateError, match=rf"{method.name}: decoder layer 0 has experts"):
