@@ -20,8 +20,8 @@ OPTIONAL |= {"fastapi", "h11", "prometheus_client", "uvicorn"}
 """Imported when they are asked for, with a line that names the extra."""
 HOSTS = {"vllm", "prometheus_client"}
 """Imported only where they run us: vLLM, and what comes with it."""
-NAMED = {"kvpress"}
-"""Whose parts a recipe may name; imported then, and refused with what to install."""
+NAMED = {"kvpress", "compressed_tensors"}
+"""Whose parts a recipe may name, or whose format is to be written; imported then, and refused with what to install."""
 COME_ALONG = {"tokenizers", "markupsafe"}
 """With transformers and Jinja, which are nothing without them."""
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}

@@ -25,6 +25,7 @@ __all__ = [
     "attach",
     "methods",
     "models",
+    "quantize",
     "reference",
     "stream",
     "tasks",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from foveate.core.errors import FoveateError, NeedsTraining
     from foveate.core.recipe import Recipe
     from foveate.engine import ClipCompanion, Session, attach
+    from foveate.engine.quantize import quantize
     from foveate.streams import stream
 
     __version__: str
@@ -50,6 +52,7 @@ else:
         "Recipe": "foveate.core.recipe",
         "Session": "foveate.engine",
         "attach": "foveate.engine",
+        "quantize": "foveate.engine.quantize",
         "stream": "foveate.streams",
     }
 

@@ -162,6 +162,18 @@ def test_numbers_come_back_from_the_hub(hub: Hub, tensors: bool) -> None:
     assert len(hub.repos["someone/checkpoint"]) == (3 if tensors else 2)
 
 
+def test_files_beside_numbers_come_back_from_the_hub(hub: Hub, tmp_path: Path) -> None:
+    block = tmp_path / "block-00.safetensors"
+    block.write_bytes(b"what stands for weights")
+    numbers = Artifact("rtn", NUMBERS.fingerprint, {"blocks": 1}, files={block.name: block})
+    numbers.push_to_hub("someone/checkpoint")
+    found = Artifact.from_hub("someone/checkpoint", "rtn")
+
+    assert found.files[block.name] != block
+    assert found.files[block.name].read_bytes() == block.read_bytes()
+    assert "foveate/rtn/block-00.safetensors" in hub.repos["someone/checkpoint"]
+
+
 def test_what_is_not_there_is_named_in_one_line(hub: Hub) -> None:
     hub.repos["someone/empty"] = {}
     for ask in (

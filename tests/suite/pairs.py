@@ -6,6 +6,8 @@ A method that registers is covered: without an entry in `VARIANTS` it runs with 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -19,9 +21,12 @@ from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
 from foveate.core.traits import Traits
+from foveate.core.weights import Weights
 from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
-from foveate.methods import ALVTS, UAT, MoDES
+from foveate.engine.linears import blocks_of, digest
+from foveate.engine.quantize import quantize
+from foveate.methods import ALVTS, RTN, UAT, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
@@ -31,6 +36,7 @@ from tests.thirdparty import installed
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "aircache": [{"keep": 0.4, "alpha": 0.5}, {"keep": 6, "among": "row"}],
     "cdpruner": [{"keep": 6}, {"keep": 0.4, "relevance": "embedding", "weight": 1.0, "positions": "anchor"}],
+    "awq": [{"group_size": 16}],
     "alvts": [{"keep": 0.4}, {"ratios": (1.0, 0.5, 0.25, 0.0)}],
     "btp": [{"layers": (1, 2, 3), "ratios": (0.6, 0.5, 0.0)}, {"layers": (1, 3), "ratios": (0.5, 0.4), "preset": "qwen"}],
     "attentionpack": [
@@ -122,6 +128,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
         {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
     ],
+    "mbq": [{"group_size": 16}],
     "mixkv": [
         {"keep": 0.5, "window": 4},
         {"keep": 0.5, "window": 4, "host": "adakv"},
@@ -145,10 +152,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 0.5, "window": 4, "reading": "original"},
         {"keep": 6, "window": 4, "beta": 4, "tokens": "visual"},
     ],
+    "rtn": [{"bits": 4, "clip": True}],
+    "gptq": [{"bits": 4, "group_size": 8, "symmetric": False, "ordered": True}],
+    "vlm_ptq": [{"bits": 4, "mu": 0.5}],
+    "qig": [{"group_size": 16, "points": 3}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
+    "smoothquant": [{"activations": 16}],
     "stc": [{"keep": 6}, {"keep": 0.4, "interval": 1, "variant": "released", "positions": "anchor"}],
     "snapkv": [{"keep": 0.5, "window": 4}, {"keep": 6, "window": 4, "tokens": "visual"}],
     "streamingllm": [{"keep": 0.4}, {"keep": 22, "sinks": 2}, {"keep": 9, "steps": False}],
@@ -223,7 +235,25 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         cells = torch.randn(64, *traits.cell, generator=torch.Generator().manual_seed(0))
         weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)
         made.append(Artifact("index_preserving", traits.fingerprint, weights | {"cell": list(traits.cell)}))
+    for kind in (kind for kind in registry.methods().values() if issubclass(kind, Weights)):
+        method = variants(kind.name)[0]
+        assert isinstance(method, Weights)
+        with suppress(FoveateError):  # of models that cannot be quantized: `refusal` says why
+            made.append(_rounded(body, method))
     return tuple(made)
+
+
+def _rounded(body: Body, method: Weights) -> Artifact:
+    """Weights rounded to nearest, in the place of what the method makes of them: that is tested in `test_weights.py`."""
+    if not method.streams:
+        return quantize(parts(body).model, method)
+    plain = RTN(method.bits, method.group_size, method.symmetric, method.activations)
+    return replace(_nearest(body, plain), method=method.name, parameters=method.bound())
+
+
+@cache
+def _nearest(body: Body, plain: RTN) -> Artifact:
+    return quantize(parts(body).model, plain)
 
 
 def exit_heads(traits: Traits, config: Any) -> dict[str, Any]:
@@ -238,7 +268,14 @@ def exit_heads(traits: Traits, config: Any) -> dict[str, Any]:
 
 def lent(body: Body | str, model: Any) -> list[Artifact]:
     """The same for another model of that shape, where it does not matter what the numbers are."""
-    return [replace(artifact, fingerprint=anatomy(model).traits().fingerprint) for artifact in artifacts(body)]
+    there = anatomy(model)
+    return [replace(each, fingerprint=there.traits().fingerprint, numbers=_lent(each, there)) for each in artifacts(body)]
+
+
+def _lent(artifact: Artifact, there: Anatomy) -> Mapping[str, Any]:
+    if "digests" not in artifact.numbers:
+        return artifact.numbers
+    return {**artifact.numbers, "digests": [digest(block) for block in blocks_of(there, artifact.numbers["part"])]}
 
 
 def refusal(method: Method, body: Body) -> str | None:

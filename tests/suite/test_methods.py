@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from foveate.core.method import Method, Tokens
 from foveate.core.recipe import build
 from foveate.core.roles import Role
 from foveate.engine.session import Session
+from foveate.engine.stand_in import stand_in
 from foveate.methods import ToMe
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
@@ -191,9 +194,21 @@ def test_composition_runs_and_equals_its_oracle(recipe: str) -> None:
 
 def oracle(model: Any, whole: dict[str, torch.Tensor], session: Session, notes: Notes) -> torch.Tensor:
     """Where layers have a recurrent state, removing is not masking; where rows are put in, there is nothing to mask."""
-    if session.anatomy.traits().recurrent or any((of.role == Role.INSERTED).any() for of in notes.trace.log[0]):
-        return short_logits(model, whole, notes.trace, notes)
-    return masked_logits(model, whole, notes.trace, (0,), notes)
+    with still_replaced(session):
+        if session.anatomy.traits().recurrent or any((of.role == Role.INSERTED).any() for of in notes.trace.log[0]):
+            return short_logits(model, whole, notes.trace, notes)
+        return masked_logits(model, whole, notes.trace, (0,), notes)
+
+
+@contextmanager
+def still_replaced(session: Session) -> Iterator[None]:
+    """Linears that a session had replaced are, without it: an oracle masks rows, it leaves weights as they are."""
+    undo = [stand_in(packed.linear, "forward", packed) for packed in session._program.packed]
+    try:
+        yield
+    finally:
+        for each in undo:
+            each()
 
 
 def attach(model: Any, method: Method, body: Body) -> Session:

@@ -14,6 +14,7 @@ from foveate.core import registry
 from foveate.core.device import upload
 from foveate.core.exits import Exits
 from foveate.core.method import Cache, Method, Routing
+from foveate.core.weights import Weights
 from tests import pretend, tiny
 from tests.suite.bodies import ONE, RAGGED
 from tests.suite.pairs import parts, refusal, tier, variants
@@ -39,7 +40,11 @@ values anew, to turn keys. A tally hears attention, and chooses in each head wha
 # Layers that rows skipped hold different tokens, as compressed caches do.
 compressing = pytest.mark.parametrize("method", [tier(m) for m in METHODS if isinstance(m, Cache | Routing)])
 # Who lets tokens leave early works in every step of decoding: what that costs is told apart below.
-idle = pytest.mark.parametrize("method", [tier(m) for m in METHODS if not isinstance(m, Cache | Routing | Exits)])
+idle = pytest.mark.parametrize("method", [tier(m) for m in METHODS if not isinstance(m, Cache | Routing | Exits | Weights)])
+# On this device no kernel of torch's takes packed weights, so that they are unpacked in each step.
+replacing = pytest.mark.parametrize("method", [tier(m) for m in METHODS if isinstance(m, Weights)])
+LINEARS = 7 * DEEP
+"""Of the deeper model."""
 # Whoever renumbers between layers leaves them with tables of their own.
 turning = {"apet", "duet_vlm", "flowcut", "information_horizon", "pyramiddrop", "sparsevlm", "transprune"}
 # Who decides by what layers show, as published: flowcut how many go in every second block of the encoder, docprune behind
@@ -165,6 +170,12 @@ def test_what_is_done_with_the_prompt_adds_five_percent_of_kernels_at_most(metho
 def test_what_is_done_with_the_prompt_adds_five_percent_of_calls_at_most(method: Method) -> None:
     more = 0.15 if method.name in turning else 0.05
     assert counted(calls, DEEP, "one", method) <= (1 + more) * counted(calls, DEEP, "one")
+
+
+@replacing
+def test_what_stands_for_a_linear_starts_ten_kernels_and_calls_twenty_functions_at_most(method: Method) -> None:
+    assert counted(kernels, DEEP, "one", method) <= counted(kernels, DEEP, "one") + 10 * LINEARS
+    assert counted(calls, DEEP, "one", method) <= 1.05 * counted(calls, DEEP, "one") + 20 * LINEARS
 
 
 @cache

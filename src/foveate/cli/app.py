@@ -686,6 +686,61 @@ def calibrate(
 
 
 @app.command()
+def quantize(
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="A method that replaces weights: 'rtn(bits=4, group_size=64)'.")
+    ],
+    model: Model = "reference",
+    data: Data = None,
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            metavar="N",
+            min=1,
+            help="Questions per generated task (16 if not given), or of --data the first N (96), for methods that look at "
+            "samples: with their answers.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for METHOD.json and its blocks; a run that was cut short is gone on with.  "
+            "[default: runs/quantize/MODEL]",
+            show_default=False,
+        ),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for a checkpoint that other loaders read, too (compressed-tensors), where the method allows it.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = 4,
+    model_args: ModelArgs = None,
+    system: System = None,
+) -> None:
+    """Replace a model's weights by whole numbers, block by block; the model's own files stay as they are.
+
+    Other commands take the folder with --artifacts; what lies in the folder foveate of a checkpoint is always found.
+
+    \b
+    foveate quantize "rtn(bits=4, group_size=64)" --model checkpoints/llava --out runs/llava-w4
+    foveate quantize "rtn(bits=8)" --model checkpoints/llava --export checkpoints/llava-w8
+    """
+    from foveate.cli.quantize import QuantizeRequest
+    from foveate.cli.quantize import quantize as work
+
+    work(QuantizeRequest(method, model, data, n, out, seed, device, dtype, batch_size, model_args, system, export))
+
+
+@app.command()
 def methods(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Everything about one of them.", show_default=False)

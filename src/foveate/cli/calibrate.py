@@ -78,7 +78,7 @@ class CalibrateRequest:
 def calibrate(request: CalibrateRequest) -> None:
     """Make the artifact of a method, and keep it in a folder."""
     offline = to_calibrate(request.method)
-    folder = request.out or OUT / _named(request.model)
+    folder = request.out or OUT / named(request.model)
     path = folder / f"{offline.name}.json"
     make_writable(folder)
     for there in (path, path.with_suffix(".safetensors")):
@@ -96,7 +96,7 @@ def calibrate(request: CalibrateRequest) -> None:
     if offline.marked:
         batches, marks = _marked_batches(loaded, pictures, request)
     else:
-        batches, marks = _batches(loaded, asked, request, answered=offline.answered), []
+        batches, marks = batches_of(loaded, asked, request, answered=offline.answered), []
     try:
         with StepProgress(diagnostics()) as progress:
             labels = _labels(asked, request)
@@ -124,7 +124,7 @@ def calibrate(request: CalibrateRequest) -> None:
         diagnostics().print(Text(f"other commands take it with --artifacts {folder}"))
 
 
-def _named(model: str) -> str:
+def named(model: str) -> str:
     """A folder's name for the model of that name."""
     return Path(model).absolute().name if Path(model).is_dir() else model.replace("/", "--")
 
@@ -178,7 +178,9 @@ def _own(request: CalibrateRequest, n: int | None, text: bool = False) -> list[Q
     return asked
 
 
-def _batches(loaded: Checkpoint, asked: Sequence[Question], request: CalibrateRequest, *, answered: bool = False) -> Batches:
+def batches_of(
+    loaded: Checkpoint, asked: Sequence[Question], request: CalibrateRequest, *, answered: bool = False
+) -> Batches:
     """The first turns, with the answers to show behind them, if they are to be answered."""
     batches: list[dict[str, Tensor]] = []
     for chunk in _chunks(asked, request.batch_size):

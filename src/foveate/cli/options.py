@@ -25,7 +25,9 @@ Companion = Annotated[
 ]
 Artifacts = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Folder that foveate calibrate wrote, besides the checkpoint's own folder foveate."),
+    typer.Option(
+        metavar="DIR", help="Folder that foveate calibrate or quantize wrote, besides the checkpoint's own folder foveate."
+    ),
 ]
 ModelArgs = Annotated[
     str | None,

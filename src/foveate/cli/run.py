@@ -55,7 +55,8 @@ def run(request: RunRequest) -> None:
     recipes = list(dict.fromkeys((Recipe(), wanted)))
     runs = _answers(loaded, pictures, request.prompt, recipes, request.max_new_tokens, request.seed)
     output().print(run_table(runs, device_name(device), loaded.model.dtype))
-    for line in runs[-1].reports[-1].idle_lines():
+    last = runs[-1].reports[-1]
+    for line in [*last.idle_lines(), *last.unpacked_lines()]:
         output().print(line, style="yellow")
 
 

@@ -67,13 +67,15 @@ class Fingerprint:
 class Artifact:
     """Numbers and tensors by name, made by ``method`` with ``parameters`` on the model with ``fingerprint``.
 
-    ``parameters`` are those of the method that the numbers depend on (`foveate.core.method.Offline.bound`).
+    ``parameters`` are those of the method that the numbers depend on (`foveate.core.method.Offline.bound`). ``files`` are
+    what is too large to be read at once, by name: in a folder of the method's name, beside the file of the numbers.
     """
 
     method: str
     fingerprint: Fingerprint
     numbers: Mapping[str, Any]
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> Artifact:
@@ -86,7 +88,8 @@ class Artifact:
                 numbers |= load_file(path.with_suffix(".safetensors"))
             weights = {name: tuple(map(float, text.split())) for name, text in content.get("weights", {}).items()}
             fingerprint = Fingerprint(**content["fingerprint"], weights=weights)
-            return cls(content["method"], fingerprint, numbers, content.get("parameters", {}))
+            files = {name: path.with_suffix("") / name for name in content.get("files", ())}
+            return cls(content["method"], fingerprint, numbers, content.get("parameters", {}), files)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise FoveateError(f"artifact {str(path)!r}: cannot be read ({error})") from error
 
@@ -98,10 +101,14 @@ class Artifact:
             FoveateError: if there is no such folder, or none in it, or one that cannot be read.
         """
         if not Path(folder).is_dir():
-            raise FoveateError(f"artifacts={str(folder)!r}: no such folder; name the one that foveate calibrate wrote")
+            raise FoveateError(
+                f"artifacts={str(folder)!r}: no such folder; name the one that foveate calibrate or quantize wrote"
+            )
         found = [cls.load(path) for path in sorted(Path(folder).glob("*.json"))]
         if not found:
-            raise FoveateError(f"artifacts={str(folder)!r}: holds none; name the folder that foveate calibrate wrote")
+            raise FoveateError(
+                f"artifacts={str(folder)!r}: holds none; name the folder that foveate calibrate or quantize wrote"
+            )
         return found
 
     @classmethod
@@ -119,9 +126,12 @@ class Artifact:
         """
         path = hub.fetch(repo, f"{FOLDER}/{method}.json", revision, token)
         try:
-            tensors = bool(json.loads(path.read_text()).get("tensors"))
-        except (ValueError, AttributeError) as error:
+            content = json.loads(path.read_text())
+            tensors, files = bool(content.get("tensors")), list(content.get("files", ()))
+        except (ValueError, AttributeError, TypeError) as error:
             raise FoveateError(f"artifact {method!r} of {repo!r}: is no JSON object ({error})") from error
+        for name in files:
+            hub.fetch(repo, f"{FOLDER}/{method}/{name}", revision, token)
         if tensors:
             hub.fetch(repo, f"{FOLDER}/{method}.safetensors", revision, token)
         return cls.load(path)
@@ -140,14 +150,20 @@ class Artifact:
         Raises:
             FoveateError: if the Hub refuses or cannot be reached.
         """
-        files = {f"{FOLDER}/{self.method}{suffix}": content for suffix, content in self._files().items()}
+        files = {f"{FOLDER}/{self.method}/{name}": path.read_bytes() for name, path in self.files.items()}
+        files |= {f"{FOLDER}/{self.method}{suffix}": content for suffix, content in self._files().items()}
         card = _CARD.format(repo=repo, method=self.method, model=self.fingerprint)
         return hub.push(repo, files, card, f"Numbers of {self.method} for {self.fingerprint.family}", private, token)
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, with tensors in a ``.safetensors`` file beside it, each whole or not at all."""
+        """Write as JSON, tensors in a ``.safetensors`` file and files in a folder beside it, each whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
+        for name, source in self.files.items():
+            target = path.with_suffix("") / name
+            if not (target.exists() and target.samefile(source)):
+                target.parent.mkdir(exist_ok=True)
+                write_whole(target, source.read_bytes())
         for suffix, content in self._files().items():
             write_whole(path.with_suffix(suffix), content)
 
@@ -164,7 +180,7 @@ class Artifact:
             "weights": {name: " ".join(f"{entry:.6g}" for entry in entries) for name, entries in weights.items()},
             "numbers": {name: value for name, value in self.numbers.items() if name not in tensors},
             "tensors": sorted(tensors),
-        }
+        } | ({"files": sorted(self.files)} if self.files else {})
         return ({".safetensors": as_bytes(tensors)} if tensors else {}) | {".json": as_json(content)}
 
     def check(self, fingerprint: Fingerprint, parameters: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from foveate.core.leaning import Leaning
 from foveate.core.method import Cache, Experts, Method, Offline, Pictures, Routing, Tokens
 from foveate.core.parameters import rules
 from foveate.core.reuse import Reuse
+from foveate.core.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ PLACES: Mapping[str, Place] = {
     "before_llm": Place("before the LLM", "The encoder runs in full; prefill, cache and decoding have less to do."),
     "in_llm": Place("in the LLM", "The encoder runs in full; the layers of the LLM that it acts on have less to do."),
     "kv_cache": Place("KV cache", "The prompt is read first; then the cache is smaller, or decoding reads less of it."),
+    "weights": Place("weights", "The model is smaller, on disk and in memory; decoding, which reads all of it, is faster."),
 }
 """By group, in the order in which a picture passes them."""
 
@@ -93,7 +95,7 @@ class Description:
 def protocols(method: type[Method] | Method) -> tuple[str, ...]:
     """Names of the protocols that a method implements."""
     kind = method if isinstance(method, type) else type(method)
-    known = (Pictures, Reuse, Tokens, Routing, Leaning, Exits, Experts, Cache, Offline)
+    known = (Pictures, Reuse, Tokens, Routing, Leaning, Exits, Experts, Cache, Offline, Weights)
     return tuple(p.__name__ for p in known if issubclass(kind, p))
 
 

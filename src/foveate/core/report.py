@@ -22,7 +22,9 @@ class Report:
     that the methods say they need beside the unmodified model's peak (`foveate.core.method.Method.workspace`). ``active``
     rows are those not frozen. ``experts`` is the share of those that routers chose for the prompt's active rows that ran.
     ``layers`` is the share of the decoder layers that the rows which predict a token ran through, the answer's, too.
-    FLOPs count the matrix products of the language model's layers in the prefill. Every forward after the prefill counts as
+    ``weights`` of linears were replaced, by what takes ``weight_bytes``; for a share ``unpacked`` of these linears there is
+    no kernel: they save memory and no time. FLOPs count the matrix products of the language model's layers in the prefill.
+    Every forward after the prefill counts as
     a decode step. ``encode_seconds`` include the ``signal_seconds`` spent on what methods read in the encoder;
     ``prefill_seconds`` include the methods' own arithmetic and the engine's overhead. ``first_token_seconds`` are those from
     entering the model (``generate`` or its forward) to the logits of the first token: encoder, scoring, prefill and head.
@@ -55,6 +57,9 @@ class Report:
     total_seconds: float
     experts: float = 1.0
     layers: float = 1.0
+    weights: int = 0
+    weight_bytes: int = 0
+    unpacked: float = 0.0
 
     def __str__(self) -> str:
         step = self.decode_seconds / self.decode_steps if self.decode_steps else 0.0
@@ -71,6 +76,7 @@ class Report:
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
                 *([f"experts        {self.experts:.1%} of those chosen ran"] if self.experts < 1 else []),
                 *([f"layers         {self.layers:.1%} ran for what predicts a token"] if self.layers < 1 else []),
+                *([f"weights        {self._weights()}"] if self.weights else []),
                 f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
                 f"(methods {self.method_seconds:.4f}, engine {self.engine_seconds:.4f}), per token {step:.4f}",
                 f"from entry     first token {self.first_token_seconds:.4f} s, whole answer {self.total_seconds:.4f} s "
@@ -78,6 +84,14 @@ class Report:
                 *(f"idle           {line}" for line in self.idle_lines()),
             ]
         )
+
+    def _weights(self) -> str:
+        bits = 8 * self.weight_bytes / self.weights
+        return "; ".join([f"{self.weights / 1e6:.3g} M replaced, {bits:.3g} bits each in memory", *self.unpacked_lines()])
+
+    def unpacked_lines(self) -> list[str]:
+        """A line where some of the replaced linears are no faster, none where all have a kernel."""
+        return [f"no kernel for {self.unpacked:.0%} of the linears, which save memory and no time"] if self.unpacked else []
 
     def idle_lines(self) -> list[str]:
         """A line for each method that changed nothing, with what there was."""

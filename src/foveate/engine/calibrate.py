@@ -19,6 +19,7 @@ from foveate.core.recipe import Recipe
 from foveate.core.signal import Function, Seen, Signal, Site
 from foveate.core.state import State
 from foveate.core.traits import Traits
+from foveate.core.weights import Weights
 from foveate.engine.functions import function
 from foveate.engine.session import attach
 from foveate.models import anatomy
@@ -257,6 +258,8 @@ def to_calibrate(method: Method | str) -> Offline:
     methods = Recipe.of(method).methods
     if len(methods) != 1:
         raise FoveateError(f"calibrate {str(method)!r}: must be one method, such as 'shortv' or 'alvts(steps=500)'")
+    if isinstance(methods[0], Weights):
+        raise FoveateError(f'{methods[0].name}: replaces weights; run `foveate quantize "{methods[0]}"` instead')
     if not isinstance(methods[0], Offline):
         raise FoveateError(f"{methods[0].name}: has nothing to calibrate; it runs on any model that it supports as it is")
     return methods[0]

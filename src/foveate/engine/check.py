@@ -28,6 +28,7 @@ from foveate.core.signal import (
     Summary,
 )
 from foveate.core.traits import Traits
+from foveate.core.weights import Weights
 from foveate.engine.attention import beyond_logits
 from foveate.engine.presses import Pressing
 from foveate.engine.program import Program, layers_of
@@ -73,6 +74,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
                 f"{method}: keeps cached entries in a store, where attention with {beyond} cannot be read; use one that "
                 "leaves as many entries of every head in the cache, such as snapkv"
             )
+    _check_weights(recipe)
     _check_grids(recipe, traits)
     _check_reuse(recipe, traits)
     _check_experts(recipe, traits)
@@ -231,6 +233,17 @@ def check_call(program: Program, kwargs: Mapping[str, Any], cache_unwanted: bool
         raise FoveateError(
             f"torch.compile: decoder layer {late[0]} was compiled while {program.recipe} is attached; compile it before"
         )
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """The linears of a part are replaced once."""
+    parts: dict[str, str] = {}
+    for method in (m for m in recipe.methods if isinstance(m, Weights) and not m.plain):
+        if method.part in parts:
+            raise FoveateError(
+                f"{parts[method.part]} + {method.name}: both replace weights of the {method.part}; use one of them"
+            )
+        parts[method.part] = method.name
 
 
 def _check_grids(recipe: Recipe, traits: Traits) -> None:

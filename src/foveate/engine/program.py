@@ -146,6 +146,7 @@ class Program:
         self.key_value: set[int] = set()
         self.side: list[Side] = []
         self.asks_companion = self.asks_ids = self.hears = False
+        self.packed: list[Any] = []  # what stands for linears (`foveate.engine.packed.PackedLinear`)
         self.retain = False
         self.watched = False
         self.compiled = {number for number, layer in enumerate(anatomy.layers) if compiled(layer)}

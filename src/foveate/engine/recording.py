@@ -14,6 +14,7 @@ from foveate.core.layout import Layout
 from foveate.core.report import Report, Trace
 from foveate.core.shape import Shape
 from foveate.core.step import Held, Step
+from foveate.core.weights import Weights
 from foveate.engine.cache import FoveateLayer
 from foveate.engine.clock import Clock
 from foveate.engine.exiting import Exiting
@@ -129,6 +130,9 @@ class Recording:
             total_seconds=clock.seconds("call"),
             experts=sum(map(sum, ran.values())) / every if every else 1.0,
             layers=self._layers[0] / self._layers[1] if self._layers[1] else 1.0,
+            weights=sum(one.linear.weight.numel() for one in program.packed),
+            weight_bytes=sum(one.nbytes for one in program.packed),
+            unpacked=sum(one.kernel == "rows" for one in program.packed) / max(len(program.packed), 1),
             signal_seconds=clock.seconds("encoder signals"),
             method_seconds=clock.seconds("method") + clock.seconds("decoder signals"),
             engine_seconds=max(clock.seconds("engine") - clock.seconds("method"), 0.0),
@@ -140,7 +144,8 @@ class Recording:
         """The methods that found nothing to do in a prompt with pictures."""
         there = zip(self._program.recipe.methods, self._program.methods)
         acted = self._acted | (self._program.reshaped or set())
-        return tuple(str(given) for given, method in there if any(prompt.originals) and method not in acted)
+        minded = [(given, method) for given, method in there if not isinstance(method, Weights)]
+        return tuple(str(given) for given, method in minded if any(prompt.originals) and method not in acted)
 
     def _note(
         self, layouts: list[Layout], ran: list[tuple[Any, Any]], slots: dict[int, Tensor], looks: Sequence[Look]

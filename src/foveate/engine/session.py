@@ -22,7 +22,7 @@ from foveate.core.layout import Layout
 from foveate.core.recipe import Recipe, RecipeLike
 from foveate.core.report import Report, Trace
 from foveate.core.signal import Seen
-from foveate.engine import blocks, experts, generation, hearing, reuse
+from foveate.engine import blocks, experts, generation, hearing, packed, reuse
 from foveate.engine.arguments import by_name
 from foveate.engine.call import LOOK, Call
 from foveate.engine.check import check, warn_untrained
@@ -71,8 +71,7 @@ def attach(
     attached: Session | None = parts.model.__dict__.get(SESSION)
     if attached is not None:
         raise FoveateError(f"model: already runs under {attached.recipe}; detach that session first")
-    if isinstance(artifacts, str | Path):
-        artifacts = Artifact.all_in(artifacts)
+    artifacts = Artifact.all_in(artifacts) if isinstance(artifacts, str | Path) else artifacts
     traits = parts.traits(companion is not None, artifacts)
     check(recipe, parts, traits)
     for method in recipe.methods:
@@ -200,6 +199,7 @@ class Session(Shown, Prepares, Hands):
     def _install(self) -> None:
         parts, program, put = self.anatomy, self._program, self._put
         put(parts.model, SESSION, self)
+        self._undo += packed.install(program)
         for kind in ("image", "video"):
             if hasattr(parts.multimodal, f"get_{kind}_features"):
                 self._stand_in(parts.multimodal, f"get_{kind}_features", self._features, kind)

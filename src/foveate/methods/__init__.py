@@ -66,19 +66,36 @@ from foveate.methods.kv_cache.pyramidkv import PyramidKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
 from foveate.methods.kv_cache.streamingllm import StreamingLLM
+from foveate.methods.weights.awq import AWQ
+from foveate.methods.weights.dasq import DASQ
+from foveate.methods.weights.gptaq import GPTAQ
+from foveate.methods.weights.gptq import GPTQ
+from foveate.methods.weights.mbq import MBQ
+from foveate.methods.weights.qig import QIG
+from foveate.methods.weights.rtn import RTN
+from foveate.methods.weights.smoothquant import SmoothQuant
+from foveate.methods.weights.vlm_ptq import VLMPTQ
 
 __all__ = [
     "ALVTS",
+    "AWQ",
     "BTP",
     "CORE",
     "DART",
+    "DASQ",
     "DTR",
     "EVS",
+    "GPTAQ",
+    "GPTQ",
     "H2O",
     "KIVI",
+    "MBQ",
     "PPE",
+    "QIG",
+    "RTN",
     "STC",
     "UAT",
+    "VLMPTQ",
     "AirCache",
     "ApET",
     "AttentionPack",
@@ -122,6 +139,7 @@ __all__ = [
     "SCoRe",
     "Scope",
     "ShortV",
+    "SmoothQuant",
     "SnapKV",
     "SparseVILA",
     "SparseVLM",

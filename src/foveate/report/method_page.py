@@ -10,6 +10,7 @@ from foveate.core.description import PLACES, Description, describe
 from foveate.core.exits import Exits
 from foveate.core.method import Cache, Method, Offline, Routing, Tokens
 from foveate.core.reuse import Reuse
+from foveate.core.weights import Weights
 from foveate.engine.check import minds_inserted
 from foveate.engine.hosting import Verdict
 from foveate.report.training_mark import NEEDS_TRAINING, footnote, mark
@@ -83,7 +84,14 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
     elif issubclass(kind, Tokens):
         others = [f"`{name}`" for name, other in known.items() if issubclass(other, Tokens) and other.needs_grid]
         found.append(f"{', '.join(others)} need whole grids: put them first; they are refused where it acts before them.")
+    if issubclass(kind, Weights):
+        others = [f"`{name}`" for name, other in known.items() if other is not kind and _same_weights(kind, other)]
+        found.append(f"Weights are replaced once: not with {', '.join(others)}.")
     return [*found, "It goes with all others."]
+
+
+def _same_weights(one: type[Weights], other: type[Method]) -> bool:
+    return issubclass(other, Weights) and other.part == one.part
 
 
 def _inside_encoder(kind: type[Method]) -> bool:
@@ -131,7 +139,9 @@ def _lines(
     yield from (f"- {need}" for need in about.needs)
     if issubclass(kind, Offline):
         yield f"- `foveate calibrate {about.name}` makes the numbers that it reads of a model, where it reads any"
-    if not about.needs and not about.trained:
+    if issubclass(kind, Weights):
+        yield f"- `foveate quantize {about.name}` makes the weights that it runs on, of those of a model"
+    elif not about.needs and not about.trained:
         yield "- nothing"
     yield from ("", "## What it goes with", "")
     yield from (" ".join(combinations(kind, known)), "")

@@ -1,0 +1,161 @@
+"""The linears of a block that may be replaced, what stands for one without any packing, and how that lies on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.core.errors import FoveateError
+from foveate.core.weights import Replaced, Sparse, Stand
+from foveate.models import Anatomy
+from foveate.ops.grid import Grid, limits, packed, tokens, unpacked
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SAMPLED = 4096
+"""Entries of each linear by which `digest` tells weights apart."""
+
+
+def blocks_of(parts: Anatomy, part: Literal["decoder", "encoder"]) -> Sequence[nn.Module]:
+    """The decoder layers, or the blocks of the vision encoder.
+
+    Raises:
+        FoveateError: if the encoder cannot be read.
+    """
+    if part == "decoder":
+        return parts.layers
+    if parts.encoder is None:
+        raise FoveateError(f"{parts.family}: nothing in its encoder can be read; use a method for the language model")
+    return parts.encoder.blocks
+
+
+def linears_of(block: nn.Module, where: str) -> dict[str, nn.Linear]:
+    """Its linears by name, in their order.
+
+    Raises:
+        FoveateError: if some cannot be read, or it holds weights that are no linears: experts, adapters, quantized ones.
+    """
+    found: dict[str, nn.Linear] = {}
+    for name, module in block.named_modules():
+        if hasattr(module, "base_layer"):
+            raise FoveateError(f"{where}: {name} has an adapter; merge it first (model.merge_and_unload())")
+        if type(module) is nn.Linear:
+            _refuse_unreadable(module, f"{where}: {name}")
+            found[name] = module
+        elif hasattr(module, "in_features") and not isinstance(module, nn.Bilinear):
+            raise FoveateError(
+                f"{where}: {name} is a {type(module).__name__}, quantized already or of a kind of its own; load the "
+                "checkpoint of which it was made, with plain linears"
+            )
+    for name, parameter in block.named_parameters():
+        if parameter.ndim == 3 and "expert" in name:
+            raise FoveateError(
+                f"{where}: {name} holds experts in one tensor, which is not quantized; use a dense model, without experts"
+            )
+    if not found:
+        raise FoveateError(f"{where}: has no linears that could be quantized")
+    return found
+
+
+def _readable(weight: Tensor) -> bool:
+    return type(weight) is nn.Parameter and weight.dtype in FLOATS and not weight.is_meta
+
+
+def _refuse_unreadable(linear: nn.Linear, where: str) -> None:
+    weight = linear.weight
+    if weight.is_meta:
+        raise FoveateError(f"{where} is offloaded; load the model without offloading")
+    if not _readable(weight):
+        raise FoveateError(f"{where} is quantized already ({weight.dtype}); load the checkpoint of which it was made")
+
+
+def digest(block: nn.Module) -> str | None:
+    """What a block's weights are, to the bit: of `SAMPLED` entries of each linear; None where they cannot be read."""
+    found = hashlib.sha256()
+    for linear in (part for part in block.modules() if type(part) is nn.Linear):
+        if not _readable(linear.weight):
+            return None
+        flat = linear.weight.detach().flatten()
+        found.update(flat[:: max(1, len(flat) // SAMPLED)].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def values(replaced: Replaced, dtype: torch.dtype) -> Tensor:
+    """``[out, in]`` the weight that stands for a linear's, without what its input is divided by."""
+    weight = replaced.grid.values(replaced.integers).to(dtype)
+    sparse = replaced.sparse
+    if sparse is None:
+        return weight
+    there = sparse.index >= 0
+    added = (sparse.integers.to(sparse.scale.dtype) * sparse.scale).to(dtype).masked_fill(~there, 0)
+    return weight.scatter_add(1, sparse.index.clamp(min=0).long(), added)
+
+
+def fed(replaced: Replaced, x: Tensor) -> Tensor:
+    """What the weight is multiplied with, of what reaches the linear: ``[..., in]``."""
+    if replaced.divide is not None:
+        x = x / replaced.divide.to(x.dtype)
+    return x if replaced.activations >= 16 else tokens(x, replaced.activations).to(x.dtype)
+
+
+def dense(replaced: Replaced, linear: nn.Linear) -> Stand:
+    """What stands for ``linear``, its weight spelled out."""
+    device, bias = linear.weight.device, linear.bias
+    here = moved(replaced, device)
+    weight = values(here, linear.weight.dtype)
+    return lambda x: functional.linear(fed(here, x), weight, bias)
+
+
+def moved(replaced: Replaced, device: torch.device) -> Replaced:
+    """The same on ``device``."""
+    grid, sparse = replaced.grid, replaced.sparse
+    zero = None if grid.zero is None else grid.zero.to(device)
+    return replace(
+        replaced,
+        grid=Grid(grid.bits, grid.scale.to(device), zero),
+        integers=replaced.integers.to(device),
+        divide=None if replaced.divide is None else replaced.divide.to(device),
+        sparse=sparse and Sparse(sparse.index.to(device), sparse.integers.to(device), sparse.scale.to(device)),
+    )
+
+
+def tensors_of(replaced: Replaced, dtype: torch.dtype) -> dict[str, Tensor]:
+    """As it lies on disk: integers packed, steps in the ``dtype`` of the model where that holds them exactly."""
+    grid, sparse = replaced.grid, replaced.sparse
+    lowest = limits(grid.bits, grid.zero is None)[0]
+    levels = replaced.integers.to(torch.int16) - lowest
+    found = {
+        "form": torch.tensor([grid.bits, levels.shape[1], int(grid.zero is None), replaced.activations]),
+        "words": packed(levels, grid.bits),
+        "scale": _small(grid.scale, dtype),
+    }
+    if grid.zero is not None:
+        found["zero"] = grid.zero.to(torch.uint8)
+    if replaced.divide is not None:
+        found["divide"] = _small(replaced.divide, dtype)
+    if sparse is not None:
+        found |= {"index": sparse.index, "sparse": sparse.integers, "sparse_scale": _small(sparse.scale, dtype)}
+    return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
+
+
+def read_back(tensors: Mapping[str, Tensor]) -> Replaced:
+    """What `tensors_of` wrote."""
+    bits, inputs, symmetric, activations = tensors["form"].tolist()
+    levels = unpacked(tensors["words"], bits, inputs)
+    scale, zero = tensors["scale"].float(), tensors.get("zero")
+    integers = (levels.to(torch.int16) + limits(bits, True)[0]).to(torch.int8) if symmetric else levels
+    divide, sparse = tensors.get("divide"), None
+    if "index" in tensors:
+        sparse = Sparse(tensors["index"], tensors["sparse"], tensors["sparse_scale"].float())
+    grid = Grid(bits, scale, None if zero is None else zero.to(scale.dtype))
+    return Replaced(grid, integers, None if divide is None else divide.float(), activations, sparse)
+
+
+def _small(steps: Tensor, dtype: torch.dtype) -> Tensor:
+    rounded = steps.to(dtype)
+    return rounded if torch.equal(rounded.to(steps.dtype), steps) else steps.float()
