@@ -94,7 +94,7 @@ FAMILIES = {
             lambda config: square_pictures(llava_next.side(config)),
             sites=frozenset({"patches", "encoder", "middle", "pre_projector"}),
         ),
-        Family("llava_next", _next),
+        Family("llava_next", _next, sites=frozenset({"tiles"})),
         Family("llava_onevision", _onevision),
         Family("qwen2_5_vl", _qwen, packed=True, sites=frozenset({"patches"})),
         Family("qwen3_vl", _qwen, packed=True, sites=frozenset({"patches"})),
