@@ -7,8 +7,9 @@ REFERENCE := packages/foveate-reference
 INSTALL := python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 LMMS := .venv-lmms
 PEERS := .venv-peers
+SERVING := .venv-serving
 
-.PHONY: demo test test-all test-lmms test-peers docs notebook lint types setup clean
+.PHONY: demo test test-all test-lmms test-peers test-serving parity docs notebook lint types setup clean
 
 setup: $(READY)
 
@@ -53,6 +54,22 @@ test-peers: $(PEERS)/.ready
 	$(PEERS)/bin/python -m tests.peers.archive
 	$(PEERS)/bin/python -m pytest tests/peers $(if $(FAMILY),--family $(FAMILY))
 
+# vLLM for CPUs, one version with the torch that it was built for (tests/serving/environment.py). The engine runs in the tests' own
+# process; the variables in front keep it there, small, and off the cores of others.
+$(SERVING)/.ready: pyproject.toml tests/serving/environment.py $(REFERENCE)/pyproject.toml
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python tests/serving/environment.py
+	touch $@
+
+SERVED := PYTHONPATH=tests/serving/shims VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1 \
+	$(SERVING)/bin/python -m
+
+test-serving: $(SERVING)/.ready
+	$(SERVED) pytest tests/serving $(if $(SLOW),-m "slow or not slow")
+
+parity: $(SERVING)/.ready
+	$(SERVED) benchmarks.parity
+
 # The variables: theme and plugin advertise what may follow on MkDocs in every build.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict --quiet
@@ -69,4 +86,4 @@ types: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(LMMS) $(PEERS) .peers runs site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LMMS) $(PEERS) $(SERVING) .peers runs site .pytest_cache .mypy_cache .ruff_cache

@@ -244,12 +244,12 @@ FAMILIES: dict[str, Family] = {
 """Every supported family, by ``model_type``."""
 
 
-def write_checkpoint(family: str, folder: Path, seed: int = 0) -> Path:
-    """A random model of a family with all that its repository holds, in ``folder``."""
+def write_checkpoint(family: str, folder: Path, seed: int = 0, shape: dict[str, Any] | None = None) -> Path:
+    """A random model of a family, of another ``shape`` if given, with all that its repository holds, in ``folder``."""
     repository = FAMILIES[family]
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = _write_tokenizer(repository, folder)
-    _model(family, repository, vocabulary, seed).save_pretrained(folder)
+    _model(family, repository, vocabulary, seed, shape or SHAPES[family]).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(repository.template)
     files = {"preprocessor": repository.picture, "video_preprocessor": repository.video, "processor": repository.processor}
     for name, content in files.items():
@@ -281,8 +281,8 @@ def _write_tokenizer(repository: Family, folder: Path) -> dict[str, int]:
     return vocabulary
 
 
-def _model(family: str, repository: Family, vocabulary: dict[str, int], seed: int) -> Any:
-    shape = deepcopy(SHAPES[family]) | {name: vocabulary[token] for name, token in repository.ids.items()}
+def _model(family: str, repository: Family, vocabulary: dict[str, int], seed: int, shape: dict[str, Any]) -> Any:
+    shape = deepcopy(shape) | {name: vocabulary[token] for name, token in repository.ids.items()}
     # Nothing ends an answer early, so that every one is as long as it may be.
     shape["text_config"] |= {"vocab_size": len(vocabulary), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
     torch.manual_seed(seed)

@@ -16,7 +16,10 @@ from tests.test_imports import LARGER, MAY_IMPORT, PACKAGE, REPOSITORY, imported
 BASE_FLOORS = ("core", "ops", "methods", "models", "engine")
 OTHER_FLOORS = {*MAY_IMPORT} - {*BASE_FLOORS, LARGER}
 OPTIONAL = {"av", "datasets", "rapidfuzz", "pyarrow", "lmms_eval", "optuna", "ray", "skimage", "sklearn"}
+OPTIONAL |= {"fastapi", "h11", "prometheus_client", "uvicorn"}
 """Imported when they are asked for, with a line that names the extra."""
+HOSTS = {"vllm", "prometheus_client"}
+"""Imported only where they run us: vLLM, and what comes with it."""
 NAMED = {"kvpress", "compressed_tensors"}
 """Whose parts a recipe may name, or whose format is to be written; imported then, and refused with what to install."""
 COME_ALONG = {"tokenizers", "markupsafe"}
@@ -75,7 +78,7 @@ def test_without_extras_models_run_and_pictures_are_refused_by_name() -> None:
 
 
 def test_the_command_line_knows_what_it_needs() -> None:
-    found = set.union(*(foreign(module) for module in rooms(*OTHER_FLOORS))) - OPTIONAL - COME_ALONG
+    found = set.union(*(foreign(module) for module in rooms(*OTHER_FLOORS))) - OPTIONAL - HOSTS - COME_ALONG
     extras = project()["project"]["optional-dependencies"]
 
     assert distributions(found) - BASE == distributions(set(NEEDS))

@@ -320,6 +320,98 @@ def tune(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A reference model, a checkpoint folder, or a Hub id.")],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- ARGS OF VLLM]", help="Handed on to vllm serve.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="What to apply, as text, a .yaml file or a name on the Hub; without one the model runs as it is.",
+            show_default=False,
+        ),
+    ] = None,
+    min_keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K", help="Fewest tokens of a picture that a request may ask for, a count or share.", show_default=False
+        ),
+    ] = None,
+    max_keep: Annotated[
+        str | None, typer.Option(metavar="K", help="Most; all, if nothing is given.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="auto (vllm where it is installed, else transformers), vllm, transformers.")
+    ] = "auto",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0: everywhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="At which port.")] = 8000,
+    replicas: Annotated[int, typer.Option(metavar="N", min=1, help="On vLLM, engines side by side on this machine.")] = 1,
+    shadow: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", min=0, max=1, help="Greedy requests answered a second time, with all tokens, to compare."
+        ),
+    ] = 0.0,
+    max_images: Annotated[int, typer.Option(metavar="N", min=1, help="Pictures of a request.")] = 16,
+    max_pixels: Annotated[int, typer.Option(metavar="N", min=1, help="Pixels of a picture.")] = 16_000_000,
+    max_body: Annotated[int, typer.Option(metavar="BYTES", min=1, help="Bytes of a request.")] = 32 * 2**20,
+    max_queue: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Requests inside at a time, running or waiting; others get a 429.")
+    ] = 256,
+    allow_media_domain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST", help="A host that pictures are fetched from; repeat it for several.", show_default=False
+        ),
+    ] = None,
+    allow_other_media: Annotated[
+        bool, typer.Option("--allow-other-media", help="On vLLM, let videos and sound pass; nobody looks into them.")
+    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    companion: Companion = None,
+    artifacts: Artifacts = None,
+) -> None:
+    """Serve a model with a recipe behind OpenAI's API.
+
+    On vLLM where it is installed, else on transformers. Clients may ask for a keep of their own, within your bounds:
+    "foveate": {"keep": 64}. What behind a -- follows goes to vllm serve.
+
+    \b
+    foveate serve reference --recipe "hiprune(keep=36)" --min-keep 16 --engine transformers
+    foveate serve llava-hf/llava-1.5-7b-hf --recipe "hiprune(keep=0.22)" --replicas 2 -- --max-model-len 4096
+    """
+    from foveate.cli.serve import ServeRequest
+    from foveate.cli.serve import serve as work
+
+    request = ServeRequest(
+        model=model,
+        recipe=recipe,
+        min_keep=min_keep,
+        max_keep=max_keep,
+        engine=engine,
+        host=host,
+        port=port,
+        replicas=replicas,
+        shadow=shadow,
+        max_images=max_images,
+        max_pixels=max_pixels,
+        max_body=max_body,
+        max_queue=max_queue,
+        media_domains=allow_media_domain or (),
+        other_media=allow_other_media,
+        device=device,
+        dtype=dtype,
+        companion=companion,
+        artifacts=artifacts,
+        more=more or (),
+    )
+    raise typer.Exit(work(request))
+
+
+@app.command()
 def run(
     image: Annotated[
         list[str],

@@ -124,6 +124,8 @@ class Tokens(Method):
     """Whether, before the language model, it works only on whole grids: nothing may be dropped or merged before it."""
     inserts: ClassVar[bool] = False
     """Whether its edits put rows in (`Edit.inserted`), which no layer may route and no earlier cache lose."""
+    moves: ClassVar[bool] = False
+    """Whether its edits give rows rotary positions of their own (tensors), which only the engine's own decoder takes."""
 
     @abstractmethod
     def sites(self, traits: Traits) -> tuple[Site, ...]:

@@ -28,7 +28,6 @@ class Clock:
     """Adds up laps under names."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
         self._cuda = device.type == "cuda"
         self._laps: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
         self.now = reader(device)
@@ -49,10 +48,16 @@ class Clock:
         """Laps under a name."""
         return len(self._laps.get(name, ()))
 
+    @property
+    def over(self) -> bool:
+        """Whether the work of all laps has been done, so that nobody waits for it."""
+        return not self._cuda or all(ended.query() for laps in self._laps.values() for _, ended in laps)
+
     def seconds(self, name: str) -> float:
         """Their sum (on a GPU this waits for the work to finish)."""
         laps = self._laps.get(name, ())
         if self._cuda and laps:
-            torch.cuda.synchronize(self._device)
+            for _, ended in laps:
+                ended.synchronize()
             return sum(begun.elapsed_time(ended) for begun, ended in laps) / 1e3
         return sum(ended - begun for begun, ended in laps)

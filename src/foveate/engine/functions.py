@@ -39,8 +39,8 @@ def function(anatomy: Anatomy, signal: Function) -> Callable[..., Any]:
         "rotate": rotate,
         "unrotate": unrotate,
         "norm": lambda x: anatomy.norm(layer)(x),
-        "head": model.get_output_embeddings(),
-        "embedding": model.get_input_embeddings(),
+        "head": lambda x: model.get_output_embeddings()(x),
+        "embedding": lambda ids: model.get_input_embeddings()(ids),
     }
     if signal.name == "projector" and anatomy.encoder is not None:
         encoder = anatomy.encoder if signal.rank is None else thin(anatomy.encoder, signal.rank)

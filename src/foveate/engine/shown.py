@@ -7,6 +7,7 @@ from typing import Any
 from foveate.core.recipe import Recipe
 from foveate.core.report import Report
 from foveate.core.shown import html_table
+from foveate.engine.seat import Seat
 from foveate.models import Anatomy
 
 
@@ -17,6 +18,7 @@ class Shown:
     anatomy: Anatomy
     attached: bool
     report: Report
+    _seat: Seat
 
     def __repr__(self) -> str:
         return f"<Session on {self.anatomy.family}: {self.recipe}, {self._state}>"
@@ -38,6 +40,12 @@ class Shown:
             "attached": self.attached,
             "report": self.report.to_dict(),
         }
+
+    @property
+    def under_way(self) -> Report | None:
+        """What this thread's request has cost so far, asked while it generates (by a stopping criterion); else None."""
+        call = self._seat.call
+        return None if call is None else call.recording.report()
 
     @property
     def _state(self) -> str:

@@ -31,17 +31,6 @@ LINE_END = torch.full((3,), -1.0, dtype=torch.float64)
 def anatomy(model: Any) -> Anatomy:
     """Anatomy of a ``LlavaNextForConditionalGeneration``."""
     config, inner = model.config, model.model
-
-    def pictures(bound: Mapping[str, Any]) -> list[Picture]:
-        sizes = torch.as_tensor(bound["image_sizes"]).tolist()
-
-        def pack(features: list[Tensor]) -> list[Tensor]:
-            strategy = config.vision_feature_select_strategy
-            rows: list[Tensor] = inner.pack_image_features(features, sizes, strategy, image_newline=LINE_END)[0]
-            return rows
-
-        return laid_out(pack, [tiles(config, size) for size in sizes], side(config))
-
     return Anatomy(
         family="llava_next",
         model=model,
@@ -50,10 +39,25 @@ def anatomy(model: Any) -> Anatomy:
         language_model=inner.language_model,
         layers=layers_of(inner.language_model),
         image_tokens=(config.image_token_id,),
-        pictures=pictures,
+        pictures=pictures(config, inner.pack_image_features),
         encoder=encoder(config, inner, frozenset({"tiles"})),
         config=config.text_config,
     )
+
+
+def pictures(config: Any, pack: Callable[..., Any]) -> Callable[[Mapping[str, Any]], list[Picture]]:
+    """`Anatomy.pictures` of a model that packs features by its method ``pack``."""
+
+    def found(bound: Mapping[str, Any]) -> list[Picture]:
+        sizes = torch.as_tensor(bound["image_sizes"]).tolist()
+
+        def packed(features: list[Tensor]) -> list[Tensor]:
+            rows: list[Tensor] = pack(features, sizes, config.vision_feature_select_strategy, image_newline=LINE_END)[0]
+            return rows
+
+        return laid_out(packed, [tiles(config, size) for size in sizes], side(config))
+
+    return found
 
 
 def side(config: Any) -> int:

@@ -8,7 +8,7 @@ zeros into the tokens around it. Encoder signals are read from the cells that a 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,22 +23,13 @@ from foveate.models.llava_next import LINE_END, around, grid_of, laid_out, side,
 def anatomy(model: Any) -> Anatomy:
     """Anatomy of a ``LlavaOnevisionForConditionalGeneration``."""
     config, inner = model.config, model.model
+    images = pictures_of(config, inner.pack_image_features)
 
     def pictures(bound: Mapping[str, Any]) -> list[Picture]:
         if bound.get("pixel_values_videos") is not None:
             videos, frames = bound["pixel_values_videos"].shape[:2]
             return _videos(inner, videos, frames, side(config))
-        sizes = torch.as_tensor(bound["image_sizes"]).tolist()
-        ratio = bound.get("vision_aspect_ratio") or config.vision_aspect_ratio
-
-        def pack(features: list[Tensor]) -> list[Tensor]:
-            rows: list[Tensor] = inner.pack_image_features(
-                features, sizes, image_newline=LINE_END, vision_aspect_ratio=ratio
-            )[0]
-            return rows
-
-        detailed = _detailed(bound.get("batch_num_images"), len(sizes))
-        return laid_out(pack, [tiles(config, size) if cut else None for size, cut in zip(sizes, detailed)], side(config))
+        return images(bound)
 
     return Anatomy(
         family="llava_onevision",
@@ -53,6 +44,23 @@ def anatomy(model: Any) -> Anatomy:
         encoder=encoder(config, inner, frozenset()),
         config=config.text_config,
     )
+
+
+def pictures_of(config: Any, pack: Callable[..., Any]) -> Callable[[Mapping[str, Any]], list[Picture]]:
+    """`Anatomy.pictures` for pictures alone, of a model that packs features by its method ``pack``."""
+
+    def found(bound: Mapping[str, Any]) -> list[Picture]:
+        sizes = torch.as_tensor(bound["image_sizes"]).tolist()
+        ratio = bound.get("vision_aspect_ratio") or config.vision_aspect_ratio
+
+        def packed(features: list[Tensor]) -> list[Tensor]:
+            rows: list[Tensor] = pack(features, sizes, image_newline=LINE_END, vision_aspect_ratio=ratio)[0]
+            return rows
+
+        detailed = _detailed(bound.get("batch_num_images"), len(sizes))
+        return laid_out(packed, [tiles(config, size) if cut else None for size, cut in zip(sizes, detailed)], side(config))
+
+    return found
 
 
 def _detailed(images: Any, count: int) -> list[bool]:

@@ -39,18 +39,6 @@ Tables = Callable[[Tensor, dict[str, Any], Tensor], dict[str, Tensor]]
 def qwen(model: Any, encoder: Encoder) -> Anatomy:
     """Anatomy of a Qwen model with the given vision encoder."""
     config, inner = model.config, model.model
-    merge = config.vision_config.spatial_merge_size
-
-    def pictures(bound: Mapping[str, Any]) -> list[Picture]:
-        found, patches = [], 0
-        for frames, height, width in grids(bound).tolist():
-            count = frames * height * width
-            cells = torch.arange(patches, patches + count).reshape(-1, merge * merge)
-            # Frames of a video lie one below the other in a single grid.
-            found.append(Picture((View(frames * height // merge, width // merge, frames, cells),)))
-            patches += count
-        return found
-
     return Anatomy(
         family=config.model_type,
         model=model,
@@ -60,11 +48,27 @@ def qwen(model: Any, encoder: Encoder) -> Anatomy:
         layers=inner.language_model.layers,
         image_tokens=(config.image_token_id,),
         video_tokens=(config.video_token_id,),
-        pictures=pictures,
+        pictures=pictures(config.vision_config.spatial_merge_size),
         encoder=encoder,
         rotary_rows=3,
         config=config.text_config,
     )
+
+
+def pictures(merge: int) -> Callable[[Mapping[str, Any]], list[Picture]]:
+    """`Anatomy.pictures` of a tower that makes a token of ``merge * merge`` patches."""
+
+    def found(bound: Mapping[str, Any]) -> list[Picture]:
+        made, patches = [], 0
+        for frames, height, width in grids(bound).tolist():
+            count = frames * height * width
+            cells = torch.arange(patches, patches + count).reshape(-1, merge * merge)
+            # Frames of a video lie one below the other in a single grid.
+            made.append(Picture((View(frames * height // merge, width // merge, frames, cells),)))
+            patches += count
+        return made
+
+    return found
 
 
 def grids(bound: Mapping[str, Any]) -> Tensor:

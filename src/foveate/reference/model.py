@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from foveate.reference.published import respell
 from foveate.tasks.scenes import SIZE
 from foveate.tasks.spine import PATCH, VOCABULARY
 
@@ -189,6 +190,7 @@ def build_processor() -> LlavaProcessor:
 def save_checkpoint(model: LlavaForConditionalGeneration, tower: TextTower, folder: Path) -> None:
     """Write a complete, offline-loadable checkpoint folder: model, processor, text tower."""
     model.save_pretrained(folder)
+    respell(folder)
     build_processor().save_pretrained(folder)
     tower.save(folder / "text_tower")
     # Readers in the field look for either spelling.

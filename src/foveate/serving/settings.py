@@ -36,6 +36,9 @@ class Settings:
         for name in ("min_keep", "max_keep"):
             if getattr(self, name) is not None:
                 checked(name, getattr(self, name))
+        least, most = self.min_keep, self.max_keep
+        if least is not None and most is not None and type(least) is type(most) and least > most:
+            raise FoveateError(f"min_keep={least!r}: must not be more than max_keep={most!r}")
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Settings:
@@ -65,10 +68,12 @@ def checked(name: str, keep: object) -> Keep:
     """A keep of the right form, or an error that names it."""
     if isinstance(keep, str) and keep == FULL:
         return FULL
-    if isinstance(keep, bool) or not isinstance(keep, int | float):
-        raise FoveateError(f"{name}={keep!r}: must be a count, a share in (0, 1] or {FULL!r}")
-    Budget(keep)
-    return keep
+    try:
+        if isinstance(keep, int | float):
+            return Budget(keep).keep
+    except FoveateError:
+        pass
+    raise FoveateError(f"{name}={keep!r}: must be a count, a share in (0, 1] or {FULL!r}")
 
 
 def resolved(keep: Keep, full: int) -> int:

@@ -44,6 +44,12 @@ def note(number: int, before: int, after: int) -> None:
             counts.after += after
 
 
+def noted(number: int) -> bool:
+    """Whether there is a note yet."""
+    with _lock:
+        return number in _open and _open[number].before > 0
+
+
 def redeem(number: int) -> Counts:
     """What was noted, and an end to it."""
     with _lock:

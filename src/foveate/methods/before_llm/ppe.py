@@ -74,6 +74,7 @@ class PPE(Tokens):
     )
     needs = ("projected tokens", "rotary positions by part of each axis")
     identity_at = {"keep": 1.0}  # noqa: RUF012
+    moves = True
 
     keep: Annotated[int | float, Keep()] = 0.45
     """Tokens that are left of those alive, in each grid (a picture, or one tile or view of it), each frame of a video on

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen
 
 from foveate.reference.model import IMAGE, Dimensions
+from foveate.reference.published import respell
 
 from .attention import PACKED, attend
 from .extended import IDS, KINDS, LINES, start_from
@@ -305,6 +306,7 @@ class Schooling:
         model: Any = KINDS[self.settings.kind].build(self.settings.dimensions)
         model.load_state_dict(self.pupil.model.state_dict())
         model.to(torch.bfloat16).save_pretrained(folder)
+        respell(folder)
         KINDS[self.settings.kind].processor().save_pretrained(folder)
         stage = {
             "kind": self.settings.kind,
