@@ -48,6 +48,7 @@ def test_without_a_recipe_vllm_is_as_it_is_behind_the_door() -> None:
 
     assert "--middleware" in words
     assert not {"--hf-overrides", "--trust-request-mm-kwargs", "--data-parallel-size"} & {*words}
+    assert command(Start("m", "m", "h", 1, 1, ["--model-impl", "transformers"]), Rules())[-1] == "transformers"
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,7 @@ def test_without_a_recipe_vllm_is_as_it_is_behind_the_door() -> None:
         "--allowed-local-media-path=/",
         "--data-parallel",
         "-dp",
+        "--model-impl=transformers",
     ],
 )
 def test_options_that_are_set_here_are_refused_behind_the_dashes(argument: str) -> None:

@@ -39,6 +39,8 @@ _OURS = {
     "--headless": "start that by vllm serve",
 }
 """Options of vLLM that are set here, or that would lead around the door."""
+_AROUND = {"--model-impl": "it runs other models than vLLM's own, which take no recipe"}
+"""Those that would lead around the recipe."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,11 @@ def command(start: Start, rules: Rules) -> list[str]:
     Raises:
         FoveateError: if ``start.more`` has options that are set here.
     """
+    refused = _OURS if rules.settings is None else _OURS | _AROUND
     for argument in start.more:
         name = argument.partition("=")[0].replace("_", "-")
         # argparse takes beginnings of names, too; vLLM's shortest of these that are unique are longer than this.
-        for known, why in _OURS.items():
+        for known, why in refused.items():
             if name == known or (len(name) > len("--ho") and known.startswith(name)):
                 raise FoveateError(f"{name}: {why}; leave it out behind the --")
     words = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", start.model, "--served-model-name", start.served_as]
