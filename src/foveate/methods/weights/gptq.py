@@ -37,7 +37,7 @@ class GPTQ(Weights):
     title = "GPTQ"
     group = "weights"
     paper = "arXiv 2210.17323"
-    helps = "For weights of 4 or 3 bits without groups, with some dozens of samples; more exact than rounding, and slower."
+    helps = "For weights of 4 or 3 bits without groups, with some dozens of samples; each column makes up for the last."
     streams: ClassVar[tuple[Stream, ...]] = ("reached",)
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16}
 

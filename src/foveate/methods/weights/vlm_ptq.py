@@ -52,9 +52,7 @@ class VLMPTQ(GPTAQ):
     name = "vlm_ptq"
     title = "VLM-PTQ"
     paper = "CVPR 2026"
-    helps = (
-        "For weights of 3 or 2 bits, where samples hold pictures and words; the slowest of the solvers, and the most exact."
-    )
+    helps = "For weights of 3 or 2 bits, where samples hold pictures and words; the slowest of the solvers here."
 
     bits: Bits = 3
     """Bits of a weight; 16 leaves the model as it is. With 2 the paper has ``group_size=128, symmetric=False``."""
