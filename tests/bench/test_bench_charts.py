@@ -78,7 +78,7 @@ def test_colours_are_unique_within_a_place_and_markers_tell_places_apart() -> No
     found = method_looks(registry.methods())
 
     places = by_place(found, str)
-    assert len(places) == 5
+    assert len(places) == 6
     for names in places.values():
         assert len({found[name].colour for name in names}) == min(len(names), COLOURS)
     assert len(set(found.values())) == len(found)

@@ -20,7 +20,9 @@ def test_there_is_one_of_every_supported_family() -> None:
     with pytest.raises(FoveateError) as refused:
         anatomy(nn.Linear(1, 1))
 
-    assert set(re.split(r",? ", str(refused.value).partition("families: ")[2])) == set(SHAPES)
+    assert set(re.split(r",? ", str(refused.value).partition("families: ")[2])) - {"several"} == set(
+        SHAPES
+    )  # the suite's own
 
 
 @pytest.mark.parametrize("family", SHAPES)

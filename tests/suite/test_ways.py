@@ -491,8 +491,8 @@ def test_what_was_there_before_the_session_is_read_as_text() -> None:
         (
             "llava_next",
             "index_preserving",
-            "index_preserving: needs the site 'patches', which llava_next does not offer (its vision sites: projected); "
-            "use a method that acts behind the encoder, such as uniform",
+            "index_preserving: needs the site 'patches', which llava_next does not offer (its vision sites: projected, "
+            "tiles); use a method that acts behind the encoder, such as uniform",
         ),
         (
             "qwen3_5",

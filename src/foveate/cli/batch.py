@@ -90,7 +90,7 @@ def batch(request: BatchRequest) -> None:
             raise typer.Exit(INTERRUPTED) from None
         answers = len(ledger.done) - ledger.failures
         failed = f", and {ledger.failures} that say what failed" if ledger.failures else ""
-        output().print(f"{request.out}: {answers} answers{failed}", markup=False)
+        output().print(f"{request.out}: {answers} answers{failed}", markup=False, soft_wrap=True)
         if ledger.failures:
             raise typer.Exit(ROWS_FAILED)
 

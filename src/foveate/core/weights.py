@@ -20,6 +20,7 @@ from foveate.core.method import Method
 from foveate.core.parameters import AtLeast
 from foveate.core.shape import FLOAT, Shape
 from foveate.core.traits import Traits
+from foveate.core.tunable import Tunable
 
 Stream = Literal["exact", "reached"]
 """What feeds a block: the unmodified model (``exact``), or the model with all that has been placed so far (``reached``)."""
@@ -213,6 +214,10 @@ class Weights(Method):
     @abstractmethod
     def quantize(self, block: Block) -> None:
         """Place what stands for the linears of ``block``; those for which nothing is placed stay as they are."""
+
+    def tunable(self, traits: Traits) -> Mapping[str, Tunable]:
+        """Nothing is to be varied: an artifact is of one setting."""
+        return {field.name: (field.default,) for field in fields(self)}
 
     @property
     def plain(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.core.description import PLACES, Description, describe
 from foveate.core.exits import Exits
+from foveate.core.leaning import Leaning
 from foveate.core.method import Cache, Method, Offline, Routing, Tokens
 from foveate.core.reuse import Reuse
 from foveate.core.weights import Weights
@@ -59,6 +60,9 @@ def combinations(kind: type[Method], known: Mapping[str, type[Method]]) -> list[
     if issubclass(kind, Routing):
         others = [f"`{name}`" for name, other in known.items() if issubclass(other, Routing) and other is not kind]
         found.append(f"A layer is routed by one method: with {', '.join(others)} only where they act on different layers.")
+    if issubclass(kind, Leaning):
+        others = [f"`{name}`" for name, other in known.items() if issubclass(other, Routing | Exits)]
+        found.append(f"It adds to attention of whole layers: with {', '.join(others)} only where they act on other layers.")
     if issubclass(kind, Tokens) and kind.inserts:
         others = [f"`{name}`" for name, other in known.items() if minds_inserted(other)]
         found.append(
