@@ -62,6 +62,7 @@ def test_a_prompt_waits_twelve_times_at_most_whatever_the_depth(method: Method) 
     assert abs(len(deep) - len(shallow)) <= looking.get(method.name, 0), listed(deep)
 
 
+@pytest.mark.slow
 def test_flowcut_waits_twelve_times_at_most_in_the_published_encoder_and_with_its_entropy_set_whatever_the_depth() -> None:
     published, own = (waits(CLIP, RAGGED, recipe, steps=0)[0] for recipe in ("flowcut(keep=6)", None))
     shallow, deep = (waits(layers, RAGGED, "flowcut(keep=6, entropy=0.9)", steps=0)[0] for layers in (SHALLOW, DEEP))

@@ -254,4 +254,4 @@ class Weights(Method):
     def _refuse_missing(self, traits: Traits) -> str | None:
         if self.plain or traits.numbers(self.name, self.bound()) is not None:
             return None
-        return f'has no quantized weights of this model; run `foveate quantize "{self}" --model ...`'
+        return f'has no quantized weights of this model; run `foveate quantize "{self}"` on this model'
