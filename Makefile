@@ -65,7 +65,7 @@ SERVED := PYTHONPATH=tests/serving/shims VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_T
 	$(SERVING)/bin/python -m
 
 test-serving: $(SERVING)/.ready
-	$(SERVED) pytest tests/serving $(if $(SLOW),-m "slow or not slow")
+	$(SERVED) pytest tests/serving/vllm tests/serving/vllm_door $(if $(SLOW),-m "slow or not slow")
 
 parity: $(SERVING)/.ready
 	$(SERVED) benchmarks.parity

@@ -11,6 +11,8 @@ from foveate.models.processors import read_processor
 from foveate.tasks import SPINE, questions
 from tests.serving.vllm.both import ask, attached, engine, same, stop, watch
 
+# An engine of its own, and the fifth.
+pytestmark = pytest.mark.slow
 FOLDER = reference.path("reference-tiles")
 RECIPE = "hiprune(keep=0.3)"
 ASKED = [
