@@ -10,6 +10,10 @@ import typer
 Model = Annotated[
     str, typer.Option(metavar="MODEL", help="reference (embedded, no download), a checkpoint folder, or a Hub id.")
 ]
+RecipeText = Annotated[
+    str, typer.Option(metavar="RECIPE", help="What to apply, as text, a .yaml file or a name on the Hub.")
+]
+Longest = Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")]
 Seed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the questions and of random methods.")]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[
