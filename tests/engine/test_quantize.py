@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import foveate
 from foveate.core.artifact import Artifact
@@ -22,6 +21,7 @@ from foveate.core.weights import Block, Stream
 from foveate.engine.quantize import bound, quantize
 from foveate.methods import RTN
 from tests import tiny
+from tests.leaves import tensors
 from tests.suite.bodies import BODIES, ONE, RAGGED
 
 BODY = BODIES["llava-clip"]
@@ -194,10 +194,10 @@ class Peak(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {id(tensor.untyped_storage()) for tensor in tensors((args, kwargs))}
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and (key := id(tensor.untyped_storage())) not in self._known | given:
+        for tensor in tensors(out):
+            if (key := id(tensor.untyped_storage())) not in self._known | given:
                 size = tensor.untyped_storage().nbytes()
                 self._known.add(key)
                 self.now += size
