@@ -73,8 +73,8 @@ class Press(Cache):
     presses that choose by themselves the mean over heads, rounded to whole chunks.
     """
     tokens: Evictable | None = None
-    """Entries that may go: those of pictures (``"visual"``), or text and pictures alike, as kvpress has it (``"all"``). None:
-    the former, but in a text model, which has no others, the latter.
+    """Entries that may go: those of pictures (``"visual"``), or text and pictures alike, as kvpress has it (``"all"``).
+    None: the former, but in a text model, which has no pictures, the latter.
     """
 
     def __post_init__(self) -> None:
