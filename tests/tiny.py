@@ -332,7 +332,10 @@ def smolvlm(*, layers: int = 4, attention: str = "sdpa", seed: int = 0) -> SmolV
 def text(*, kind: str = "llama", layers: int = 4, attention: str = "sdpa", seed: int = 0) -> Any:
     """A decoder alone: llama, mistral, qwen2, qwen3, or qwen3_moe, which chooses three of six experts in most layers."""
     torch.manual_seed(seed)
-    return _ready(AutoModelForCausalLM.from_config(_text(kind, layers)), attention)
+    model = AutoModelForCausalLM.from_config(_text(kind, layers))
+    if kind == "qwen3_moe":
+        model.set_experts_implementation("eager")  # the only one in double precision
+    return _ready(model, attention)
 
 
 def _qwen3_vl(temporal: int, **text: Any) -> dict[str, Any]:

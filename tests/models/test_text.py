@@ -91,7 +91,7 @@ def test_every_method_says_whether_it_acts_on_text() -> None:
     textual = {name for name, kind in registry.methods().items() if kind.textual}
 
     assert textual == {
-        "awq", "dasq", "flashcache", "gptaq", "gptq", "h2o", "kivi", "mixkv", "modes", "prefixkv", "press", "pyramidkv",
+        "awq", "flashcache", "gptaq", "gptq", "h2o", "kivi", "mixkv", "modes", "prefixkv", "press", "pyramidkv",
         "qig", "rtn", "smoothquant", "snapkv", "streamingllm", "uat",
     }  # fmt: skip
 
