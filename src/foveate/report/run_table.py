@@ -44,7 +44,7 @@ def run_table(runs: Sequence[Answered], device: str, dtype: torch.dtype) -> Rend
     if any(run.reports[0].original_visual_tokens for run in runs):
         table.add_row("visual tokens", *(_tokens(run.reports[0]) for run in runs))
     else:
-        table.add_row("% of tokens in the cache", *(_cached(run.reports[0]) for run in runs))
+        table.add_row("tokens in cache", *(_cached(run.reports[0]) for run in runs))
     for cost in _COSTS:
         table.add_row(cost.name, *(cost.shown(run, runs[0]) for run in runs))
     if runs[0].peak_bytes is not None:
@@ -98,8 +98,8 @@ def _tokens(report: Report) -> str:
 
 
 def _cached(report: Report) -> str:
-    """``20``, or ``100 (layers 0-1), 20 (layers 2-7)``: share of all tokens, of the answer too, that is held at the end."""
-    return run_lengths(tuple(round(100 * share, 1) for share in report.kv_kept))
+    """``20 %``, or ``100 (layers 0-1), 20 (layers 2-7) %``: share of all tokens, of the answer too, held at the end."""
+    return f"{run_lengths(tuple(round(100 * share, 1) for share in report.kv_kept))} %"
 
 
 def _per_token(report: Report) -> float | None:
