@@ -73,6 +73,7 @@ class MBQ(AWQ):
         "Instead of AWQ where samples have answers: visual tokens, which are many and matter little each, no longer drown "
         "the words."
     )
+    textual = False
 
     loss: Literal["mae", "mse"] = "mae"
     """What the search compares outputs by: mean absolute or mean squared errors."""
