@@ -26,11 +26,11 @@ from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
 from foveate.engine.linears import blocks_of, digest
 from foveate.engine.quantize import quantize
-from foveate.methods import ALVTS, RTN, UAT, MoDES
+from foveate.methods import ALVTS, RTN, UAT, MASQuant, MoDES, QuantExperts
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
-from tests.suite.bodies import BODIES, FILMS, ONE, SEVERAL, Body
+from tests.suite.bodies import BODIES, FILMS, ONE, RAGGED, SEVERAL, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -128,6 +128,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
         {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
     ],
+    "masquant": [{"epochs": 0}],
     "mbq": [{"group_size": 16}],
     "mixkv": [
         {"keep": 0.5, "window": 4},
@@ -156,6 +157,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gptq": [{"bits": 4, "group_size": 8, "symmetric": False, "ordered": True}],
     "vlm_ptq": [{"bits": 4, "mu": 0.5}],
     "qig": [{"group_size": 16, "points": 3}],
+    "quant_experts": [{"important": 8, "experts": 4, "shared_rank": 8, "routed_rank": 4}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
@@ -256,6 +258,8 @@ def _rounded(body: Body, method: Weights) -> Artifact:
     """Weights rounded to nearest, in the place of what the method makes of them: that is tested in `test_weights.py`."""
     if not method.streams:
         return quantize(parts(body).model, method)
+    if isinstance(method, MASQuant | QuantExperts):  # what runs is more than integers
+        return quantize(parts(body).model, method, [body.inputs(RAGGED)])
     plain = RTN(method.bits, method.group_size, method.symmetric, method.activations)
     return replace(_nearest(body, plain), method=method.name, parameters=method.bound())
 

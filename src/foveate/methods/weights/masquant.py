@@ -1,4 +1,4 @@
-"""MASQuant: each modality has a learned scale of its own, one weight serves all, and what it gets wrong of pictures is mended.
+"""MASQuant: each modality has a learned scale of its own, one weight serves all, and its errors for pictures are mended.
 
 Paper: "MASQuant: Modality-Aware Smoothing Quantization for Multimodal Large Language Models", arXiv 2603.04800. The stored
 weight is rounded behind the scale of text; for rows of pictures (and line ends between them) and of sound a product of low
@@ -51,7 +51,8 @@ def modality(role: Tensor) -> dict[str, Tensor]:
 
 def ranges(x: Tensor, role: Tensor) -> dict[str, Tensor]:
     """``[in]`` the largest magnitudes of ``x`` ``[n, in]`` over the rows of each modality that is there, at least 1e-5."""
-    return {name: x[rows].abs().amax(0).float().clamp(min=NUDGE) for name, rows in modality(role).items() if bool(rows.any())}
+    there = {name: rows for name, rows in modality(role).items() if bool(rows.any())}
+    return {name: x[rows].abs().amax(0).float().clamp(min=NUDGE) for name, rows in there.items()}
 
 
 def rank_of(rank: float, shape: Sequence[int]) -> int:
@@ -60,9 +61,7 @@ def rank_of(rank: float, shape: Sequence[int]) -> int:
     return min(max(int(rank * most) if rank <= 1 else int(rank), FEWEST), most)
 
 
-def learning(
-    weight: Tensor, scales: Scales, role: Tensor, grid: Callable[[Tensor], Grid], activations: int = 16
-) -> Stand:
+def learning(weight: Tensor, scales: Scales, role: Tensor, grid: Callable[[Tensor], Grid], activations: int = 16) -> Stand:
     """The product with a weight in training: each modality behind its own scale, with a weight rounded behind that.
 
     Args:
@@ -87,13 +86,13 @@ def learning(
                 index = mask.nonzero()[:, 0]
                 part = passing(rows[index] / (scale + NUDGE).to(x.dtype), activations)
                 made = made.index_copy(0, index, functional.linear(part, rounded(weight * scale).to(x.dtype)))
-        return made.unflatten(0, x.shape[:-1])
+        return made.reshape(*x.shape[:-1], -1)
 
     return product
 
 
 def mended(missing: Tensor, moments: Tensor, rank: int) -> Side:
-    """The product of low rank that is nearest to a ``missing`` weight ``[out, in]`` on inputs of ``moments`` ``[in, in]``."""
+    """The product of low rank nearest to a ``missing`` weight ``[out, in]`` on inputs of ``moments`` ``[in, in]``."""
     left, right = (part.clamp(-LARGEST, LARGEST) for part in whitened(missing, moments, rank))
     return Side(right[None], left.mT[None].contiguous())
 
@@ -126,8 +125,8 @@ class MASQuant(Weights):
     rate: Annotated[float, AtLeast(0)] = 5e-2
     """Step size of the learning."""
     vision: Annotated[float, AtLeast(0)] | None = None
-    """What an error of a picture's row weighs, one of text weighing 1 (0.126 in the paper for Qwen2.5-VL-3B); None = by how much
-    the loss depends on either, the most of all blocks."""
+    """What an error of a picture's row weighs, one of text weighing 1 (0.126 in the paper for Qwen2.5-VL-3B); None = by how
+    much the loss depends on either, the most of all blocks."""
     audio: Annotated[float, AtLeast(0)] | None = None
     """The same of rows of sound."""
     rank: Annotated[float, AtLeast(0)] = 0.2
