@@ -128,7 +128,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
         {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
     ],
-    "masquant": [{"epochs": 0}],
+    "masquant": [{"epochs": 0, "activations": 16}],
     "mbq": [{"group_size": 16}],
     "mixkv": [
         {"keep": 0.5, "window": 4},
@@ -157,7 +157,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gptq": [{"bits": 4, "group_size": 8, "symmetric": False, "ordered": True}],
     "vlm_ptq": [{"bits": 4, "mu": 0.5}],
     "qig": [{"group_size": 16, "points": 3}],
-    "quant_experts": [{"important": 8, "experts": 4, "shared_rank": 8, "routed_rank": 4}],
+    "quant_experts": [{"activations": 16, "important": 8, "experts": 4, "shared_rank": 8, "routed_rank": 4}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],

@@ -232,6 +232,8 @@ class Weights(Method):
     """Whose blocks it replaces linears of."""
     streams: ClassVar[tuple[Stream, ...]] = ("exact",)
     """What it looks at; none: it needs no samples."""
+    ordinary: ClassVar[bool] = True
+    """Whether a linear is no more than its integers and what its input is divided by, which others load, too."""
 
     bits: Bits = 4
     """Bits of a weight; 16 leaves the model as it is."""

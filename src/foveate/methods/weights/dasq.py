@@ -168,6 +168,7 @@ class DASQ(Weights):
     helps = "For a vision encoder in 4 bits or fewer, without samples, where few weights are far larger than the others."
     part = "encoder"
     streams: ClassVar[tuple[Stream, ...]] = ()
+    ordinary: ClassVar[bool] = False
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16}
 
     bits: Bits = 3

@@ -111,6 +111,7 @@ class MASQuant(Weights):
         "cost nothing more, pictures a product of low rank in each linear."
     )
     streams: ClassVar[tuple[Stream, ...]] = ("exact", "reached")
+    ordinary: ClassVar[bool] = False
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16, "activations": 16}
 
     activations: Bits = 8

@@ -129,6 +129,7 @@ class QuantExperts(Weights):
         "For few bits of activations, too, where the inputs that matter differ from token to token; in every forward, steps "
         "of decoding as well, products of low rank come on top in each linear."
     )
+    ordinary: ClassVar[bool] = False
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16, "activations": 16}
 
     activations: Bits = 8
