@@ -20,17 +20,18 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
+from foveate.core.roles import Role
 from foveate.core.traits import Traits
 from foveate.core.weights import Weights
 from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
 from foveate.engine.linears import blocks_of, digest
 from foveate.engine.quantize import quantize
-from foveate.methods import ALVTS, RTN, UAT, MASQuant, MoDES, QuantExperts
+from foveate.methods import ALVTS, RTN, UAT, MASQuant, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
-from tests.suite.bodies import BODIES, FILMS, ONE, RAGGED, SEVERAL, Body
+from tests.suite.bodies import BODIES, FILMS, ONE, SEVERAL, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -258,10 +259,28 @@ def _rounded(body: Body, method: Weights) -> Artifact:
     """Weights rounded to nearest, in the place of what the method makes of them: that is tested in `test_weights.py`."""
     if not method.streams:
         return quantize(parts(body).model, method)
-    if isinstance(method, MASQuant | QuantExperts):  # what runs is more than integers
-        return quantize(parts(body).model, method, [body.inputs(RAGGED)])
     plain = RTN(method.bits, method.group_size, method.symmetric, method.activations)
-    return replace(_nearest(body, plain), method=method.name, parameters=method.bound())
+    found = _nearest(body, plain)
+    numbers = found.numbers if method.ordinary else {**found.numbers, **_sides(found.numbers, isinstance(method, MASQuant))}
+    return replace(found, method=method.name, parameters=method.bound(), numbers=numbers)
+
+
+def _sides(numbers: Mapping[str, Any], by_role: bool) -> dict[str, torch.Tensor]:
+    """Products of low rank by chance beside each linear: for pictures alone, or for each row one of three."""
+    chance, found = torch.Generator().manual_seed(0), dict[str, torch.Tensor]()
+    for linear in (name.removesuffix(".words") for name in numbers if name.endswith(".words")):
+        out, inputs = len(numbers[f"{linear}.words"]), int(numbers[f"{linear}.form"][1])
+        count = 1 if by_role else 3
+        down = torch.randn(count, 4, inputs, generator=chance) / inputs**0.5
+        up = torch.randn(count, 4, out, generator=chance) / 20
+        prefix = f"{linear}.role0_side0" if by_role else f"{linear}.side0"
+        found |= {f"{prefix}_down": down, f"{prefix}_up": up}
+        if by_role:
+            found[f"{linear}.role0_roles"] = torch.tensor([Role.IMAGE, Role.VIDEO, Role.NEWLINE])
+            found[f"{linear}.role0_divide"] = torch.rand(inputs, generator=chance) + 0.5
+        else:
+            found[f"{linear}.side0_router"] = torch.rand(count, inputs, generator=chance)
+    return found
 
 
 @cache
