@@ -19,6 +19,7 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.weights import Block, Stream
 from foveate.engine.quantize import bound, quantize
+from foveate.engine.shelf import block_of
 from foveate.methods import RTN
 from tests import tiny
 from tests.leaves import tensors
@@ -101,6 +102,16 @@ def test_a_folder_is_an_artifact_like_any_other(tmp_path: Path) -> None:
     held.save(tmp_path / "three" / "rtn.json")
     with foveate.attach(model, "rtn(bits=3)", artifacts=tmp_path / "three"):
         assert torch.equal(model(**inputs).logits, found[0])
+
+
+def test_linears_that_share_what_they_divide_by_are_written(tmp_path: Path) -> None:
+    model = BODY.model()
+    kept = quantize(model, "smoothquant", [BODY.inputs(ONE)], out=tmp_path)
+    held = quantize(model, "smoothquant", [BODY.inputs(ONE)])
+    for name, replaced in block_of(kept, 0).items():
+        divide = held.numbers.get(f"0.{name}.divide")
+        assert (divide is None) == (replaced.divide is None)
+        assert divide is None or torch.equal(divide, replaced.divide)  # type: ignore[arg-type]
 
 
 def test_fine_tunes_of_one_shape_are_told_apart_and_dtypes_of_one_checkpoint_are_not() -> None:

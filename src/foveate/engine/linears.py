@@ -156,5 +156,6 @@ def read_back(tensors: Mapping[str, Tensor]) -> Replaced:
 
 
 def _small(steps: Tensor, dtype: torch.dtype) -> Tensor:
-    rounded = steps.to(dtype)
-    return rounded if torch.equal(rounded.to(steps.dtype), steps) else steps.float()
+    # Copied: linears may share what their input is divided by, and a file holds each tensor once.
+    rounded = steps.to(dtype, copy=True)
+    return rounded if torch.equal(rounded.to(steps.dtype), steps) else steps.to(torch.float32, copy=True)

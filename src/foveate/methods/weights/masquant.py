@@ -22,6 +22,7 @@ from torch.nn import functional
 from foveate.core.parameters import AtLeast, In
 from foveate.core.registry import register
 from foveate.core.roles import VISUAL, Role
+from foveate.core.shape import Shape
 from foveate.core.weights import Bits, Block, ForRoles, Inspected, Replaced, Side, Stand, Stream, Weights
 from foveate.methods.weights.mbq import gradient_ratio
 from foveate.ops.grid import Grid, passing
@@ -145,6 +146,10 @@ class MASQuant(Weights):
             for name in names:
                 scales = {kind: scale.to(block.dtype).float() for kind, scale in found[name].items()}
                 block.place(name, self.replaced(block.weight(name), scales, moments, block.dtype))
+
+    def workspace(self, shape: Shape) -> int:
+        """What rows are divided by, those of pictures, and what is added for them."""
+        return super().workspace(shape) + 4 * shape.samples * shape.rows * max(shape.inner, shape.width) * shape.itemsize
 
     def grid(self, weight: Tensor, stored: torch.dtype | None = None) -> Grid:
         """Of a weight behind its scale."""

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from foveate.core.parameters import AtLeast
 from foveate.core.registry import register
+from foveate.core.shape import Shape
 from foveate.core.weights import Bits, Block, Replaced, Side, Weights
 from foveate.ops.grid import Grid
 from foveate.ops.solve import Moments, whitened
@@ -156,6 +157,11 @@ class QuantExperts(Weights):
         super().__post_init__()
         enough = not self.exclude or self.shared_rank >= self.important
         self.require(enough, "shared_rank", f"must be important={self.important} or more, or what is left out would be lost")
+
+    def workspace(self, shape: Shape) -> int:
+        """Each row divided, by the products of all experts, as they are and as they are chosen, and what is added."""
+        numbers = 3 * self.experts * self.routed_rank + self.shared_rank + 3 * max(shape.inner, shape.width)
+        return super().workspace(shape) + shape.samples * shape.rows * numbers * shape.itemsize
 
     def quantize(self, block: Block) -> None:
         """Place every linear, one like the other."""
