@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import foveate
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
-from foveate.core.weights import Block, Stream
+from foveate.core.recipe import Recipe
+from foveate.core.weights import Block, Stream, Weights
 from foveate.engine.quantize import bound, quantize
+from foveate.engine.shelf import block_of
 from foveate.methods import RTN
 from tests import tiny
 from tests.leaves import tensors
@@ -101,6 +103,16 @@ def test_a_folder_is_an_artifact_like_any_other(tmp_path: Path) -> None:
     held.save(tmp_path / "three" / "rtn.json")
     with foveate.attach(model, "rtn(bits=3)", artifacts=tmp_path / "three"):
         assert torch.equal(model(**inputs).logits, found[0])
+
+
+def test_linears_that_share_what_they_divide_by_are_written(tmp_path: Path) -> None:
+    model = BODY.model()
+    kept = quantize(model, "smoothquant", [BODY.inputs(ONE)], out=tmp_path)
+    held = quantize(model, "smoothquant", [BODY.inputs(ONE)])
+    for name, replaced in block_of(kept, 0).items():
+        divide = held.numbers.get(f"0.{name}.divide")
+        assert (divide is None) == (replaced.divide is None)
+        assert divide is None or torch.equal(divide, replaced.divide)  # type: ignore[arg-type]
 
 
 def test_fine_tunes_of_one_shape_are_told_apart_and_dtypes_of_one_checkpoint_are_not() -> None:
@@ -220,6 +232,18 @@ def test_memory_is_within_what_is_declared_whatever_the_depth(tmp_path: Path, lo
         assert peak.most <= bound(model, looking(), batches)
         peaks.append(peak.most)
     assert peaks[1] <= 1.02 * peaks[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["masquant(epochs=1)", "quant_experts(epochs=1)", "quant_experts(weighting='tokens')"])
+def test_what_is_learned_and_what_is_added_fit_in_it(recipe: str, tmp_path: Path) -> None:
+    model, batches = tiny.llava(layers=2), [BODY.inputs(RAGGED, seed=seed) for seed in range(2)]
+    (method,) = Recipe.of(recipe).methods
+    assert isinstance(method, Weights)
+    gc.collect()
+    with Peak() as peak:
+        quantize(model, method, batches, out=tmp_path)
+    assert peak.most <= bound(model, method, batches)
 
 
 def test_samples_come_with_their_seed_and_the_model_is_left_as_it_was() -> None:

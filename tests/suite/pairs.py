@@ -20,13 +20,14 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
+from foveate.core.roles import Role
 from foveate.core.traits import Traits
 from foveate.core.weights import Weights
 from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
 from foveate.engine.linears import blocks_of, digest
 from foveate.engine.quantize import quantize
-from foveate.methods import ALVTS, RTN, UAT, MoDES
+from foveate.methods import ALVTS, RTN, UAT, MASQuant, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
@@ -128,6 +129,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
         {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
     ],
+    "masquant": [{"epochs": 0, "activations": 16}],
     "mbq": [{"group_size": 16}],
     "mixkv": [
         {"keep": 0.5, "window": 4},
@@ -156,6 +158,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "gptq": [{"bits": 4, "group_size": 8, "symmetric": False, "ordered": True}],
     "vlm_ptq": [{"bits": 4, "mu": 0.5}],
     "qig": [{"group_size": 16, "points": 3}],
+    "quant_experts": [{"activations": 16, "important": 8, "experts": 4, "shared_rank": 8, "routed_rank": 4}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
@@ -257,7 +260,27 @@ def _rounded(body: Body, method: Weights) -> Artifact:
     if not method.streams:
         return quantize(parts(body).model, method)
     plain = RTN(method.bits, method.group_size, method.symmetric, method.activations)
-    return replace(_nearest(body, plain), method=method.name, parameters=method.bound())
+    found = _nearest(body, plain)
+    numbers = found.numbers if method.ordinary else {**found.numbers, **_sides(found.numbers, isinstance(method, MASQuant))}
+    return replace(found, method=method.name, parameters=method.bound(), numbers=numbers)
+
+
+def _sides(numbers: Mapping[str, Any], by_role: bool) -> dict[str, torch.Tensor]:
+    """Products of low rank by chance beside each linear: for pictures alone, or for each row one of three."""
+    chance, found = torch.Generator().manual_seed(0), dict[str, torch.Tensor]()
+    for linear in (name.removesuffix(".words") for name in numbers if name.endswith(".words")):
+        out, inputs = len(numbers[f"{linear}.words"]), int(numbers[f"{linear}.form"][1])
+        count = 1 if by_role else 3
+        down = torch.randn(count, 4, inputs, generator=chance) / inputs**0.5
+        up = torch.randn(count, 4, out, generator=chance) / 20
+        prefix = f"{linear}.role0_side0" if by_role else f"{linear}.side0"
+        found |= {f"{prefix}_down": down, f"{prefix}_up": up}
+        if by_role:
+            found[f"{linear}.role0_roles"] = torch.tensor([Role.IMAGE, Role.VIDEO, Role.NEWLINE])
+            found[f"{linear}.role0_divide"] = torch.rand(inputs, generator=chance) + 0.5
+        else:
+            found[f"{linear}.side0_router"] = torch.rand(count, inputs, generator=chance)
+    return found
 
 
 @cache

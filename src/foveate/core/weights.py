@@ -71,10 +71,41 @@ class Sparse:
 
 
 @dataclass(frozen=True, eq=False)
+class Side:
+    """A product of low rank beside ``W'``: ``x' down^T up`` is added, of the divided input ``x'`` as it was before rounding.
+
+    Attributes:
+        down: ``[E, r, in]``.
+        up: ``[E, r, out]``.
+        router: ``[E, in]`` of the E products each row gets the one whose ``router |x'|`` is least, the first of equals;
+            None = there is one, for all.
+    """
+
+    down: Tensor
+    up: Tensor
+    router: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ForRoles:
+    """What rows of some roles get otherwise than all others.
+
+    Attributes:
+        roles: which rows (`foveate.core.roles.Role`).
+        divide: ``[in]`` their input is divided by it, instead of by `Replaced.divide`.
+        sides: what is added for them, besides.
+    """
+
+    roles: tuple[int, ...]
+    divide: Tensor
+    sides: tuple[Side, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Replaced:
     """What stands for a linear: ``y = round(x / divide) W'^T + bias``, ``W'`` on a grid, ``round`` to ``activations`` bits.
 
-    The bias is the linear's own.
+    The bias is the linear's own, and sides are added, if there are any.
 
     Attributes:
         grid: what integers stand for; its steps are in the dtype of the model's weights already, or exact in it.
@@ -83,6 +114,8 @@ class Replaced:
         activations: bits that each row of the (divided) input is rounded to, on a symmetric grid of its own
             range; 16 = none.
         sparse: entries that are added to ``W'``.
+        sides: products of low rank that are added, for all rows.
+        by_role: what rows of some roles get otherwise. A step of decoding is text.
     """
 
     grid: Steps
@@ -90,6 +123,8 @@ class Replaced:
     divide: Tensor | None = None
     activations: int = 16
     sparse: Sparse | None = None
+    sides: tuple[Side, ...] = ()
+    by_role: tuple[ForRoles, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +232,8 @@ class Weights(Method):
     """Whose blocks it replaces linears of."""
     streams: ClassVar[tuple[Stream, ...]] = ("exact",)
     """What it looks at; none: it needs no samples."""
+    ordinary: ClassVar[bool] = True
+    """Whether a linear is no more than its integers and what its input is divided by, which others load, too."""
 
     bits: Bits = 4
     """Bits of a weight; 16 leaves the model as it is."""

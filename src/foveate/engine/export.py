@@ -25,6 +25,8 @@ from foveate.engine.shelf import block_of
 from foveate.models import Anatomy, anatomy
 from foveate.ops.grid import Grid
 
+_RATHER = "use the artifact with attach(artifacts=...) instead"
+
 
 def export(model: nn.Module, artifact: Artifact, out: str | Path) -> None:
     """Write ``model``, with the weights of ``artifact``, as a checkpoint of compressed-tensors; the model stays as it is.
@@ -44,8 +46,6 @@ def export(model: nn.Module, artifact: Artifact, out: str | Path) -> None:
     parts = anatomy(model)
     artifact.check(parts.traits().fingerprint, {})
     blocks = [block_of(artifact, number) for number in range(artifact.numbers["blocks"])]
-    if any(one.sparse is not None for block in blocks for one in block.values()):
-        raise FoveateError(f"{method.name}: adds entries to its weights that compressed-tensors knows nothing of; {_RATHER}")
     there = anatomy(copy.deepcopy(parts.model))
     sources: Mapping[str, Mapping[str, str]] = artifact.numbers["sources"]
     with torch.no_grad():
@@ -60,6 +60,11 @@ def refuse_export(method: Weights) -> None:
     Raises:
         FoveateError: with the remedy.
     """
+    if not method.ordinary:
+        raise FoveateError(
+            f"{method.name}: adds to the products with its integers what compressed-tensors knows nothing of, without which "
+            f"they are wrong; {_RATHER}"
+        )
     if not method.symmetric:
         raise FoveateError(
             f"{method.name}: symmetric=False: transformers does not load packed checkpoints with zero points; use "
@@ -69,9 +74,6 @@ def refuse_export(method: Weights) -> None:
         import compressed_tensors  # noqa: F401
     except ImportError as error:
         raise FoveateError("export: needs compressed-tensors; pip install 'foveate[quantize]'") from error
-
-
-_RATHER = "use the artifact with attach(artifacts=...) instead"
 
 
 def _fold(block: nn.Module, found: dict[str, Replaced], sources: Mapping[str, str], where: str) -> None:

@@ -199,7 +199,7 @@ class Session(Shown, Prepares, Hands):
     def _install(self) -> None:
         parts, program, put = self.anatomy, self._program, self._put
         put(parts.model, SESSION, self)
-        self._undo += packed.install(program)
+        self._undo += packed.install(program, self._current)
         for kind in ("image", "video"):
             if hasattr(parts.multimodal, f"get_{kind}_features"):
                 self._stand_in(parts.multimodal, f"get_{kind}_features", self._features, kind)
