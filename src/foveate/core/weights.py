@@ -54,6 +54,9 @@ class Steps(Protocol):
     def values(self, integers: Tensor) -> Tensor:
         """What ``integers`` ``[out, in]`` stand for, in the dtype of `scale`."""
 
+    def rounded(self, weight: Tensor) -> Tensor:
+        """``weight`` ``[out, in]`` moved to the nearest points of the grid; anything ``[..., in]``, if there is one step."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
@@ -83,6 +86,7 @@ class Replaced:
         activations: bits that each row of the (divided) input is rounded to, on a symmetric grid of its own
             range; 16 = none.
         sparse: entries that are added to ``W'``.
+        inputs: the grid of so many bits, with one step ``[1, 1]`` and one zero for all, that rows are rounded to instead.
     """
 
     grid: Steps
@@ -90,6 +94,7 @@ class Replaced:
     divide: Tensor | None = None
     activations: int = 16
     sparse: Sparse | None = None
+    inputs: Steps | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +185,13 @@ class Block(Protocol):
         """For each block and batch the mean size ``[n, 1]`` of the gradient at the output of a linear of this name: that of
         the model's loss on the answers (on the last row's likeliest word, where there is none). The whole model runs
         forward and backward for it, once.
+        """
+
+    def pull(self, batch: int, made: Tensor, temperature: float = 1.0) -> Tensor:
+        """The gradient at ``made``, were it what the block puts out for a batch, of how far the model's answers move.
+
+        That is the divergence of what it then says from what it says unquantized, logits divided by ``temperature``; all
+        other blocks are as they were. The whole model runs forward and backward for it.
         """
 
     def place(self, name: str, replaced: Replaced) -> None:

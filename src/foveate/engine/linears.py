@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.core.errors import FoveateError
-from foveate.core.weights import Replaced, Sparse, Stand
+from foveate.core.weights import Replaced, Sparse, Stand, Steps
 from foveate.models import Anatomy
 from foveate.ops.grid import Grid, limits, packed, tokens, unpacked
 
@@ -100,6 +100,8 @@ def fed(replaced: Replaced, x: Tensor) -> Tensor:
     """What the weight is multiplied with, of what reaches the linear: ``[..., in]``."""
     if replaced.divide is not None:
         x = x / replaced.divide.to(x.dtype)
+    if replaced.inputs is not None:
+        return replaced.inputs.rounded(x)
     return x if replaced.activations >= 16 else tokens(x, replaced.activations).to(x.dtype)
 
 
@@ -113,15 +115,19 @@ def dense(replaced: Replaced, linear: nn.Linear) -> Stand:
 
 def moved(replaced: Replaced, device: torch.device) -> Replaced:
     """The same on ``device``."""
-    grid, sparse = replaced.grid, replaced.sparse
-    zero = None if grid.zero is None else grid.zero.to(device)
+    grid, sparse, inputs = replaced.grid, replaced.sparse, replaced.inputs
     return replace(
         replaced,
-        grid=Grid(grid.bits, grid.scale.to(device), zero),
+        grid=_moved(grid, device),
         integers=replaced.integers.to(device),
         divide=None if replaced.divide is None else replaced.divide.to(device),
         sparse=sparse and Sparse(sparse.index.to(device), sparse.integers.to(device), sparse.scale.to(device)),
+        inputs=None if inputs is None else _moved(inputs, device),
     )
+
+
+def _moved(grid: Steps, device: torch.device) -> Grid:
+    return Grid(grid.bits, grid.scale.to(device), None if grid.zero is None else grid.zero.to(device))
 
 
 def tensors_of(replaced: Replaced, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -140,6 +146,9 @@ def tensors_of(replaced: Replaced, dtype: torch.dtype) -> dict[str, Tensor]:
         found["divide"] = _small(replaced.divide, dtype)
     if sparse is not None:
         found |= {"index": sparse.index, "sparse": sparse.integers, "sparse_scale": _small(sparse.scale, dtype)}
+    if replaced.inputs is not None:
+        assert replaced.inputs.zero is not None, "inputs have a zero point"
+        found["inputs"] = torch.cat([replaced.inputs.scale.flatten(), replaced.inputs.zero.flatten()]).float()
     return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
 
 
@@ -153,7 +162,11 @@ def read_back(tensors: Mapping[str, Tensor]) -> Replaced:
     if "index" in tensors:
         sparse = Sparse(tensors["index"], tensors["sparse"], tensors["sparse_scale"].float())
     grid = Grid(bits, scale, None if zero is None else zero.to(scale.dtype))
-    return Replaced(grid, integers, None if divide is None else divide.float(), activations, sparse)
+    inputs = None
+    if "inputs" in tensors:
+        step, nought = tensors["inputs"][:, None, None]
+        inputs = Grid(activations, step, nought)
+    return Replaced(grid, integers, None if divide is None else divide.float(), activations, sparse, inputs)
 
 
 def _small(steps: Tensor, dtype: torch.dtype) -> Tensor:

@@ -35,6 +35,8 @@ from foveate.engine.trial import Trial
 from foveate.models import Anatomy, anatomy
 
 SIZES = ("weights", "integers", "steps", "sides")
+KINDS = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps", "inputs": "steps"}
+"""What a tensor of a linear counts as."""
 
 
 def quantize(
@@ -189,7 +191,9 @@ def size_of(replaced: Mapping[str, Replaced], dtype: torch.dtype) -> dict[str, i
     for one in replaced.values():
         found["weights"] += one.integers.numel()
         for name, tensor in tensors_of(one, dtype).items():
-            kind = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps"}.get(name, "sides")
+            kind = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps", "inputs": "steps"}.get(
+                name, "sides"
+            )
             found[kind] += tensor.nbytes
     return found
 
