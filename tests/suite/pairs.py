@@ -153,6 +153,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 6, "window": 4, "beta": 4, "tokens": "visual"},
     ],
     "rtn": [{"bits": 4, "clip": True}],
+    "ls_vit": [{"activations": 4, "group_size": 16, "steps": 3, "candidates": 16, "rounds": 1}],
     "gptq": [{"bits": 4, "group_size": 8, "symmetric": False, "ordered": True}],
     "vlm_ptq": [{"bits": 4, "mu": 0.5}],
     "qig": [{"group_size": 16, "points": 3}],
@@ -256,8 +257,15 @@ def _rounded(body: Body, method: Weights) -> Artifact:
     """Weights rounded to nearest, in the place of what the method makes of them: that is tested in `test_weights.py`."""
     if not method.streams:
         return quantize(parts(body).model, method)
-    plain = RTN(method.bits, method.group_size, method.symmetric, method.activations)
+    kind = RTN if method.part == "decoder" else _OfEncoders
+    plain = kind(method.bits, method.group_size, method.symmetric, method.activations)
     return replace(_nearest(body, plain), method=method.name, parameters=method.bound())
+
+
+class _OfEncoders(RTN):
+    """The same for methods that replace weights of the encoder."""
+
+    part = "encoder"
 
 
 @cache

@@ -56,7 +56,7 @@ class Slopes:
             finally:
                 undo()
             (leaf,) = leaves
-            (slope,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+            slope = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
         return (torch.zeros_like(leaf) if slope is None else slope).to(made.device)
 
     def of(self, name: str) -> Sequence[Sequence[Rows]]:

@@ -70,6 +70,7 @@ from foveate.methods.weights.awq import AWQ
 from foveate.methods.weights.dasq import DASQ
 from foveate.methods.weights.gptaq import GPTAQ
 from foveate.methods.weights.gptq import GPTQ
+from foveate.methods.weights.ls_vit import LSViT
 from foveate.methods.weights.mbq import MBQ
 from foveate.methods.weights.qig import QIG
 from foveate.methods.weights.rtn import RTN
@@ -121,6 +122,7 @@ __all__ = [
     "IVCPrune",
     "IndexPreserving",
     "InformationHorizon",
+    "LSViT",
     "MeToM",
     "Merge3D",
     "Meteor",
