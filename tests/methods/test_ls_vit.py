@@ -200,8 +200,8 @@ def test_learning_makes_the_block_nearer_by_its_own_measure() -> None:
 
 
 def test_what_was_learned_in_too_few_steps_is_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
-    worse = LSViT(bits=3, candidates=32, rounds=1, steps=3, rate=1.0, decision=100.0)
-    plain = LSViT(bits=3, candidates=32, rounds=1, steps=0)
+    worse = LSViT(bits=3, candidates=16, rounds=0, steps=3, rate=1.0, decision=100.0)
+    plain = LSViT(bits=3, candidates=16, rounds=0, steps=0)
     placed = []
     for method in (worse, plain, LSViT(**{**worse.bound(), "nearest": False})):
         block = _trial("llava-clip")
@@ -249,7 +249,7 @@ def test_a_seed_fixes_all() -> None:
     for _ in range(2):
         block = _trial("llava-clip")
         torch.manual_seed(7)
-        LSViT(**{**METHOD.bound(), "steps": 5, "drop": 0.5, "nearest": False, "rate": 1.0}).quantize(block)
+        LSViT(**{**METHOD.bound(), "steps": 5, "drop": 0.5, "nearest": False, "rate": 1.0, "rounds": 0}).quantize(block)
         found.append(block.placed)
     for number, name in zip(count(), found[0]):
         assert torch.equal(found[0][name].integers, found[1][name].integers), number

@@ -254,7 +254,7 @@ class Weights(Method):
 
     def check(self, traits: Traits) -> str | None:
         """Refused without an artifact; artifacts of other weights or parameters are, too."""
-        return self.refuse_experts(traits) or self._refuse_missing(traits)
+        return self.refuse_experts(traits) or self._refuse_encoder(traits) or self._refuse_missing(traits)
 
     def refuse_experts(self, traits: Traits) -> str | None:
         """Why weights of a model with experts cannot be replaced; None where there are none."""
@@ -262,6 +262,11 @@ class Weights(Method):
             return None
         first = traits.sparse[0]
         return f"decoder layer {first} has experts, which lie in one tensor and are not quantized; use a dense model"
+
+    def _refuse_encoder(self, traits: Traits) -> str | None:
+        if self.part == "decoder" or self.plain or traits.encoder_layers is not None:
+            return None
+        return f"replaces weights of the encoder, in which nothing can be read ({traits.family}); use gptq, for the decoder"
 
     def _refuse_missing(self, traits: Traits) -> str | None:
         if self.plain or traits.numbers(self.name, self.bound()) is not None:
