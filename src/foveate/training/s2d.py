@@ -111,7 +111,7 @@ class S2D:
 
     @torch.no_grad()
     def shrink(self, optimizer: torch.optim.Optimizer) -> None:
-        """Decay the weights themselves instead, behind the optimizer's step: by learning rate times gradient, at most to 0."""
+        """Decay the weights themselves instead, behind the optimizer's step: by rate times gradient, at most to 0."""
         self._refresh()
         rates = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
         for name, spectrum in self._now():
