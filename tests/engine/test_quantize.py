@@ -222,10 +222,15 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-def test_memory_is_within_what_is_declared_whatever_the_depth(tmp_path: Path, looking: type[Looking]) -> None:
+@pytest.mark.parametrize("part", ["decoder", pytest.param("encoder", marks=pytest.mark.slow)])
+def test_memory_is_within_what_is_declared_whatever_the_depth(
+    part: Any, tmp_path: Path, looking: type[Looking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "part", part)
     peaks = []
     for layers in (3, 9):
-        model, batches = tiny.llava(layers=layers), [BODY.inputs(RAGGED, seed=seed) for seed in range(4)]
+        deep = {"layers": layers} if part == "decoder" else {"blocks": layers}
+        model, batches = tiny.llava(**deep), [BODY.inputs(RAGGED, seed=seed) for seed in range(4)]
         gc.collect()
         with Peak() as peak:
             quantize(model, looking(), batches, out=tmp_path / str(layers))

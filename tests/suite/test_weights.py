@@ -62,8 +62,11 @@ def test_what_stands_for_linears_is_what_was_placed_and_goes_without_a_trace(met
             assert replaced.grid.scale.min() > 0
     with spelled_out(model, method, artifact):
         torch.testing.assert_close(logits(generate(model, inputs, 4)), made, **exactly(method))
-    assert not torch.allclose(made, plain, rtol=1e-6, atol=1e-6)
     assert made.isfinite().all()
+    darker = {name: value / 2 if value.is_floating_point() else value for name, value in inputs.items()}
+    if method.part == "encoder" and torch.equal(logits(generate(model, darker, 4)), plain):
+        pytest.skip("fresh models of this family make nothing of pictures")
+    assert not torch.allclose(made, plain, rtol=1e-6, atol=1e-6)
 
 
 def exactly(method: Weights) -> dict[str, float]:

@@ -54,6 +54,9 @@ class Steps(Protocol):
     def values(self, integers: Tensor) -> Tensor:
         """What ``integers`` ``[out, in]`` stand for, in the dtype of `scale`."""
 
+    def rounded(self, weight: Tensor) -> Tensor:
+        """``weight`` ``[out, in]`` moved to the nearest points of the grid; anything ``[..., in]``, if there is one step."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
@@ -116,6 +119,7 @@ class Replaced:
         sparse: entries that are added to ``W'``.
         sides: products of low rank that are added, for all rows.
         by_role: what rows of some roles get otherwise. A step of decoding is text.
+        inputs: the grid of so many bits, with one step ``[1, 1]`` and one zero for all, that rows are rounded to instead.
     """
 
     grid: Steps
@@ -125,6 +129,7 @@ class Replaced:
     sparse: Sparse | None = None
     sides: tuple[Side, ...] = ()
     by_role: tuple[ForRoles, ...] = ()
+    inputs: Steps | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,6 +222,13 @@ class Block(Protocol):
         forward and backward for it, once.
         """
 
+    def pull(self, batch: int, made: Tensor, temperature: float = 1.0) -> Tensor:
+        """The gradient at ``made``, were it what the block puts out for a batch, of how far the model's answers move.
+
+        That is the divergence of what it then says from what it says unquantized, logits divided by ``temperature``; all
+        other blocks are as they were. The whole model runs forward and backward for it.
+        """
+
     def place(self, name: str, replaced: Replaced) -> None:
         """From here on ``replaced`` stands for a linear."""
 
@@ -279,7 +291,7 @@ class Weights(Method):
 
     def check(self, traits: Traits) -> str | None:
         """Refused without an artifact; artifacts of other weights or parameters are, too."""
-        return self.refuse_experts(traits) or self._refuse_missing(traits)
+        return self.refuse_experts(traits) or self._refuse_encoder(traits) or self._refuse_missing(traits)
 
     def refuse_experts(self, traits: Traits) -> str | None:
         """Why weights of a model with experts cannot be replaced; None where there are none."""
@@ -287,6 +299,11 @@ class Weights(Method):
             return None
         first = traits.sparse[0]
         return f"decoder layer {first} has experts, which lie in one tensor and are not quantized; use a dense model"
+
+    def _refuse_encoder(self, traits: Traits) -> str | None:
+        if self.part == "decoder" or self.plain or traits.encoder_layers is not None:
+            return None
+        return f"replaces weights of the encoder, in which nothing can be read ({traits.family}); use gptq, for the decoder"
 
     def _refuse_missing(self, traits: Traits) -> str | None:
         if self.plain or traits.numbers(self.name, self.bound()) is not None:

@@ -46,6 +46,8 @@ def export(model: nn.Module, artifact: Artifact, out: str | Path) -> None:
     parts = anatomy(model)
     artifact.check(parts.traits().fingerprint, {})
     blocks = [block_of(artifact, number) for number in range(artifact.numbers["blocks"])]
+    if any(one.inputs is not None for block in blocks for one in block.values()):
+        raise FoveateError(f"{method.name}: rounds inputs to grids of its own, which are not written; use activations=16")
     there = anatomy(copy.deepcopy(parts.model))
     sources: Mapping[str, Mapping[str, str]] = artifact.numbers["sources"]
     with torch.no_grad():
@@ -138,7 +140,7 @@ def _write(there: Anatomy, method: Weights, blocks: list[dict[str, Replaced]], o
     if method.activations < 16:
         inputs = tensors.QuantizationArgs(num_bits=method.activations, type="int", strategy="token", dynamic=True)
     scheme = tensors.QuantizationScheme(
-        targets=_targets(placed),
+        targets=_targets(placed, method.part),
         weights=weights,
         input_activations=inputs,
         # Left to itself the library takes eight bits for each weight wherever inputs are rounded, too.
@@ -158,13 +160,16 @@ def _write(there: Anatomy, method: Weights, blocks: list[dict[str, Replaced]], o
     compressor.update_config(out)
 
 
-def _targets(placed: Mapping[str, Replaced]) -> list[str]:
+def _targets(placed: Mapping[str, Replaced], part: str) -> list[str]:
     """Patterns that say which linears: names of whole families of layers, as other loaders spell the way there otherwise."""
-    return sorted({f"re:.*{re.sub(r'[.]([0-9]+)[.]', '[.][0-9]+[.]', _tail(name))}$" for name in placed})
+    return sorted({f"re:.*{re.sub(r'[.]([0-9]+)[.]', '[.][0-9]+[.]', _tail(name, part))}$" for name in placed})
 
 
-def _tail(name: str) -> str:
-    return name.rpartition("layers")[1] + name.rpartition("layers")[2]
+def _tail(name: str, part: str) -> str:
+    """From the layers on; of an encoder with one name more, as its layers may be named like the decoder's."""
+    front, layers, rest = name.rpartition("layers")
+    above = front.rstrip(".").rpartition(".")[2]
+    return f"{above}.{layers}{rest}" if layers and part == "encoder" else layers + rest
 
 
 def _plain(value: Any) -> Any:

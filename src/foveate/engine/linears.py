@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.core.errors import FoveateError
-from foveate.core.weights import Replaced, Sparse, Stand
+from foveate.core.weights import Replaced, Sparse, Stand, Steps
 from foveate.engine.sides import moved_sides, product, sides_of, tensors_of_sides
 from foveate.models import Anatomy
 from foveate.ops.grid import Grid, limits, packed, unpacked
@@ -107,18 +107,22 @@ def dense(replaced: Replaced, linear: nn.Linear) -> Stand:
 
 def moved(replaced: Replaced, device: torch.device, dtype: torch.dtype | None = None) -> Replaced:
     """The same on ``device``, its sides in ``dtype`` if that is given."""
-    grid, sparse = replaced.grid, replaced.sparse
-    zero = None if grid.zero is None else grid.zero.to(device)
+    grid, sparse, inputs = replaced.grid, replaced.sparse, replaced.inputs
     sides, by_role = moved_sides(replaced, device, dtype)
     return replace(
         replaced,
-        grid=Grid(grid.bits, grid.scale.to(device), zero),
+        grid=_moved(grid, device),
         integers=replaced.integers.to(device),
         divide=None if replaced.divide is None else replaced.divide.to(device),
         sparse=sparse and Sparse(sparse.index.to(device), sparse.integers.to(device), sparse.scale.to(device)),
         sides=sides,
         by_role=by_role,
+        inputs=None if inputs is None else _moved(inputs, device),
     )
+
+
+def _moved(grid: Steps, device: torch.device) -> Grid:
+    return Grid(grid.bits, grid.scale.to(device), None if grid.zero is None else grid.zero.to(device))
 
 
 def tensors_of(replaced: Replaced, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -139,6 +143,9 @@ def tensors_of(replaced: Replaced, dtype: torch.dtype) -> dict[str, Tensor]:
         found |= {"index": sparse.index, "sparse": sparse.integers, "sparse_scale": _small(sparse.scale, dtype)}
     sides = tensors_of_sides(replaced)
     found |= {name: _small(part, dtype) if part.is_floating_point() else part for name, part in sides.items()}
+    if replaced.inputs is not None:
+        assert replaced.inputs.zero is not None, "inputs have a zero point"
+        found["inputs"] = torch.cat([replaced.inputs.scale.flatten(), replaced.inputs.zero.flatten()]).float()
     return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
 
 
@@ -152,7 +159,13 @@ def read_back(tensors: Mapping[str, Tensor]) -> Replaced:
     if "index" in tensors:
         sparse = Sparse(tensors["index"], tensors["sparse"], tensors["sparse_scale"].float())
     grid = Grid(bits, scale, None if zero is None else zero.to(scale.dtype))
-    return Replaced(grid, integers, None if divide is None else divide.float(), activations, sparse, *sides_of(tensors))
+    inputs = None
+    if "inputs" in tensors:
+        step, nought = tensors["inputs"][:, None, None]
+        inputs = Grid(activations, step, nought)
+    return Replaced(
+        grid, integers, None if divide is None else divide.float(), activations, sparse, *sides_of(tensors), inputs
+    )
 
 
 def _small(steps: Tensor, dtype: torch.dtype) -> Tensor:

@@ -118,7 +118,7 @@ def product(
     of = replaced.by_role
     chosen = _chosen(of, x, present()) if of else ()
     divided = _divided(replaced, x, chosen)
-    made = base(tokens(divided, replaced.activations).to(x.dtype))
+    made = base(_rounded(replaced, divided).to(x.dtype))
     if not replaced.sides and not chosen:
         return made
     rows, shape = divided.reshape(-1, x.shape[-1]), made.shape
@@ -201,6 +201,10 @@ def _chosen(of: Sequence[ForRoles], x: Tensor, present: Present | None) -> list[
     if present is None or not present.fits(x):
         raise refusal("weights by role")
     return [(one, some) for one in of if (some := present.rows(one.roles)) is not None]
+
+
+def _rounded(replaced: Replaced, x: Tensor) -> Tensor:
+    return replaced.inputs.rounded(x) if replaced.inputs is not None else tokens(x, replaced.activations)
 
 
 def _divided(replaced: Replaced, x: Tensor, chosen: Sequence[tuple[ForRoles, Chosen]]) -> Tensor:

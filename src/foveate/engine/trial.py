@@ -104,6 +104,10 @@ class Trial:
         """For each block and batch the mean size ``[n, 1]`` of the gradient at the output of a linear of this name."""
         return self._slopes.of(name)
 
+    def pull(self, batch: int, made: Tensor, temperature: float = 1.0) -> Tensor:
+        """The gradient at ``made``, were it what the block puts out for a batch, of how far the model's answers move."""
+        return self._slopes.pull(self.number, batch, made, temperature)
+
     def place(self, name: str, replaced: Replaced) -> None:
         """From here on ``replaced`` stands for a linear."""
         linear = self.linears[name]

@@ -70,6 +70,7 @@ from foveate.methods.weights.awq import AWQ
 from foveate.methods.weights.dasq import DASQ
 from foveate.methods.weights.gptaq import GPTAQ
 from foveate.methods.weights.gptq import GPTQ
+from foveate.methods.weights.ls_vit import LSViT
 from foveate.methods.weights.masquant import MASQuant
 from foveate.methods.weights.mbq import MBQ
 from foveate.methods.weights.qig import QIG
@@ -123,6 +124,7 @@ __all__ = [
     "IVCPrune",
     "IndexPreserving",
     "InformationHorizon",
+    "LSViT",
     "MASQuant",
     "MeToM",
     "Merge3D",
