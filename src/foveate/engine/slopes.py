@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -55,28 +56,28 @@ class Slopes:
             x = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
             return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
 
-        handles = [self._replay.blocks[0].register_forward_pre_hook(begin, with_kwargs=True)]
-        for number, block in enumerate(self._replay.blocks):
-            linear = dict(block.named_modules()).get(name)
-            if linear is not None:
-                handles.append(linear.register_forward_hook(hear(number)))
         wanted = [parameter for parameter in parts.model.parameters() if parameter.requires_grad]
-        try:
+        with ExitStack() as stack:
+            if self._replay.attaching is not None:  # first: attaching tries layers, without gradients
+                stack.enter_context(self._replay.attaching())
+            stack.callback(self._replay.blocks[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
+            for number, block in enumerate(self._replay.blocks):
+                linear = dict(block.named_modules()).get(name)
+                if linear is not None:
+                    stack.callback(linear.register_forward_hook(hear(number)).remove)
             for parameter in wanted:
+                stack.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
             with torch.enable_grad():
                 self._loss(batch).backward()  # type: ignore[no-untyped-call]
-        finally:
-            for handle in handles:
-                handle.remove()
-            for parameter in wanted:
-                parameter.requires_grad_(True)
         return slopes
 
     def _loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """On the answers; on the likeliest next word of samples without one."""
         parts = self._replay.parts
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        # A session reads labels and keeps them to itself: an answer has no say in what is kept of its prompt.
+        attached = self._replay.attaching is not None
+        inputs = {name: value for name, value in batch.items() if attached or name != "labels"}
         hidden = parts.multimodal(**inputs, use_cache=False).last_hidden_state
         head, labels = function(parts, Function("head")), batch.get("labels")
         loss: Tensor = hidden.new_zeros(())
