@@ -1,6 +1,7 @@
 """How far each method that replaces weights takes the reference models from their floats, at which size.
 
     python -m benchmarks.quantization --minutes 60      # begins nothing new after that; goes on when started again
+    python -m benchmarks.quantization --only speed      # times of whole models, on an idle machine
     python -m benchmarks.quantization --page            # only writes the page anew
 
 A cell is a model, healthy or with planted outliers (`benchmarks.sick`), a method, a setting of bits, and a seed of the
@@ -8,7 +9,9 @@ calibration samples. Every registered method that replaces weights has a row, so
 Questions are answered by the right answer: each of its words and its end is predicted from the right ones before it. What is
 noted is, question by question, how far the distribution is from the float model's (KL(float || quantized), mean over
 these words), in which share of them the likeliest word is the same, and whether all likeliest ones are right, which is when
-greedy decoding gives that answer. Writes docs/quantization-results.json after every cell, and docs/quantization-results.md.
+greedy decoding gives that answer. `QUANTIZED_BY` is also measured beside `PRUNED_BY`, at several budgets of each. Times are
+those of `benchmarks.quantization_speed`. Writes docs/quantization-results.json after every cell, which several such
+commands may do at once, and docs/quantization-results.md at the end.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any, Literal
 
 import torch
 from benchmarks.quantization_page import page
+from benchmarks.quantization_speed import Speed
 from benchmarks.sick import sick
 from torch import Tensor
 
@@ -128,6 +132,8 @@ def cells(models: Sequence[str]) -> Iterator[Cell]:
                                 yield Cell(model, ill, text, setting, seed)
 
 
+WHERE = f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+"""What torch's kernels may use here."""
 WEIGHTS = ("floats", "W4 g64", "W3", "W2")
 KEEPS = (1.0, 0.5, 0.22, 0.11)
 QUANTIZED_BY, PRUNED_BY = "vlm_ptq(mu_search='rtn')", "hiprune"
@@ -184,7 +190,7 @@ class Subject:
         """Of each question the float model's logits where its answer is predicted, and the answer."""
         return self.answers()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answers(self) -> list[tuple[Tensor, Tensor]]:
         """The same of the model as it is now."""
         found = []
@@ -243,7 +249,8 @@ class Kept:
         lines = [f"{json.dumps(key)}: {json.dumps(one)}" for key, one in content["cells"].items()]
         speed = [json.dumps(one) for one in content["speed"]]
         part = self.path.with_suffix(f".{os.getpid()}")
-        part.write_text('{"cells": {\n' + ",\n".join(lines) + '\n},\n"speed": [\n' + ",\n".join(speed) + "\n]}\n")
+        cells, rounds, where = ",\n".join(lines), ",\n".join(speed), json.dumps(content.get("where", ""))
+        part.write_text(f'{{"cells": {{\n{cells}\n}},\n"where": {where},\n"speed": [\n{rounds}\n]}}\n')
         part.replace(self.path)
 
 
@@ -300,6 +307,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--only", choices=("cells", "together", "speed"), help="of the three parts")
+    parser.add_argument("--rounds", type=int, default=9, help="of the times of whole models")
     parser.add_argument("--page", action="store_true", help="only write the page anew")
     arguments = parser.parse_args()
     kept, until = Kept(arguments.out), time.monotonic() + 60 * arguments.minutes
@@ -327,7 +335,18 @@ def main() -> None:
             f"{time.monotonic() - began:.0f} s",
             flush=True,
         )
-    arguments.out.with_suffix(".md").write_text(page(kept.content, SETTINGS))
+    if not arguments.page and arguments.only in (None, "speed"):
+        time_models(kept, arguments.rounds, until)
+    arguments.out.with_suffix(".md").write_text(page(kept.content, tuple(SETTINGS)))
+
+
+def time_models(kept: Kept, rounds: int, until: float) -> None:
+    """Rounds of all arms, until there are so many."""
+    speed = Speed() if len(kept.content["speed"]) < rounds and time.monotonic() < until else None
+    while speed is not None and len(kept.content["speed"]) < rounds and time.monotonic() < until:
+        found = speed.round()
+        kept.write((content := kept.content) | {"where": WHERE, "speed": [*content["speed"], found]})
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
