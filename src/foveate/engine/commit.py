@@ -1,4 +1,4 @@
-"""How a session ends, or does not: what it did to the model is undone, or the weights that it replaced are let go for good."""
+"""How a session ends, or does not: the model is given back, or the weights that were replaced are let go for good."""
 
 from __future__ import annotations
 
