@@ -36,17 +36,19 @@ NAMES = (
     "Nathan", "Olivia", "Peter", "Rosa", "Simon", "Teresa", "Victor", "Walter", "Sophie", "Martin", "Laura",
 )  # fmt: skip
 CITIES = (
-    "Paris", "London", "Berlin", "Rome", "Madrid", "Vienna", "Cairo", "Tokyo", "Moscow", "Lisbon", "Dublin", "Oslo", "Boston",
-    "Chicago", "Sydney", "Toronto",
+    "Paris", "London", "Berlin", "Rome", "Madrid", "Vienna", "Cairo", "Tokyo", "Moscow", "Lisbon", "Dublin", "Oslo",
+    "Boston", "Chicago", "Sydney", "Toronto",
 )  # fmt: skip
-PETS = ("dog", "cat", "horse", "rabbit", "parrot", "turtle", "goat", "hamster")
-JOBS = ("nurse", "pilot", "farmer", "lawyer", "plumber", "dentist", "tailor", "cook")
+THINGS = (
+    "lamp", "table", "violin", "kettle", "bicycle", "camera", "sofa", "mirror", "clock", "ladder", "basket", "hammer",
+    "umbrella", "piano", "candle", "blanket",
+)  # fmt: skip
 
 NEEDLE, NEEDLES, DIALOGUE = 40, 20, 20
 """Sentences around the facts."""
 FACTS, TURNS = 4, 3
 """Facts in a passage with several, and questions of a conversation."""
-ENTRIES = 12
+ENTRIES = 8
 """Lines of a list."""
 
 
@@ -64,44 +66,38 @@ def _city(rng: np.random.Generator, name: str) -> Fact:
     return Fact(f"{name} lives in {city}.", f"In which city does {name} live?", city)
 
 
-def _number(rng: np.random.Generator, name: str) -> Fact:
-    number = _digits(rng)
-    return Fact(f"The special magic number of {name} is {number}.", f"What is the special magic number of {name}?", number)
+def _number(what: str) -> Callable[[np.random.Generator, str], Fact]:
+    def fact(rng: np.random.Generator, name: str) -> Fact:
+        number = _digits(rng)
+        return Fact(f"The {what} of {name} is {number}.", f"What is the {what} of {name}?", number)
+
+    return fact
 
 
-def _pet(rng: np.random.Generator, name: str) -> Fact:
-    pet = choose(rng, PETS)
-    return Fact(f"{name} has a pet {pet}.", f"What pet does {name} have?", pet)
-
-
-def _job(rng: np.random.Generator, name: str) -> Fact:
-    job = choose(rng, JOBS)
-    return Fact(f"{name} works as a {job}.", f"What is the job of {name}?", job)
-
-
-KINDS: tuple[Callable[[np.random.Generator, str], Fact], ...] = (_city, _number, _pet, _job)
+KINDS = (_city, _number("special magic number"), _number("phone number"), _number("door code"))
+"""What facts are about. None is a thing that a small model would rather guess than read, as pets and jobs are."""
 
 
 def needle(rng: np.random.Generator) -> tuple[Turn, ...]:
-    """A city or a number, once in a long passage."""
-    fact = KINDS[rng.integers(2)](rng, choose(rng, NAMES))
+    """One fact in a long passage."""
+    fact = KINDS[int(rng.integers(len(KINDS)))](rng, choose(rng, NAMES))
     return _about(_passage(rng, NEEDLE, [fact]), [fact])
 
 
 def needles(rng: np.random.Generator) -> tuple[Turn, ...]:
     """Facts of four kinds about four people; one of them is asked for."""
     facts = _facts(rng)
-    return _about(_passage(rng, NEEDLES, facts), [facts[rng.integers(FACTS)]])
+    return _about(_passage(rng, NEEDLES, facts), [facts[int(rng.integers(FACTS))]])
 
 
 def lookup(rng: np.random.Generator) -> tuple[Turn, ...]:
-    """The number of one of the people on a list."""
-    numbers = [_digits(rng) for _ in range(ENTRIES)]
-    people = distinct(rng, NAMES, ENTRIES)
-    lines = [f"The phone number of {name} is {number}." for name, number in zip(people, numbers)]
+    """The price of one of the things on a list."""
+    prices = [_digits(rng) for _ in range(ENTRIES)]
+    things = distinct(rng, THINGS, ENTRIES)
+    lines = [f"The price of the {thing} is {price}." for thing, price in zip(things, prices)]
     asked = int(rng.integers(ENTRIES))
-    fact = Fact(lines[asked], f"What is the phone number of {people[asked]}?", numbers[asked])
-    return _about("\n".join(("Here are the phone numbers of the people in our office.", *lines)), [fact])
+    fact = Fact(lines[asked], f"What is the price of the {things[asked]}?", prices[asked])
+    return _about("\n".join(("Here are the prices in our shop.", *lines)), [fact])
 
 
 def dialogue(rng: np.random.Generator) -> tuple[Turn, ...]:
