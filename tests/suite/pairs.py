@@ -30,7 +30,7 @@ from foveate.methods import ALVTS, RTN, UAT, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
-from tests.suite.bodies import BODIES, FILMS, ONE, SEVERAL, Body
+from tests.suite.bodies import BODIES, FILMS, ONE, SEVERAL, TEXTS, Body
 from tests.thirdparty import installed
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -222,7 +222,7 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
     """What the methods that are trained or calibrated need on a body, or on the one of that name, if it can host them."""
     body, made = BODIES[body] if isinstance(body, str) else body, []
     traits = parts(body).traits()
-    if not traits.recurrent:
+    if not traits.recurrent and traits.sees:
         # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
         made.append(ALVTS().artifact(traits.fingerprint, numbers))
@@ -297,12 +297,12 @@ def refusal(method: Method, body: Body) -> str | None:
     return None
 
 
-def _params(hosted: bool) -> list[Any]:
+def _params(hosted: bool, texts: bool = False) -> list[Any]:
     found = []
     for name in registry.methods():
         for number, method in enumerate(variants(name)):
             more = (*(FILMS.values() if name in FILMED else ()), *((SEVERAL,) if name in JOINED else ()))
-            for body in (*BODIES.values(), *more):
+            for body in TEXTS.values() if texts else (*BODIES.values(), *more):
                 if (refusal(method, body) is None) != hosted:
                     continue
                 # Bodies are given pixels: pictures come before (tests/methods/test_downsample.py).
@@ -311,6 +311,7 @@ def _params(hosted: bool) -> list[Any]:
                 # First tier: each method in one setting on one anatomy, each anatomy with one method.
                 first = body.name in ("llava-clip", "qwen2_vl-video") or name == "fastv" or not hosted
                 first = first or (name == "meteor" and body is SEVERAL)
+                first = first or (name in ("h2o", "snapkv") and body is TEXTS["text"])
                 marks = [] if first and number == 0 else [pytest.mark.slow]
                 found.append(pytest.param(method, body, id=f"{body.name}-{method}", marks=marks))
     return found
@@ -319,3 +320,6 @@ def _params(hosted: bool) -> list[Any]:
 with installed():  # a method of somebody else's gets the suite for nothing
     HOSTED = _params(hosted=True)
     REFUSED = _params(hosted=False)
+    READ = _params(hosted=True, texts=True)
+    """The same of text models."""
+    UNREAD = _params(hosted=False, texts=True)

@@ -24,13 +24,13 @@ from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import fed_lengths, generate, logits
 from tests.suite.oracle import Notes, masked_logits, noting, short_logits
-from tests.suite.pairs import HOSTED, REFUSED, lent, refusal
+from tests.suite.pairs import HOSTED, READ, REFUSED, UNREAD, lent, refusal
 
-hosted = pytest.mark.parametrize(("method", "body"), HOSTED)
+hosted = pytest.mark.parametrize(("method", "body"), [*HOSTED, *READ])
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("method", "body"), REFUSED)
+@pytest.mark.parametrize(("method", "body"), [*REFUSED, *UNREAD])
 def test_a_model_that_cannot_host_the_method_is_refused_by_name(method: Method, body: Body) -> None:
     reason = refusal(method, body)
     assert reason is not None
@@ -110,11 +110,11 @@ def test_a_sample_gets_in_a_padded_batch_what_it_gets_alone(method: Method, body
     together = body.inputs(RAGGED)
     with attach(model, method, body) as session:
         batch = logits(generate(model, double(together), 6))
-        alive = session.trace.alive(session.anatomy.traits().decoder_layers)
+        alive = session.trace.alive(session.anatomy.traits().decoder_layers) or [[]] * len(RAGGED)
         for place, sample in enumerate(RAGGED):
             alone = body.inputs(RAGGED, only=place)
             torch.testing.assert_close(logits(generate(model, double(alone), 6))[0], batch[place], rtol=1e-6, atol=1e-6)
-            mine = session.trace.alive(session.anatomy.traits().decoder_layers)[0]
+            mine = (session.trace.alive(session.anatomy.traits().decoder_layers) or [[]])[0]
             assert [kept.tolist() for kept in mine] == [kept.tolist() for kept in alive[place]], sample
 
 
@@ -194,10 +194,12 @@ def test_composition_runs_and_equals_its_oracle(recipe: str) -> None:
 
 def oracle(model: Any, whole: dict[str, torch.Tensor], session: Session, notes: Notes) -> torch.Tensor:
     """Where layers have a recurrent state, removing is not masking; where rows are put in, there is nothing to mask."""
+    logs = notes.trace.log  # of prompts with pictures
+    inserted = any((of.role == Role.INSERTED).any() for log in logs[:1] for of in log)
     with still_replaced(session):
-        if session.anatomy.traits().recurrent or any((of.role == Role.INSERTED).any() for of in notes.trace.log[0]):
+        if session.anatomy.traits().recurrent or inserted:
             return short_logits(model, whole, notes.trace, notes)
-        return masked_logits(model, whole, notes.trace, (0,), notes)
+        return masked_logits(model, whole, notes.trace, (0,)[: len(logs)], notes)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A model and its processor by name: an embedded one, one in a package, a checkpoint folder, or one on the Hugging Face Hub."""
+"""A model and its processor by name: embedded, in a package, a checkpoint folder, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -142,9 +142,7 @@ def _unloadable(name: str, error: Exception) -> FoveateError:
     said = one_line(error)
     remedies = [f"; pip install 'foveate[{extra}]'" for package, extra in _EXTRAS.items() if package in said.lower()]
     if not remedies and not isinstance(error, ImportError):
-        return FoveateError(
-            f"model={name!r}: cannot be loaded as a model of images and text, or of text ({first_line(error)})"
-        )
+        return FoveateError(f"model={name!r}: cannot be loaded as a language model ({first_line(error)})")
     return FoveateError(f"model={name!r}: cannot be loaded ({said}){''.join(remedies)}")
 
 

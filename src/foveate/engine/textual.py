@@ -17,8 +17,8 @@ def check_textual(method: Method, traits: Traits) -> None:
         return
     if not method.textual:
         raise FoveateError(
-            f"{method.name}: acts on the tokens of pictures, and a text model has none; use a method of the cache or of the "
-            "weights, such as snapkv or rtn"
+            f"{method.name}: acts on the tokens of pictures, and this is a model of text alone; use a method of the cache "
+            "or of the weights, such as snapkv or rtn"
         )
     if getattr(method.fitted(traits), "tokens", None) == "visual":
-        raise FoveateError(f"{method.name}: tokens='visual': a text model has no visual tokens; use tokens='all'")
+        raise FoveateError(f"{method.name}: tokens='visual': this is a model of text alone; use tokens='all'")

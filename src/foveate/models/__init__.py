@@ -51,8 +51,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     family = _FAMILIES.get(kind) or (text.anatomy if text.is_text(model) else None)
     if family is None:
-        known = ", ".join(_FAMILIES)
-        raise FoveateError(f"model {kind!r}: not supported; supported families: {known}, and text models (causal decoders)")
+        known = ", ".join((*_FAMILIES, text.FAMILY))
+        raise FoveateError(f"model {kind!r}: not supported; supported families: {known}")
     if not hasattr(model, "lm_head"):
         raise FoveateError(
             f"model {type(model).__name__}: has no language-modelling head; load it with AutoModelForImageTextToText"

@@ -32,9 +32,9 @@ def read_processor(source: str | Path, **options: Any) -> Any:
     kind = type(AutoConfig.from_pretrained(source, **options))
     if reads_text(kind):
         return TextProcessor(AutoTokenizer.from_pretrained(source, **options))
-    if not is_torchvision_available():
-        if kind in PROCESSOR_MAPPING and "video_processor" in PROCESSOR_MAPPING[kind].get_attributes():
-            return _of_pictures(PROCESSOR_MAPPING[kind], source, options)
+    videos = kind in PROCESSOR_MAPPING and "video_processor" in PROCESSOR_MAPPING[kind].get_attributes()
+    if videos and not is_torchvision_available():
+        return _of_pictures(PROCESSOR_MAPPING[kind], source, options)
     return AutoProcessor.from_pretrained(source, **options)
 
 

@@ -167,6 +167,7 @@ class DASQ(Weights):
     paper = "CVPR 2026"
     helps = "For a vision encoder in 4 bits or fewer, without samples, where few weights are far larger than the others."
     part = "encoder"
+    textual = False
     streams: ClassVar[tuple[Stream, ...]] = ()
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16}
 
