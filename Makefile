@@ -31,9 +31,9 @@ $(VENV)/.smol: $(READY)
 	touch $@
 
 demo-smol: $(VENV)/.smol
-	$(BIN)/foveate bench --model smol --tasks needle,lookup --methods h2o,streamingllm,"snapkv(window=16)" --keep 0.5,0.2,0.1 \
+	$(BIN)/foveate bench --model smol --tasks text-needles,text-lookup --methods h2o,streamingllm,"snapkv(window=16)" --keep 0.5,0.2,0.1 \
 		--n 20 --out runs/demo-smol --resume
-	@echo "The picture is runs/demo-smol/quality_speed.png"
+	@echo "The picture is runs/demo-smol/quality_cache.png"
 
 test-smol: $(VENV)/.smol
 	$(BIN)/python -m pytest tests/smol

@@ -237,7 +237,10 @@ class Run:
         """Those whose prompt has the most frequent length, in their order; of conversations the first ones."""
         if task not in self.asked:
             pool = tasks.questions(task, POOL if task in SINGLE else ROUNDS * TALKS, SEED)
-            lengths = [self.checkpoint.inputs([()], [each.turns[0].prompt])["input_ids"].shape[1] for each in pool]
+            processor = self.checkpoint.processor
+            chats = [[{"role": "user", "content": each.turns[0].prompt}] for each in pool]
+            prompts = processor.apply_chat_template(chats, add_generation_prompt=True)
+            lengths = list(map(len, processor.tokenizer(prompts, add_special_tokens=False).input_ids))
             if task in SINGLE:
                 (length, found), *_ = Counter(lengths).most_common(1)
                 if found < ROUNDS * BLOCK:

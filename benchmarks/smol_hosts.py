@@ -174,7 +174,6 @@ class Hooked:
 
     def converse(self, prompts: Sequence[str], longest: int) -> list[str]:
         """As `Host`."""
-        end = self.checkpoint.model.generation_config.eos_token_id
         ids = self.checkpoint.inputs([()], prompts[:1])["input_ids"]
         read = self._read(ids)
         said = list[str]()
@@ -184,7 +183,7 @@ class Hooked:
                 # The last token of an answer is read with what follows it, as generate does.
                 read = self._more(read, whole[:, read.length :])
                 ids = whole
-            new, read = self._decode(read, longest, lambda new: new[:, -1] == end)
+            new, read = self._decode(read, longest, self._ends)
             ids = torch.cat([ids, new], dim=1)
             said.append(self.checkpoint.processor.decode(new[0], skip_special_tokens=True).strip())
         return said
@@ -236,15 +235,20 @@ class Hooked:
 
     @torch.inference_mode()
     def _decode(self, read: Reading, longest: int, done: Done) -> tuple[Tensor, Reading]:
-        """New ids, and what was read: all of them but the last."""
-        end = self.checkpoint.model.generation_config.eos_token_id
+        """New ids, padded where a sample has ended, as generate does; and what was read: all of them but the last."""
         new = read.logits.argmax(-1)[:, None]
-        ended = (new[:, -1] == end) | done(new)
+        ended = self._ends(new) | done(new)
         while new.shape[1] < longest and not bool(ended.all()):
             read = self._more(read, new[:, -1:])
-            new = torch.cat([new, read.logits.argmax(-1)[:, None]], dim=1)
-            ended |= (new[:, -1] == end) | done(new)
+            best = read.logits.argmax(-1).masked_fill(ended, self.checkpoint.processor.tokenizer.pad_token_id)
+            new = torch.cat([new, best[:, None]], dim=1)
+            ended |= self._ends(new) | done(new)
         return new, read
+
+    def _ends(self, new: Tensor) -> Tensor:
+        """Whether the last of the new ids ends each sample."""
+        end = self.checkpoint.model.generation_config.eos_token_id
+        return new[:, -1] == (-1 if end is None else end)
 
 
 def _loss(first: Tensor, logits: Tensor, following: Tensor) -> float:
