@@ -94,7 +94,7 @@ def bench(
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task; of --data the first N.")] = 200,
     seed: Seed = 0,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for results.json, report.html, quality_speed.png and every answer.")
+        Path, typer.Option(metavar="DIR", help="Folder for results.json, report.html, a picture and every answer.")
     ] = Path("runs/bench"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on in DIR; finished cells are not measured again.")] = False,
     device: Device = "auto",
