@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
@@ -14,40 +13,19 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
 from tests.serving.door.conftest import CHAT, RECIPE, chat
-from tests.serving.door.faults import BROKEN, INSIDE, QUESTION, REFUSED, UNUSUAL, Client, asked, content
+from tests.serving.door.faults import BROKEN, INSIDE, QUESTION, REFUSED, UNUSUAL, asked, content
 
 # Where vLLM is installed, transformers may be an older one.
 pytest.importorskip("transformers.cli.serving.systemone")
 
-from foveate import checkpoint
-from foveate.serving.door.fallback import app
+from tests.serving.door.fallback import Served
+
 from foveate.serving.door.rules import TRANSFORMERS, Rules
 from foveate.serving.settings import Settings
 
 END = 3
 """The token that ends an answer; forbidden, so that answers are long."""
-
-
-class Served(Client):
-    """A server in a thread of this process, and ways to talk to it."""
-
-    def __init__(self, rules: Rules) -> None:
-        self.loaded = checkpoint.load("reference", "cpu", "float32")
-        self.door = app(self.loaded, rules)
-        self._server = uvicorn.Server(uvicorn.Config(self.door, port=0, log_level="critical", timeout_graceful_shutdown=2))
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.run(self._server.serve([self._socket]))
-
-    def close(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(10)
 
 
 def long(**more: Any) -> dict[str, Any]:
