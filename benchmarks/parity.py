@@ -97,11 +97,11 @@ def measure(name: str, n: int, keep: float, only: Sequence[str], kept: Kept, unt
     recipes = [recipe for recipe in recipes if not only or recipe.partition("(")[0] in only]
     for start, recipe in product(range(0, n, AT_A_TIME), recipes):
         before = kept.of(name, recipe)
-        if before is not None and before["questions"] > start:
+        begun, part = time.time(), asked[max(start, before["questions"] if before else 0) : start + AT_A_TIME]
+        if not part:
             continue
         if time.monotonic() > until:
             break
-        begun, part = time.time(), asked[start : start + AT_A_TIME]
         theirs = attached(folder, recipe, part, at_once=BATCH)
         change(llm, recipe)
         chosen = watch(llm)
