@@ -53,7 +53,7 @@ class Looking(RTN):
 def looking(monkeypatch: pytest.MonkeyPatch) -> type[Looking]:
     monkeypatch.setattr(Looking, "stop", 99)
     monkeypatch.setattr(Looking, "seen", [])
-    monkeypatch.setattr("foveate.engine.quantize.to_quantize", lambda method: method)
+    monkeypatch.setattr("foveate.engine.quantize.to_quantize", lambda method: (method, Recipe()))
     return Looking
 
 
@@ -154,7 +154,8 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:
             "rtn: group_size=32: does not divide the 48 inputs of self_attn.q_proj in decoder block 0; "
             "must be one of 16, 8, -1",
         ),
-        ("rtn + gptq", (), "must be one method"),
+        ("rtn + gptq", (), "must have one method that replaces weights, such as 'rtn(bits=4)'; has 2"),
+        ("none", (), "must have one method"),
         ("hiprune", (), "hiprune: replaces no weights"),
         ("rtn(bits=16)", (), "rtn: bits=16: leaves the model as it is"),
         ("gptq", (), "gptq: looks at what samples feed the model; give batches"),
@@ -273,3 +274,31 @@ def test_samples_come_with_their_seed_and_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
     assert replace(one).parameters["bits"] == 4
+
+
+def test_in_a_recipe_samples_are_read_by_what_acts_before_the_language_model() -> None:
+    model, inputs = BODY.model(), BODY.inputs(RAGGED)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -2:] = inputs["input_ids"][:, -2:]
+    batch, before = inputs | {"labels": labels}, dict(model.named_modules())
+    plain = quantize(model, "gptq(bits=3)", [batch])
+    pruned = quantize(model, "gptq(bits=3) + hiprune(keep=4)", [batch])
+    both = quantize(model, "hiprune(keep=4) + gptq(bits=3) + fastv(layer=1, keep=0.5) + snapkv(keep=0.5, window=4)", [batch])
+
+    assert (plain.numbers["before"], pruned.numbers["before"]) == ("", "hiprune(keep=4)")
+    assert plain.numbers["said"] == pruned.numbers["said"] == []
+    (line,) = both.numbers["said"]
+    assert line.startswith("samples were read without fastv, snapkv")
+    words = [name for name in plain.numbers if name.endswith("words")]
+    assert any(not torch.equal(plain.numbers[name], pruned.numbers[name]) for name in words)
+    assert all(torch.equal(both.numbers[name], pruned.numbers[name]) for name in words)
+    assert dict(model.named_modules()) == before
+    # It is an artifact like any other.
+    with foveate.attach(model, "gptq(bits=3) + uniform(keep=4)", artifacts=[pruned]):
+        assert model(**inputs).logits.isfinite().all()
+    # What looks at no samples, and what is fed by the encoder alone, is as it would be.
+    for method in ("rtn(bits=3)", "dasq(bits=3)"):
+        alone, beside = quantize(model, method), quantize(model, f"{method} + hiprune(keep=4)")
+        assert beside.numbers["before"] == ""
+        assert beside.numbers["said"] == []
+        assert all(torch.equal(one, beside.numbers[n]) for n, one in alone.numbers.items() if n.endswith("words"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
+import foveate
 from foveate.core.errors import FoveateError
-from foveate.core.roles import Role
+from foveate.core.roles import VISUAL, Role
 from foveate.engine.replay import Replay
 from foveate.engine.slopes import Slopes
 from foveate.engine.trial import Trial
@@ -170,3 +173,26 @@ def _trial(name: str, model: object = None) -> tuple[Trial, Replay]:
     replay = Replay(anatomy(model or body.model()), batches)  # type: ignore[arg-type]
     states = {"exact": [watched.x for watched in replay.batches]}
     return Trial(replay, 0, states, Slopes(replay, batches), print), replay  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["llava-clip", "qwen3_vl", "qwen2_5_vl"])
+def test_what_acts_before_the_language_model_runs_while_samples_are_read(name: str) -> None:
+    body = BODIES[name]
+    model, inputs = body.model(), body.inputs(RAGGED)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -2:] = inputs["input_ids"][:, -2:]
+    batch = inputs | {"labels": labels}
+    parts = anatomy(model)
+    replay = Replay(parts, [batch], attaching=partial(foveate.attach, model, "uniform(keep=3)"))  # which compares them
+
+    watched, whole = replay.batches[0], Replay(parts, [batch]).batches[0]
+    visual = torch.isin(watched.role, torch.tensor(VISUAL))
+    assert visual.sum() == 3 * sum(images for _, images, _ in RAGGED) * len(body.views)
+    for role in (Role.TEXT, Role.ANSWER):
+        assert torch.equal((watched.role == role).sum(1), (whole.role == role).sum(1))
+    # Words enter the first block as they do without.
+    assert torch.equal(watched.x[watched.role == Role.ANSWER], whole.x[whole.role == Role.ANSWER])
+    slopes = Slopes(replay, [batch]).of("mlp.down_proj")
+    assert [len(rows[0].x) for rows in slopes] == [int((watched.role != Role.PAD).sum())] * len(replay.blocks)
+    assert all(bool((rows[0].x[rows[0].role == Role.ANSWER] > 0).any()) for rows in slopes)
+    assert "_foveate_session" not in vars(model)

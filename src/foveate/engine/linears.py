@@ -69,13 +69,20 @@ def linears_of(block: nn.Module, where: str) -> dict[str, nn.Linear]:
 
 
 def _readable(weight: Tensor) -> bool:
-    return type(weight) is nn.Parameter and weight.dtype in FLOATS and not weight.is_meta
+    return type(weight) is nn.Parameter and weight.dtype in FLOATS and not weight.is_meta and not _gone(weight)
+
+
+def _gone(weight: Tensor) -> bool:
+    """Whether a session was committed: entries share one place."""
+    return weight.untyped_storage().nbytes() < weight.nbytes
 
 
 def _refuse_unreadable(linear: nn.Linear, where: str) -> None:
     weight = linear.weight
     if weight.is_meta:
         raise FoveateError(f"{where} is offloaded; load the model without offloading")
+    if type(weight) is nn.Parameter and _gone(weight):
+        raise FoveateError(f"{where} was given up by session.commit(); load the model again")
     if not _readable(weight):
         raise FoveateError(f"{where} is quantized already ({weight.dtype}); load the checkpoint of which it was made")
 

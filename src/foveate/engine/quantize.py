@@ -12,7 +12,8 @@ however many blocks there are (`bound`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.artifact import Artifact
+from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
-from foveate.core.method import Method
-from foveate.core.recipe import Recipe
+from foveate.core.recipe import Recipe, RecipeLike
 from foveate.core.shape import FLOAT
 from foveate.core.weights import Replaced, Stream, Weights
+from foveate.engine.before import in_front, parted
 from foveate.engine.calibrate import Batches, Watcher
+from foveate.engine.check import check
 from foveate.engine.linears import blocks_of, digest, linears_of, numbered, tensors_of
 from foveate.engine.replay import Replay
+from foveate.engine.session import attach
 from foveate.engine.shelf import Shelf
 from foveate.engine.slopes import Slopes
 from foveate.engine.trial import Trial
@@ -42,19 +46,24 @@ KINDS = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps"
 
 def quantize(
     model: nn.Module,
-    method: Method | str,
+    method: RecipeLike,
     batches: Batches = (),
     *,
     out: str | Path | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     watcher: Watcher | None = None,
+    companion: Companion | None = None,
+    artifacts: Iterable[Artifact] = (),
 ) -> Artifact:
     """The artifact of ``method``, such as ``"rtn(bits=4, group_size=64)"``, for ``model``, which stays as it is.
 
+    In a recipe such as ``"vlm_ptq(bits=3) + hiprune(keep=64)"`` what acts before the language model is at work while samples
+    are read, so that weights are fitted to the rows that will come. The artifact runs in any recipe all the same.
+
     Args:
         model: a vision-language model loaded through transformers, its weights plain floats.
-        method: one method that replaces weights.
+        method: one method that replaces weights, or a recipe with one.
         batches: keyword arguments of its forward, for methods that look at samples; with ``labels`` where answers stand
             behind the prompts.
         out: folder for the artifact, as `attach` takes it; what a run that was cut short left there is gone on with. None:
@@ -62,24 +71,31 @@ def quantize(
         seed: of methods that draw.
         device: where one block at a time is to run; None: where it is.
         watcher: follows it.
+        companion, artifacts: what the recipe's other methods need, as `attach` takes it.
 
     Raises:
-        FoveateError: if the method does not replace weights, cannot do so on this model, or gets no samples but needs some.
+        FoveateError: if no method replaces weights, or several do, if it cannot do so on this model, or gets no samples but
+            needs some.
     """
-    method = to_quantize(method)
+    method, others = to_quantize(method)
     parts = anatomy(model)
     refuse(method, parts)
+    before, said = in_front(method, others, parts.traits())
     if method.streams and not len(batches):
         raise FoveateError(f"{method.name}: looks at what samples feed the model; give batches, such as prompts of yours")
+    brought = tuple(artifacts)
+    check(before, parts, parts.traits(companion is not None, brought))
     shelf = Shelf(None if out is None else Path(out), method.name)
-    shelf.start(_started(method, parts, batches, seed))
+    shelf.start(_started(method, before, parts, batches, seed))
     torch.manual_seed(seed)
     _watched(watcher, "reading", len(batches) if method.streams else 0)
     advance = (lambda: None) if watcher is None else watcher.advance
     where = None if device is None else torch.device(device)
-    replay = Replay(parts, batches if method.streams else (), method.part, where, advance)
+    attaching = None
+    if before.methods:
+        attaching = partial(attach, parts.model, before, seed=seed, companion=companion, artifacts=brought)
+    replay = Replay(parts, batches if method.streams else (), method.part, where, advance, attaching)
     slopes = Slopes(replay, batches)
-    said: list[str] = []
     sources: dict[str, dict[str, str]] = {}
     size = dict.fromkeys(SIZES, 0)
     states: dict[Stream, Sequence[Tensor]] = {stream: [w.x for w in replay.batches] for stream in ("exact", *method.streams)}
@@ -108,6 +124,7 @@ def quantize(
         "digests": [digest(block) for block in replay.blocks],
         "sketch": sketch(numbered(replay.blocks)) if method.part == "encoder" else {},
         "samples": sum(len(batch["input_ids"]) for batch in batches) if method.streams else 0,
+        "before": str(before) if method.streams and before.methods else "",
         "size": size,
         "sources": sources,
         "said": said,
@@ -115,21 +132,13 @@ def quantize(
     return shelf.finish(method, parts, content)
 
 
-def to_quantize(method: Method | str) -> Weights:
-    """The one method that ``method`` says.
+def to_quantize(method: RecipeLike) -> tuple[Weights, Recipe]:
+    """The one method that replaces weights, and what stands beside it.
 
     Raises:
-        FoveateError: if there is none or several, or one that replaces no weights.
+        FoveateError: if there is none or several.
     """
-    methods = Recipe.of(method).methods
-    if len(methods) != 1:
-        raise FoveateError(f"quantize {str(method)!r}: must be one method, such as 'rtn(bits=4)'")
-    found = methods[0]
-    if not isinstance(found, Weights):
-        raise FoveateError(f"{found.name}: replaces no weights; it runs on quantized and on plain models as it is")
-    if found.plain:
-        raise FoveateError(f"{found.name}: bits=16: leaves the model as it is; choose 8 bits or less")
-    return found
+    return parted(Recipe.of(method))
 
 
 def refuse(method: Weights, parts: Anatomy) -> None:
@@ -219,7 +228,7 @@ def _tensors(trial: Trial) -> dict[str, Tensor]:
     }
 
 
-def _started(method: Weights, parts: Anatomy, batches: Batches, seed: int) -> dict[str, Any]:
+def _started(method: Weights, before: Recipe, parts: Anatomy, batches: Batches, seed: int) -> dict[str, Any]:
     """What a run's results depend on; a run that was started with anything else is not gone on with."""
     data = hashlib.sha256()
     for batch in batches if method.streams else ():
@@ -235,6 +244,7 @@ def _started(method: Weights, parts: Anatomy, batches: Batches, seed: int) -> di
         "digests": [digest(block) for block in blocks_of(parts, method.part)],
         "dtype": str(parts.dtype),
         "data": data.hexdigest(),
+        "before": str(before) if method.streams else "",
         "seed": seed,
         "versions": {name: version(name) for name in ("foveate", "torch", "transformers")},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -45,16 +45,16 @@ class Slopes:
             leaves.append(leaf)
             return (leaf, *own[1:]) if isinstance(own, tuple) else leaf
 
-        with self._frozen():
+        with ExitStack() as stack:
+            if self._replay.attaching is not None:
+                stack.enter_context(self._replay.attaching())
+            stack.enter_context(self._frozen())
             if batch not in self._said:
                 with torch.no_grad():
                     self._said[batch] = [rows.cpu() for rows in self._predicting(self._batches[batch])]
-            undo = stand_in(block, "forward", instead)
-            try:
-                with torch.enable_grad():
-                    loss = self._divergence(self._said[batch], self._predicting(self._batches[batch]), temperature)
-            finally:
-                undo()
+            stack.callback(stand_in(block, "forward", instead))
+            with torch.enable_grad():
+                loss = self._divergence(self._said[batch], self._predicting(self._batches[batch]), temperature)
             (leaf,) = leaves
             slope = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
         return (torch.zeros_like(leaf) if slope is None else slope).to(made.device)
@@ -89,17 +89,17 @@ class Slopes:
             x = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
             return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
 
-        handles = [self._replay.blocks[0].register_forward_pre_hook(begin, with_kwargs=True)]
-        for number, block in enumerate(self._replay.blocks):
-            linear = dict(block.named_modules()).get(name)
-            if linear is not None:
-                handles.append(linear.register_forward_hook(hear(number)))
-        try:
-            with self._frozen(), torch.enable_grad():
-                self._loss(batch).backward()  # type: ignore[no-untyped-call]
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as stack:
+            if self._replay.attaching is not None:  # first: attaching tries layers, without gradients
+                stack.enter_context(self._replay.attaching())
+            stack.callback(self._replay.blocks[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
+            for number, block in enumerate(self._replay.blocks):
+                linear = dict(block.named_modules()).get(name)
+                if linear is not None:
+                    stack.callback(linear.register_forward_hook(hear(number)).remove)
+            stack.enter_context(self._frozen())
+            stack.enter_context(torch.enable_grad())
+            self._loss(batch).backward()  # type: ignore[no-untyped-call]
         return slopes
 
     @contextmanager
@@ -136,7 +136,9 @@ class Slopes:
 
     def _predicting(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """Of each sample the last hidden states ``[n, D]`` of rows that predict its answer; of the last one without any."""
-        inputs, labels = {name: value for name, value in batch.items() if name != "labels"}, batch.get("labels")
+        # A session reads labels and keeps them to itself: an answer has no say in what is kept of its prompt.
+        attached, labels = self._replay.attaching is not None, batch.get("labels")
+        inputs = {name: value for name, value in batch.items() if attached or name != "labels"}
         hidden = self._replay.parts.multimodal(**inputs, use_cache=False).last_hidden_state
         found = []
         for sample in range(hidden.shape[0]):
