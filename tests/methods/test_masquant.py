@@ -165,6 +165,12 @@ def test_fewer_rows_than_inputs_are_enough() -> None:
     assert_close(x @ (left @ right).mT, x @ missing.mT, rtol=1e-3, atol=1e-3)
 
 
+def test_inputs_that_are_always_zero_leave_a_plain_low_rank() -> None:
+    missing = torch.randn(24, 20, generator=torch.Generator().manual_seed(2)).double()
+    side = mended(missing, torch.zeros(20, 20).double(), 20)
+    assert_close(side.up[0].mT @ side.down[0], missing, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("rank", "shape", "expected"),
     [(0.2, (400, 300), 60), (0.2, (64, 48), 32), (40, (64, 48), 40), (0.9, (20, 60), 20), (99, (64, 48), 48)],
