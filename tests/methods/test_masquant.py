@@ -209,6 +209,17 @@ def test_learning_brings_the_block_nearer_to_the_unquantized_one(scales: Any) ->
     assert all(torch.equal(again[name][kind], scale) for name, of in learned.items() for kind, scale in of.items())
 
 
+def test_steps_whose_gradients_overflow_are_left_out_and_said() -> None:
+    there, said = block(), list[str]()
+    there.say = said.append  # type: ignore[method-assign]
+    there._states["reached"][0][0, 0] = float("inf")  # type: ignore[index]
+    method = MASQuant(epochs=2, vision=0.2)
+    learned = method.learned(there, method.initial(there))
+    assert all(bool(scale.isfinite().all()) for of in learned.values() for scale in of.values())
+    assert len(said) == 1
+    assert "block 0: slopes of 2 steps are not finite in torch.float32" in said[0]
+
+
 def test_merged_scales_are_split_ones_that_are_equal() -> None:
     made = []
     for scales in ("split", "merged"):
