@@ -75,12 +75,16 @@ class Checkpoint:
             raise
 
     def answered(
-        self, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str], answers: Sequence[str]
+        self,
+        pictures: Sequence[Sequence[Image.Image]],
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        session: Session | None = None,
     ) -> dict[str, torch.Tensor]:
         """As `inputs`, with an answer and its end behind each prompt, and ``labels``, which are -100 everywhere else."""
         words = self.processor.tokenizer(list(answers), add_special_tokens=False).input_ids
         pad = self.processor.tokenizer.pad_token_id or 0
-        return with_answers(self.inputs(pictures, prompts), [[*each, self._end_of_turn] for each in words], pad)
+        return with_answers(self.inputs(pictures, prompts, session), [[*each, self._end_of_turn] for each in words], pad)
 
     @cached_property
     def special(self) -> frozenset[int]:
@@ -147,7 +151,7 @@ class Checkpoint:
         output, answers = None, []
         for number, prompt in enumerate(prompts):
             if output is not None:
-                ids = self._continued(output.sequences[0], prompts[number - 1], prompt)
+                ids = self.continued(output.sequences[0], prompts[number - 1], prompt)
                 inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
                 settings["past_key_values"] = output.past_key_values
             output = self.model.generate(**inputs, **settings)
@@ -171,7 +175,7 @@ class Checkpoint:
             return list(turns)
         return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, *turns]
 
-    def _continued(self, sequence: torch.Tensor, asked: str, prompt: str) -> torch.Tensor:
+    def continued(self, sequence: torch.Tensor, asked: str, prompt: str) -> torch.Tensor:
         """The ids so far with the next turn behind them, ``[1, n]``: what the chat template puts behind an answer."""
         turns = [*_opening([], asked), {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}]
         turns += _opening([], prompt)

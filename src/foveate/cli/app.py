@@ -94,7 +94,7 @@ def bench(
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task; of --data the first N.")] = 200,
     seed: Seed = 0,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for results.json, report.html, quality_speed.png and every answer.")
+        Path, typer.Option(metavar="DIR", help="Folder for results.json, report.html, a picture and every answer.")
     ] = Path("runs/bench"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on in DIR; finished cells are not measured again.")] = False,
     device: Device = "auto",
@@ -691,7 +691,12 @@ def calibrate(
 @app.command()
 def quantize(
     method: Annotated[
-        str, typer.Argument(metavar="METHOD", help="A method that replaces weights: 'rtn(bits=4, group_size=64)'.")
+        str,
+        typer.Argument(
+            metavar="METHOD",
+            help="A method that replaces weights: 'rtn(bits=4, group_size=64)'. In a recipe, samples are read by what acts "
+            "before the language model.",
+        ),
     ],
     model: Model = "reference",
     data: Data = None,
@@ -736,6 +741,7 @@ def quantize(
     \b
     foveate quantize "rtn(bits=4, group_size=64)" --model checkpoints/llava --out runs/llava-w4
     foveate quantize "rtn(bits=8)" --model checkpoints/llava --export checkpoints/llava-w8
+    foveate quantize "vlm_ptq(bits=3) + hiprune(keep=64)" --model checkpoints/llava --out runs/llava-w3
     """
     from foveate.cli.quantize import QuantizeRequest
     from foveate.cli.quantize import quantize as work
