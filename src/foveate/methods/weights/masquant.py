@@ -111,6 +111,7 @@ class MASQuant(Weights):
         "For few bits of activations, too, where inputs of pictures are far larger than those of words; steps of decoding "
         "cost nothing more, pictures a product of low rank in each linear."
     )
+    textual = False
     streams: ClassVar[tuple[Stream, ...]] = ("exact", "reached")
     ordinary: ClassVar[bool] = False
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16, "activations": 16}
