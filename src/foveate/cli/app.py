@@ -441,7 +441,7 @@ def run(
     foveate run --image scene.png --prompt "what does the sign say?" --recipe "hiprune(keep=64) + fastv(layer=4)"
     foveate run --image a.png --image https://example.org/b.png --prompt "what differs?" --system "Be brief." \\
       --model Qwen/Qwen2.5-VL-3B-Instruct --model-args "device_map=auto,attn_implementation=eager"
-    foveate run --model smol --prompt "$(cat LICENSE) What may I do with it?" --recipe "snapkv(keep=0.2)"
+    foveate run --model smol --prompt "$(cat README.md) What is this about?" --recipe "snapkv(keep=0.2)"
     """
     from foveate.cli.run import RunRequest
     from foveate.cli.run import run as work
