@@ -99,8 +99,8 @@ class Results:
     """What is measured so far, on disk after each cell.
 
     Attributes:
-        answers: of a task, budget and system (``"text-needle|0.2|snapkv"``): of each question's number its score and what was
-            said.
+        answers: of a task, budget and system (``"text-needle|0.2|snapkv"``): of each question's number its score and what
+            was said.
         kv_bytes: of a budget and system: bytes of the cache behind what is read of a document.
         losses: of a document, budget and system: nats a token.
         steps: of a budget and system: seconds of computing of each step, of each document.

@@ -84,7 +84,7 @@ class Host(Protocol):
         """The answers of a conversation."""
 
     def loss(self, ids: Tensor, following: Tensor) -> tuple[float, int]:
-        """Mean negative log-likelihood, in nats, of ``following`` ``[1, m]`` behind ``ids`` ``[1, n]``; bytes of the cache."""
+        """Mean nats that ``following`` ``[1, m]`` takes behind ``ids`` ``[1, n]``, and the bytes of their cache."""
 
     def step_seconds(self, ids: Tensor, steps: int) -> list[float]:
         """Seconds of this thread's computing that each step of decoding takes behind ``ids``."""

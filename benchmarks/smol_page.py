@@ -88,7 +88,7 @@ def page(measured: Measured) -> str:
     parts = [
         "# A real language model",
         "",
-        "Written by `python -m benchmarks.smol`; how to read it, and what it says: [text models](../text.md#tasks-and-which-method).",
+        "Written by `python -m benchmarks.smol`. How to read it: [text models](../text.md#tasks-and-which-method).",
         "",
         f"SmolLM2-135M-Instruct in float32 on one thread of a CPU; {versions}. Tokens of a prompt: {lengths}. The question "
         "is part of the prompt when that is compressed, in conversations the first one is. Intervals of scores are 95 % "
@@ -201,8 +201,8 @@ def _verdict(measured: Measured, keep: float, tasks: Sequence[str]) -> list[str]
 def _agreement(measured: Measured) -> list[str]:
     """How often this package's implementation says the same as kvpress' own, and by how much scores differ."""
     lines = [
-        "Of this package and by kvpress' own hooks. `streamingllm` goes on evicting while it decodes, as published; kvpress' press "
-        "does not.",
+        "Of this package and by kvpress' own hooks. `streamingllm` goes on evicting while it decodes, as published; "
+        "kvpress' press does not.",
         "",
         "| system | budget | same words | score here minus there |",
         "|---|---:|---:|---:|",

@@ -17,7 +17,10 @@ needs_kvpress = pytest.mark.skipif(
     not all(map(find_spec, ("kvpress", "cachetools", "fire"))),
     reason="kvpress is not installed: pip install 'foveate[kvpress]', then pip install --no-deps kvpress",
 )
-SAME = [("snapkv(window=4, keep=0.5)", "SnapKVPress", {"window_size": 4}), ("streamingllm(keep=0.5, steps=False)", "StreamingLLMPress", {})]  # fmt: skip
+SAME: list[tuple[str, str, dict[str, int]]] = [
+    ("snapkv(window=4, keep=0.5)", "SnapKVPress", {"window_size": 4}),
+    ("streamingllm(keep=0.5, steps=False)", "StreamingLLMPress", {}),
+]
 
 
 @pytest.fixture

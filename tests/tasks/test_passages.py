@@ -62,5 +62,5 @@ def test_no_constant_answer_does_well() -> None:
 
 def test_texts_are_no_tasks_about_pictures() -> None:
     assert not set(TEXTS) & set(TASKS)
-    with pytest.raises(FoveateError, match="task='text': must be one of attribute, .*, text-dialogue$"):
+    with pytest.raises(FoveateError, match=r"task='text': must be one of attribute, .*, text-dialogue$"):
         question("text", 0, 0)

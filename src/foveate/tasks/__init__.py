@@ -74,7 +74,7 @@ _MOST_CONSTANTS = 50
 
 
 def questions(task: str, n: int, seed: int, split: str = "test") -> list[Question]:
-    """``n`` questions of a task, each on its own picture or text; the same for the same arguments, disjoint across splits."""
+    """``n`` questions of a task, each on its own picture or text; the same for the same arguments, disjoint in splits."""
     return [question(task, seed, index, split) for index in range(n)]
 
 
