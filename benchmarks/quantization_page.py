@@ -77,8 +77,8 @@ model's. *Right*: the share of answers all of whose words are the likeliest, in 
 after their distributions have moved, so KL says more.
 
 All grids are symmetric. W4: 4 bits a weight, with a step for each row; g64: one for each 64 inputs; A8: inputs are
-rounded to 8 bits. Ranges are clipped in all rows but `rtn` and `smoothquant`, each by the method's own rule: below 4
-bits that is worth more than most of what comes after. *Sick* copies compute the same function (logits equal to 1e-4),
+rounded to 8 bits. Ranges are clipped in all rows but `rtn`, `smoothquant`, `masquant` and `quant_experts`, each by the
+method's own rule: below 4 bits that is worth more than most of what comes after. *Sick* copies compute the same function (logits equal to 1e-4),
 with a channel of the inputs of each group of linears a hundred times larger in every other block, and the weights that
 read it smaller by as much: healthy models have no outliers, so they cannot show what is gained where there are some.
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from foveate.models.specimens import SHAPES
 
@@ -258,24 +258,41 @@ def write_checkpoint(family: str, folder: Path, seed: int = 0, shape: dict[str, 
     return folder
 
 
+def write_text_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """A random text model with all that its repository holds, in ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = _write_words(folder, (), {"tokenizer_class": "PreTrainedTokenizerFast"})
+    torch.manual_seed(seed)
+    shape = {**SHAPES["llava"]["text_config"], "vocab_size": len(vocabulary), "eos_token_id": None}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    return folder
+
+
 def _write_tokenizer(repository: Family, folder: Path) -> dict[str, int]:
+    kind = {"processor_class": repository.picture["processor_class"], "tokenizer_class": repository.tokenizer}
+    return _write_words(folder, repository.tokens, kind | repository.named)
+
+
+def _write_words(folder: Path, tokens: tuple[str, ...], more: dict[str, str]) -> dict[str, int]:
     """Bytes as words behind the special tokens."""
-    words = ["<pad>", "<s>", "</s>", "<unk>", *repository.tokens, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = ["<pad>", "<s>", "</s>", "<unk>", *tokens, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     vocabulary = {word: number for number, word in enumerate(words)}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(words[: 4 + len(repository.tokens)])
+    core.add_special_tokens(words[: 4 + len(tokens)])
     core.save(str(folder / "tokenizer.json"))
     settings = {
         "bos_token": "<s>",
         "eos_token": "</s>",
         "model_max_length": 4096,
         "pad_token": "<pad>",
-        "processor_class": repository.picture["processor_class"],
-        "tokenizer_class": repository.tokenizer,
         "unk_token": "<unk>",
-        **repository.named,
+        **more,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
     return vocabulary

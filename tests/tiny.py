@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -31,6 +32,7 @@ from transformers import (
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
     Qwen3Config,
+    Qwen3MoeConfig,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -327,6 +329,15 @@ def smolvlm(*, layers: int = 4, attention: str = "sdpa", seed: int = 0) -> SmolV
     return _ready(SmolVLMForConditionalGeneration(config), attention)
 
 
+def text(*, kind: str = "llama", layers: int = 4, attention: str = "sdpa", seed: int = 0) -> Any:
+    """A decoder alone: llama, mistral, qwen2, qwen3, or qwen3_moe, which chooses three of six experts in most layers."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(_text(kind, layers))
+    if kind == "qwen3_moe":
+        model.set_experts_implementation("eager")  # the only one in double precision
+    return _ready(model, attention)
+
+
 def _qwen3_vl(temporal: int, **text: Any) -> dict[str, Any]:
     return dict(
         vision_config=dict(
@@ -382,7 +393,14 @@ def _tower(image_size: int, patch_size: int = 8) -> dict[str, Any]:
 
 def _text(kind: str, layers: int) -> Any:
     """A decoder of four heads over two; Mistral's without a window."""
-    configs = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    configs = {
+        "llama": LlamaConfig,
+        "mistral": MistralConfig,
+        "qwen2": Qwen2Config,
+        "qwen3": Qwen3Config,
+        "qwen3_moe": Qwen3MoeConfig,
+    }
+    experts = dict(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, mlp_only_layers=[1])
     return configs[kind](
         vocab_size=VOCABULARY,
         hidden_size=48,
@@ -396,6 +414,7 @@ def _text(kind: str, layers: int) -> Any:
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,
+        **(experts if kind == "qwen3_moe" else {}),
     )
 
 

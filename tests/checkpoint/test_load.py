@@ -45,7 +45,7 @@ def test_a_device_map_places_the_model(qwen: str, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_what_transformers_refuses_is_one_line(qwen: str, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(FoveateError, match=rf"cannot be loaded as an image-text-to-text model .*{message}") as caught:
+    with pytest.raises(FoveateError, match=rf"cannot be loaded as a language model .*{message}") as caught:
         checkpoint.load(qwen, "cpu", "float32", model_args=arguments)
 
     assert "\n" not in str(caught.value)

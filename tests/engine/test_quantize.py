@@ -13,16 +13,17 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import foveate
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe
-from foveate.core.weights import Block, Stream
+from foveate.core.weights import Block, Stream, Weights
 from foveate.engine.quantize import bound, quantize
+from foveate.engine.shelf import block_of
 from foveate.methods import RTN
 from tests import tiny
+from tests.leaves import tensors
 from tests.suite.bodies import BODIES, ONE, RAGGED
 
 BODY = BODIES["llava-clip"]
@@ -102,6 +103,16 @@ def test_a_folder_is_an_artifact_like_any_other(tmp_path: Path) -> None:
     held.save(tmp_path / "three" / "rtn.json")
     with foveate.attach(model, "rtn(bits=3)", artifacts=tmp_path / "three"):
         assert torch.equal(model(**inputs).logits, found[0])
+
+
+def test_linears_that_share_what_they_divide_by_are_written(tmp_path: Path) -> None:
+    model = BODY.model()
+    kept = quantize(model, "smoothquant", [BODY.inputs(ONE)], out=tmp_path)
+    held = quantize(model, "smoothquant", [BODY.inputs(ONE)])
+    for name, replaced in block_of(kept, 0).items():
+        divide = held.numbers.get(f"0.{name}.divide")
+        assert (divide is None) == (replaced.divide is None)
+        assert divide is None or torch.equal(divide, replaced.divide)  # type: ignore[arg-type]
 
 
 def test_fine_tunes_of_one_shape_are_told_apart_and_dtypes_of_one_checkpoint_are_not() -> None:
@@ -196,10 +207,10 @@ class Peak(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {id(tensor.untyped_storage()) for tensor in tensors((args, kwargs))}
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and (key := id(tensor.untyped_storage())) not in self._known | given:
+        for tensor in tensors(out):
+            if (key := id(tensor.untyped_storage())) not in self._known | given:
                 size = tensor.untyped_storage().nbytes()
                 self._known.add(key)
                 self.now += size
@@ -212,16 +223,33 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-def test_memory_is_within_what_is_declared_whatever_the_depth(tmp_path: Path, looking: type[Looking]) -> None:
+@pytest.mark.parametrize("part", ["decoder", pytest.param("encoder", marks=pytest.mark.slow)])
+def test_memory_is_within_what_is_declared_whatever_the_depth(
+    part: Any, tmp_path: Path, looking: type[Looking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "part", part)
     peaks = []
     for layers in (3, 9):
-        model, batches = tiny.llava(layers=layers), [BODY.inputs(RAGGED, seed=seed) for seed in range(4)]
+        deep = {"layers": layers} if part == "decoder" else {"blocks": layers}
+        model, batches = tiny.llava(**deep), [BODY.inputs(RAGGED, seed=seed) for seed in range(4)]
         gc.collect()
         with Peak() as peak:
             quantize(model, looking(), batches, out=tmp_path / str(layers))
         assert peak.most <= bound(model, looking(), batches)
         peaks.append(peak.most)
     assert peaks[1] <= 1.02 * peaks[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["masquant(epochs=1)", "quant_experts(epochs=1)", "quant_experts(weighting='tokens')"])
+def test_what_is_learned_and_what_is_added_fit_in_it(recipe: str, tmp_path: Path) -> None:
+    model, batches = tiny.llava(layers=2), [BODY.inputs(RAGGED, seed=seed) for seed in range(2)]
+    (method,) = Recipe.of(recipe).methods
+    assert isinstance(method, Weights)
+    gc.collect()
+    with Peak() as peak:
+        quantize(model, method, batches, out=tmp_path)
+    assert peak.most <= bound(model, method, batches)
 
 
 def test_samples_come_with_their_seed_and_the_model_is_left_as_it_was() -> None:

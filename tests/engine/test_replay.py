@@ -132,6 +132,41 @@ def test_slopes_are_gradients_of_the_loss_and_of_each_sample_alone() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["llava-clip", "qwen2_5_vl", "qwen3_vl"])
+def test_a_pull_is_the_slope_of_what_answers_are_off(name: str) -> None:
+    body, part = BODIES[name], "encoder"
+    model = body.model().double()
+    batch = {key: value.double() if value.is_floating_point() else value for key, value in body.inputs(RAGGED).items()}
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    batch["labels"][0, -2:] = batch["input_ids"][0, -2:]
+    replay = Replay(anatomy(model), [batch], part)
+    slopes, chance = Slopes(replay, [batch]), torch.Generator().manual_seed(0)
+    own = replay.run(replay.copy(0), 0, 0, replay.batches[0].x, whole=False)
+    assert slopes.pull(0, 0, own, 3.0).abs().max() < 1e-9  # what it says itself is off by nothing
+    moved = own + torch.randn(own.shape, generator=chance, dtype=own.dtype) / 10
+    way = torch.randn(own.shape, generator=chance, dtype=own.dtype)
+
+    def off(made: torch.Tensor) -> torch.Tensor:
+        """The divergence of answers, all of it by another way: the model's own logits."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        block, total = replay.blocks[0], torch.zeros(())
+        plain = model(**inputs).logits / 3
+        handle = block.register_forward_hook(lambda *_: (made,) if isinstance(_[2], tuple) else made)
+        said = model(**inputs).logits / 3
+        handle.remove()
+        for sample, rows in enumerate([slice(-3, -1), slice(-1, None), slice(-1, None)]):
+            wanted, found = plain[sample, rows].log_softmax(-1), said[sample, rows].log_softmax(-1)
+            total = total + (wanted.exp() * (wanted - found)).sum(-1).mean()
+        return total
+
+    with torch.no_grad():
+        wanted = (off(moved + 1e-4 * way) - off(moved - 1e-4 * way)) / 2e-4
+    found = (slopes.pull(0, 0, moved, 3.0) * way).sum()
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-2, atol=1e-7)
+    assert not any("forward" in vars(block) for block in replay.blocks)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def _trial(name: str, model: object = None) -> tuple[Trial, Replay]:
     body = BODIES[name]
     batches = [body.inputs(RAGGED), body.inputs(ONE)]

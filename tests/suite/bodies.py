@@ -37,6 +37,7 @@ class Body:
         count: placeholders of an image of some size; None: as many as `tokens`, whatever the size.
         bounds: tokens before and behind the placeholders of an image, where the model goes by them.
         frames: of the videos that it is shown, if it is shown any.
+        sees: whether it is shown any pictures; if not, words stand in their places.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Body:
     token: int = tiny.IMAGE
     bounds: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     frames: int = 1
+    sees: bool = True
 
     def model(self, **options: Any) -> Any:
         """A fresh model with the same weights every time."""
@@ -78,6 +80,9 @@ class Body:
             mine = [sizes[image % len(sizes)] for image in range(count)]
             for image, size in enumerate(mine):
                 start, end = self.bounds
+                if not self.sees:
+                    ids += torch.randint(11, tiny.VOCABULARY, (self.tokens,), generator=generator).tolist()
+                    continue
                 ids += [*start, *[self.token] * self.placeholders(size), *end, words[before + image]]
             rows.append(ids + words[before + count :])
             pictures.append(self.images(mine, generator))
@@ -218,5 +223,15 @@ FILMS = {
     "qwen2_vl-video": Body("qwen2_vl-video", tiny.qwen2_vl, _videos, 16, "mm_token_type_ids", token=tiny.VIDEO, frames=4)
 }
 """The same, shown videos instead of images: for methods that look from one frame to the next."""
+TEXTS = {
+    body.name: body
+    for body in (
+        Body("text", tiny.text, lambda sizes, generator: {}, 16, sees=False),
+        Body(
+            "text-moe", lambda **options: tiny.text(kind="qwen3_moe", **options), lambda sizes, generator: {}, 16, sees=False
+        ),
+    )
+}
+"""Text models, whose prompts are as long as those of the others."""
 SEVERAL = Body("several", tiny.several, _square(32), several.COUNT, views=(16, 9))
 """A family of several encoders: for methods that act in and between them."""

@@ -34,7 +34,8 @@ def fed_lengths(model: Any) -> Iterator[list[int]]:
     lengths: list[int] = []
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        lengths.append(kwargs["inputs_embeds"].shape[1])
+        given = kwargs.get("inputs_embeds")
+        lengths.append((kwargs["input_ids"] if given is None else given).shape[1])
 
     handle = anatomy(model).language_model.register_forward_pre_hook(hook, with_kwargs=True)
     try:

@@ -13,7 +13,7 @@ import foveate
 from foveate.core.method import Method
 from tests.suite.bodies import Body, Sample
 from tests.suite.kept import kept
-from tests.suite.pairs import HOSTED, artifacts, parts
+from tests.suite.pairs import HOSTED, READ, artifacts, parts
 
 SAMPLES: list[Sample] = [(3, 1, 40), (2, 0, 9), (2, 1, 2), (1, 2, 12)]
 """One longer than the windows below, one without a picture, one with few words: both shorter than windows and budgets."""
@@ -31,7 +31,7 @@ def roomier(method: Method) -> list[Method]:
 
 CASES = [
     pytest.param(fits, param.values[1], id=f"{param.values[1].name}-{fits}", marks=param.marks)
-    for param in HOSTED
+    for param in [*HOSTED, *READ]
     for fits in roomier(param.values[0])
 ]
 

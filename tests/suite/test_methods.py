@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,19 +18,21 @@ from foveate.core.method import Method, Tokens
 from foveate.core.recipe import build
 from foveate.core.roles import Role
 from foveate.engine.session import Session
+from foveate.engine.sides import Present, saying
 from foveate.engine.stand_in import stand_in
 from foveate.methods import ToMe
+from foveate.models import Anatomy
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import fed_lengths, generate, logits
 from tests.suite.oracle import Notes, masked_logits, noting, short_logits
-from tests.suite.pairs import HOSTED, REFUSED, lent, refusal
+from tests.suite.pairs import HOSTED, READ, REFUSED, UNREAD, lent, refusal
 
-hosted = pytest.mark.parametrize(("method", "body"), HOSTED)
+hosted = pytest.mark.parametrize(("method", "body"), [*HOSTED, *READ])
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("method", "body"), REFUSED)
+@pytest.mark.parametrize(("method", "body"), [*REFUSED, *UNREAD])
 def test_a_model_that_cannot_host_the_method_is_refused_by_name(method: Method, body: Body) -> None:
     reason = refusal(method, body)
     assert reason is not None
@@ -110,11 +112,11 @@ def test_a_sample_gets_in_a_padded_batch_what_it_gets_alone(method: Method, body
     together = body.inputs(RAGGED)
     with attach(model, method, body) as session:
         batch = logits(generate(model, double(together), 6))
-        alive = session.trace.alive(session.anatomy.traits().decoder_layers)
+        alive = session.trace.alive(session.anatomy.traits().decoder_layers) or [[]] * len(RAGGED)
         for place, sample in enumerate(RAGGED):
             alone = body.inputs(RAGGED, only=place)
             torch.testing.assert_close(logits(generate(model, double(alone), 6))[0], batch[place], rtol=1e-6, atol=1e-6)
-            mine = session.trace.alive(session.anatomy.traits().decoder_layers)[0]
+            mine = (session.trace.alive(session.anatomy.traits().decoder_layers) or [[]])[0]
             assert [kept.tolist() for kept in mine] == [kept.tolist() for kept in alive[place]], sample
 
 
@@ -194,10 +196,12 @@ def test_composition_runs_and_equals_its_oracle(recipe: str) -> None:
 
 def oracle(model: Any, whole: dict[str, torch.Tensor], session: Session, notes: Notes) -> torch.Tensor:
     """Where layers have a recurrent state, removing is not masking; where rows are put in, there is nothing to mask."""
-    with still_replaced(session):
-        if session.anatomy.traits().recurrent or any((of.role == Role.INSERTED).any() for of in notes.trace.log[0]):
+    logs = notes.trace.log  # of prompts with pictures
+    inserted = any((of.role == Role.INSERTED).any() for log in logs[:1] for of in log)
+    with still_replaced(session), said_of(whole["input_ids"], session.anatomy):
+        if session.anatomy.traits().recurrent or inserted:
             return short_logits(model, whole, notes.trace, notes)
-        return masked_logits(model, whole, notes.trace, (0,), notes)
+        return masked_logits(model, whole, notes.trace, (0,)[: len(logs)], notes)
 
 
 @contextmanager
@@ -209,6 +213,18 @@ def still_replaced(session: Session) -> Iterator[None]:
     finally:
         for each in undo:
             each()
+
+
+def said_of(ids: torch.Tensor, parts: Anatomy) -> AbstractContextManager[None]:
+    """The rows of the whole prompt ``ids`` run meanwhile, as no session knows."""
+    role = torch.full_like(ids, int(Role.TEXT))
+    for kind, tokens in (
+        (Role.IMAGE, parts.image_tokens),
+        (Role.VIDEO, parts.video_tokens),
+        (Role.AUDIO, parts.audio_tokens),
+    ):
+        role[torch.isin(ids, torch.tensor([*tokens], dtype=ids.dtype))] = int(kind)
+    return saying(Present(role))
 
 
 def attach(model: Any, method: Method, body: Body) -> Session:

@@ -65,6 +65,8 @@ class Checkpoint:
         """
         try:
             return self.chat([_opening(images, prompt) for images, prompt in zip(pictures, prompts, strict=True)], session)
+        except FoveateError:
+            raise
         except _REFUSALS:
             for images in pictures:
                 reason = refusal(self.processor, images)

@@ -1,4 +1,4 @@
-"""A model and its processor by name: an embedded reference model, a checkpoint folder, or one on the Hugging Face Hub."""
+"""A model and its processor by name: embedded, in a package, a checkpoint folder, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 
 from foveate import reference
+from foveate.checkpoint import smol
 from foveate.checkpoint.arguments import check_model_args, of_processor
 from foveate.checkpoint.conversation import Checkpoint
 from foveate.checkpoint.devices import DTYPES
@@ -22,7 +23,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.text import first_line, one_line
 from foveate.engine import ClipCompanion
 from foveate.models import anatomy
-from foveate.models.processors import read_processor
+from foveate.models.processors import read_processor, reads_text
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def load(
     """Load a model and its processor by name.
 
     Args:
-        name: ``reference`` or another of the embedded models, a checkpoint folder, or a Hub id.
+        name: ``reference`` or another of the embedded models, ``smol``, a checkpoint folder, or a Hub id; of a
+            vision-language model or a text model.
         device: as `resolve_device` gives it; where ``model_args`` have a ``device_map``, that places the model instead.
         dtype: as `resolve_dtype` gives it.
         companion: a CLIP checkpoint; without one, the text tower that lies in the model's folder is taken, if any.
@@ -106,27 +108,31 @@ def load_processor(name: str, model_args: Mapping[str, Any] | None = None) -> An
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that a model's name means, or None where it can only be a Hub id."""
+    """The folder that a model's name means, or None where it can only be a Hub id; that of ``smol`` is made first."""
+    if name == smol.NAME:
+        return smol.path()
     if name not in reference.MODELS:
         return Path(name) if Path(name).is_dir() else None
     return reference.path(name)
 
 
 def _model(source: str | Path, dtype: Any, arguments: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.quantizers.auto import AutoQuantizationConfig
 
     given = dict(arguments)
     if "quantization_config" in given:
         given["quantization_config"] = AutoQuantizationConfig.from_dict(given["quantization_config"])
-    return AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **given, **options)
+    config = AutoConfig.from_pretrained(source, **of_processor(arguments), **options)
+    kind = AutoModelForCausalLM if reads_text(type(config)) else AutoModelForImageTextToText
+    return kind.from_pretrained(source, dtype=dtype, **given, **options)
 
 
 def _place(name: str) -> tuple[Path | None, bool]:
     """The folder of a model, if it has one; else whether it can only be had from the cache."""
     found = local_folder(name)
     if found is None and not _HUB_ID.fullmatch(name):
-        known = ", ".join(reference.MODELS)
+        known = ", ".join((*reference.MODELS, smol.NAME))
         raise FoveateError(f"model={name!r}: must be {known}, a checkpoint folder, or a Hub id such as owner/name")
     return found, found is None and not _on_hub("model", name)
 
@@ -136,7 +142,7 @@ def _unloadable(name: str, error: Exception) -> FoveateError:
     said = one_line(error)
     remedies = [f"; pip install 'foveate[{extra}]'" for package, extra in _EXTRAS.items() if package in said.lower()]
     if not remedies and not isinstance(error, ImportError):
-        return FoveateError(f"model={name!r}: cannot be loaded as an image-text-to-text model ({first_line(error)})")
+        return FoveateError(f"model={name!r}: cannot be loaded as a language model ({first_line(error)})")
     return FoveateError(f"model={name!r}: cannot be loaded ({said}){''.join(remedies)}")
 
 

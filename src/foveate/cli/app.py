@@ -415,11 +415,15 @@ def serve(
 
 @app.command()
 def run(
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")],
     image: Annotated[
-        list[str],
-        typer.Option(metavar="FILE", help="A picture that Pillow reads, or the URL of one; repeat it for several."),
-    ],
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question about it.")],
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A picture that Pillow reads, or the URL of one; repeat it for several. None for a text model.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: RecipeText = "none",
     model: Model = "reference",
     max_new_tokens: Longest = 64,
@@ -431,17 +435,18 @@ def run(
     model_args: ModelArgs = None,
     system: System = None,
 ) -> None:
-    """Answer a question about a picture, with and without a recipe.
+    """Answer a question about a picture, or, for a text model, a prompt, with and without a recipe.
 
     \b
     foveate run --image scene.png --prompt "what does the sign say?" --recipe "hiprune(keep=64) + fastv(layer=4)"
     foveate run --image a.png --image https://example.org/b.png --prompt "what differs?" --system "Be brief." \\
       --model Qwen/Qwen2.5-VL-3B-Instruct --model-args "device_map=auto,attn_implementation=eager"
+    foveate run --model smol --prompt "$(cat LICENSE) What may I do with it?" --recipe "snapkv(keep=0.2)"
     """
     from foveate.cli.run import RunRequest
     from foveate.cli.run import run as work
 
-    common = (image, prompt, recipe, model, max_new_tokens, seed, device, dtype, companion)
+    common = (image or (), prompt, recipe, model, max_new_tokens, seed, device, dtype, companion)
     work(RunRequest(*common, artifacts, model_args, system))
 
 

@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str, typer.Option(metavar="MODEL", help="reference (embedded, no download), a checkpoint folder, or a Hub id.")
+    str,
+    typer.Option(
+        metavar="MODEL", help="reference (embedded, no download), smol (a text model), a checkpoint folder, or a Hub id."
+    ),
 ]
 RecipeText = Annotated[
     str, typer.Option(metavar="RECIPE", help="What to apply, as text, a .yaml file or a name on the Hub.")

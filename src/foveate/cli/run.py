@@ -1,4 +1,4 @@
-"""``foveate run``: one picture, one question, without and with a recipe, again and again in turn."""
+"""``foveate run``: one question, mostly with a picture, without and with a recipe, again and again in turn."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
 from foveate.cli.pictures import picture
 from foveate.cli.quiet import quiet
+from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe
 from foveate.core.report import Report
 from foveate.report.run_table import Answered, run_table
@@ -51,6 +52,8 @@ def run(request: RunRequest) -> None:
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     beside = (request.companion, request.artifacts, arguments, request.system)
     loaded = checkpoint.load(request.model, device, dtype, *beside)
+    if not pictures and loaded.traits.sees:
+        raise FoveateError("image: give one; prompts without are for text models, such as --model smol")
     loaded.refuse_placeholders([request.prompt])
     recipes = list(dict.fromkeys((Recipe(), wanted)))
     runs = _answers(loaded, pictures, request.prompt, recipes, request.max_new_tokens, request.seed)

@@ -21,6 +21,8 @@ class Leaning(Method):
     What other methods read of such a layer's attention is what it would be without the bias.
     """
 
+    textual = False
+
     @abstractmethod
     def leaned(self, traits: Traits) -> tuple[int, ...]:
         """Decoder layers in which it acts."""

@@ -41,6 +41,8 @@ class Method(ABC):
     trained: ClassVar[str] = ""
     """What the model was trained with in its paper, where the results depend on that; empty for models as they are."""
     needs: ClassVar[tuple[str, ...]] = ()
+    textual: ClassVar[bool] = True
+    """Whether it has anything to do in prompts without pictures: text models refuse it where it does not."""
     identity_at: ClassVar[Mapping[str, Any] | None] = None
     """Parameters at which the model's logits are unchanged; None where the system has no such setting."""
     budgeted: ClassVar[str] = "keep"
@@ -104,6 +106,8 @@ class Pictures(Method):
     What the model is called with says nothing of the picture that it was made of, so pictures come by `Session.pictures`.
     """
 
+    textual = False
+
     @abstractmethod
     def resize(self, size: tuple[int, int], tokens: Callable[[tuple[int, int]], int]) -> tuple[int, int]:
         """The size (rows and columns of pixels) that a picture of ``size`` is to have.
@@ -117,6 +121,8 @@ class Pictures(Method):
 
 class Tokens(Method):
     """Drops, merges or inserts rows of the sequence at one or more sites."""
+
+    textual = False
 
     cuts_caches: ClassVar[bool] = False
     """Whether its edits are for all layers (`Edit.all_layers`): earlier ones' caches are scored once they are made."""
@@ -163,6 +169,8 @@ class Plan:
 
 class Routing(Method):
     """Rows temporarily without a query, output projection and MLP in some layers; no row is removed."""
+
+    textual = False
 
     @abstractmethod
     def routed(self, traits: Traits) -> tuple[int, ...]:

@@ -95,10 +95,15 @@ class Report:
 
     def idle_lines(self) -> list[str]:
         """A line for each method that changed nothing, with what there was."""
+        if not self.original_visual_tokens:
+            longest = f"{self.rows[0]:g} tokens" if self.rows else "nothing"
+            return [f"{method} changed nothing of the prompt ({longest})" for method in self.idle]
         there = f"{self.original_visual_tokens:g} visual tokens, no more than {self.largest_grid} in one grid"
         return [f"{method} changed nothing of the prompt ({there})" for method in self.idle]
 
     def __repr__(self) -> str:
+        if self.kv_kept and not self.original_visual_tokens:
+            return f"<Report of {self.recipe}: caches hold {sum(self.kv_kept) / len(self.kv_kept):.1%} of all tokens>"
         last = self.visual_tokens[-1] if self.visual_tokens else 0.0
         saved = 1 - self.flops / self.flops_unmodified if self.flops_unmodified else 0.0
         return (

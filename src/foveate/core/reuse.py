@@ -21,6 +21,8 @@ class Reuse(Method):
     goes on from call to call, and pictures are frames, too. Without one, every picture runs whole.
     """
 
+    textual = False
+
     @abstractmethod
     def reused(self, traits: Traits) -> tuple[int, ...]:
         """Blocks of the encoder in which it acts; none, if its parameters leave it nothing to do."""

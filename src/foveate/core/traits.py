@@ -58,6 +58,7 @@ class Traits:
         projects: whether single tokens can be asked for what the projector makes of them.
         reuses: whether blocks of the encoder can run for some rows of a frame (`foveate.core.reuse.Reuse`).
         hears: whether prompts may have sound, and what its encoder attends to can be read.
+        sees: whether prompts may have pictures; not those of a text model.
         towers: the encoders, where there are several; what is said of *the* encoder is then unknown.
     """
 
@@ -85,6 +86,7 @@ class Traits:
     projects: bool = False
     reuses: bool = False
     hears: bool = False
+    sees: bool = True
     towers: tuple[TowerTraits, ...] = ()
 
     def numbers(self, method: str, parameters: Mapping[str, Any]) -> Mapping[str, Any] | None:

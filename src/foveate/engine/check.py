@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -30,9 +30,10 @@ from foveate.core.signal import (
 from foveate.core.traits import Traits
 from foveate.core.weights import Weights
 from foveate.engine.attention import beyond_logits
-from foveate.engine.presses import Pressing
+from foveate.engine.presses import check_presses
 from foveate.engine.program import Program, layers_of
 from foveate.engine.stand_in import compiled
+from foveate.engine.textual import check_textual
 from foveate.engine.thin import check_thin
 from foveate.models.anatomy import Anatomy
 from foveate.models.decoder import RECURRENT, WINDOWS
@@ -52,6 +53,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
         _check_kernel(parts)
         _check_layers(parts)
     for method in recipe.methods:
+        check_textual(method, traits)
         reason = method.check(traits)
         if reason:
             raise FoveateError(f"{method.name}: {reason}")
@@ -172,18 +174,9 @@ def _check_parts(method: Method, parts: Anatomy, traits: Traits) -> None:
                 parts.turned(signal.layer or 0)
             elif isinstance(signal, Function) and signal.rank is not None:
                 check_thin(parts)
-        _check_presses([signal for signal in method.reads(traits) if isinstance(signal, Scorer)], parts)
+        check_presses([signal for signal in method.reads(traits) if isinstance(signal, Scorer)], parts)
     except FoveateError as error:
         raise FoveateError(f"{method.name}: {error}") from error
-
-
-def _check_presses(signals: Sequence[Scorer], parts: Anatomy) -> None:
-    """Presses can be built, and work on each kind of layer."""
-    for text in dict.fromkeys(signal.press for signal in signals):
-        pressing = Pressing(parts, text)
-        layers = [signal.layer for signal in signals if signal.press == text and signal.layer not in parts.recurrent]
-        for layer in {id(parts.build(layer)): layer for layer in reversed(layers)}.values():
-            pressing.check(layer)
 
 
 @cache

@@ -15,7 +15,7 @@ from foveate.core.recipe import Recipe, build
 from foveate.engine.check import check
 from foveate.models import anatomy
 from foveate.models.anatomy import Anatomy
-from foveate.models.specimens import SHAPES, specimen
+from foveate.models.specimens import FAMILIES, specimen
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Verdict:
 
 def by_family(only: str | None = None) -> list[Verdict]:
     """Every method, or the one called ``only``, on a specimen of every supported family."""
-    return verdicts({family: specimen(family) for family in SHAPES}, only=only)
+    return verdicts({family: specimen(family) for family in FAMILIES}, only=only)
 
 
 def verdicts(
@@ -55,5 +55,7 @@ def _refusal(method: str, parts: Anatomy, companion: bool, artifacts: Iterable[A
         # The same reason is to read the same for every model.
         traits = parts.traits()
         general = str(error).removeprefix(f"{method}: ").replace(str(traits.fingerprint), "this model")
-        return re.sub(rf"\b{traits.family}\b", "this model", general)
+        # What is called text is not all that a reason says of text.
+        named = rf"\b{traits.family}\b" if traits.sees else rf"\b{traits.family}(?= has\b)"
+        return re.sub(named, "this model", general)
     return None

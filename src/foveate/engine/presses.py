@@ -11,7 +11,7 @@ import ast
 import difflib
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import FoveateError
+from foveate.core.signal import Scorer
 from foveate.models import decoder
 from foveate.models.anatomy import Anatomy
 
@@ -217,6 +218,15 @@ class Pressing:
             raise FoveateError("says in no known way which entries it keeps; use the press inside it")
         scores = torch.full(keys.shape[:3], float("-inf"), device=keys.device)
         return scores.scatter(2, noted.taken[..., 0], 0.0)
+
+
+def check_presses(signals: Sequence[Scorer], parts: Anatomy) -> None:
+    """Presses can be built, and work on each kind of layer."""
+    for text in dict.fromkeys(signal.press for signal in signals):
+        pressing = Pressing(parts, text)
+        layers = [signal.layer for signal in signals if signal.press == text and signal.layer not in parts.recurrent]
+        for layer in {id(parts.build(layer)): layer for layer in reversed(layers)}.values():
+            pressing.check(layer)
 
 
 class _Attention:

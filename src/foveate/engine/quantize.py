@@ -39,6 +39,8 @@ from foveate.engine.trial import Trial
 from foveate.models import Anatomy, anatomy
 
 SIZES = ("weights", "integers", "steps", "sides")
+KINDS = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps", "inputs": "steps"}
+"""What a tensor of a linear counts as."""
 
 
 def quantize(
@@ -172,7 +174,8 @@ def bound(model: nn.Module, method: Weights, batches: Batches) -> int:
     """Most bytes that `quantize` holds beside the model and the batches, where results go to a folder: whatever the depth.
 
     What each stream brings to a block and to the next, masks and tables of every batch; one batch at work in the encoder or
-    in a block; two copies of a block; of one linear its weight while steps are searched, and second moments of its inputs.
+    in a block; two copies of a block; of one linear its weight while steps are searched, and second moments of its inputs;
+    of all linears of a block what they are while they learn. What passes of the whole model need is not in it.
     """
     parts = anatomy(model)
     blocks = blocks_of(parts, method.part)
@@ -180,16 +183,29 @@ def bound(model: nn.Module, method: Weights, batches: Batches) -> int:
     inner = max(max(linear.in_features, linear.out_features) for linear in linears)
     largest, item = max(linear.weight.numel() for linear in linears), parts.dtype.itemsize
     copies = 2 * max(sum(one.nbytes for one in block.parameters()) for block in blocks)
-    work = 16 * FLOAT * largest + 8 * inner**2 * torch.float64.itemsize + copies
+    learning = 16 * FLOAT * max(sum(one.weight.numel() for one in linears_of(block, "block").values()) for block in blocks)
+    work = 16 * FLOAT * largest + 8 * inner**2 * torch.float64.itemsize + copies + learning
     if not method.streams:
         return work
     width, heads = parts.config.hidden_size, parts.config.num_attention_heads
     shapes = [tuple(batch["input_ids"].shape) for batch in batches]
+    if method.part == "encoder" and parts.encoder is not None:
+        width, heads = parts.encoder.width, parts.encoder.heads
+        shapes = [_patches(batch, parts) for batch in batches]
     pixels = [max((t.nbytes for t in batch.values() if t.is_floating_point()), default=0) for batch in batches]
     states = 2 * (1 + len(method.streams)) * sum(b * t for b, t in shapes) * width * item
     masks = sum(FLOAT * b * t * (t + 4 * width // heads + 16) for b, t in shapes)
     rows, pairs = max(b * t for b, t in shapes), max(b * t * t for b, t in shapes)
     return work + states + masks + FLOAT * (rows * (4 * inner + 16 * width) + 2 * heads * pairs) + 16 * max(pixels)
+
+
+def _patches(batch: Mapping[str, Tensor], parts: Anatomy) -> tuple[int, int]:
+    """Pictures (1 where they come as one) and at most so many rows in the encoder of each."""
+    pixels = max((value for value in batch.values() if value.is_floating_point()), key=Tensor.numel)
+    pictures = pixels.shape[:-3].numel() if pixels.ndim > 3 else 1
+    rows = pixels.numel() // (3 * parts.vision.config.patch_size**2)  # type: ignore[union-attr, operator]
+    assert parts.encoder is not None
+    return pictures, rows // pictures + parts.encoder.prefix
 
 
 def size_of(replaced: Mapping[str, Replaced], dtype: torch.dtype) -> dict[str, int]:
@@ -198,7 +214,9 @@ def size_of(replaced: Mapping[str, Replaced], dtype: torch.dtype) -> dict[str, i
     for one in replaced.values():
         found["weights"] += one.integers.numel()
         for name, tensor in tensors_of(one, dtype).items():
-            kind = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps"}.get(name, "sides")
+            kind = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps", "inputs": "steps"}.get(
+                name, "sides"
+            )
             found[kind] += tensor.nbytes
     return found
 

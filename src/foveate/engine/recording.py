@@ -141,11 +141,12 @@ class Recording:
         )
 
     def _idle(self, prompt: Layout) -> tuple[str, ...]:
-        """The methods that found nothing to do in a prompt with pictures."""
+        """The methods that found nothing to do in a prompt with pictures, or in one of a text model."""
         there = zip(self._program.recipe.methods, self._program.methods)
         acted = self._acted | (self._program.reshaped or set())
         minded = [(given, method) for given, method in there if not isinstance(method, Weights)]
-        return tuple(str(given) for given, method in minded if any(prompt.originals) and method not in acted)
+        asked = any(prompt.originals) or not self._program.traits.sees
+        return tuple(str(given) for given, method in minded if asked and method not in acted)
 
     def _note(
         self, layouts: list[Layout], ran: list[tuple[Any, Any]], slots: dict[int, Tensor], looks: Sequence[Look]

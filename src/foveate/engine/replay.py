@@ -10,7 +10,7 @@ there.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -106,11 +106,6 @@ class Replay:
         """What else a block is called with for a batch."""
         args, kwargs = self.batches[batch].calls[number]
         return _moved(args, device), _moved(kwargs, device)
-
-    @torch.no_grad()
-    def forward(self, block: nn.Module, number: int, states: Sequence[Tensor]) -> list[Tensor]:
-        """What the next block gets of each batch, on the host, given what this one got."""
-        return [self.run(block, number, batch, x).to(HOST) for batch, x in enumerate(states)]
 
     @torch.no_grad()
     def _watch(self, batch: Mapping[str, Tensor]) -> Watched:

@@ -52,7 +52,7 @@ def attach(
     """Run ``recipe`` inside ``model`` until the session is detached (or its ``with`` block ends).
 
     Args:
-        model: a vision-language model loaded through transformers.
+        model: a vision-language model, or a text model, loaded through transformers.
         recipe: a `Recipe`, a method, text such as ``"hiprune(keep=64) + snapkv(keep=0.5)"``, a path to YAML, a name on the
             Hub, or a list (`Recipe.of` says all forms); ``"none"`` only measures.
         seed: seed of methods that draw.
@@ -187,17 +187,19 @@ class Session(Ends, Shown, Prepares, Hands):
     def _install(self) -> None:
         parts, program, put = self.anatomy, self._program, self._put
         put(parts.model, SESSION, self)
-        self._undo += packed.install(program)
+        self._undo += packed.install(program, self._current)
         for kind in ("image", "video"):
             if hasattr(parts.multimodal, f"get_{kind}_features"):
                 self._stand_in(parts.multimodal, f"get_{kind}_features", self._features, kind)
         self._stand_in(parts.model, "generate", self._generate)
         if hasattr(parts.model, "_prefill"):
             self._stand_in(parts.model, "_prefill", generation.prefill, program, self._current)
-        for module, body in ((parts.model, Call.model), (parts.multimodal, Call.multimodal)):
+        # In a text model the first two are one module; what is put there last is entered first.
+        inner = ((parts.language_model, Call.language_model), (parts.multimodal, Call.multimodal))
+        for module, body in (*inner, (parts.model, Call.model)):
             self._stand_in(module, "forward", self._outer, body)
-        self._stand_in(parts.language_model, "forward", self._outer, Call.language_model)
-        self._stand_in(parts.vision, "forward", self._inner, Call.vision)
+        if parts.vision is not None:
+            self._stand_in(parts.vision, "forward", self._inner, Call.vision)
         for number, encoder in enumerate(parts.towers):
             body = functools.partial(Call.projector, tower=number) if number else Call.projector
             self._stand_in(encoder.projector, "forward", self._inner, body)
@@ -209,8 +211,7 @@ class Session(Ends, Shown, Prepares, Hands):
         self._stand_in(parts.model, "init_continuous_batching", generation.batching, program)
         self._stand_in(parts.model, "_get_candidate_generator", generation.candidates, program, self._current)
         self._install_vision()
-        for layer, module in enumerate(parts.layers):
-            # A compiled layer would be traced all the same.
+        for layer, module in enumerate(parts.layers):  # a compiled one would be traced all the same
             around = torch.compiler.disable(self._layer) if layer in program.compiled else self._layer
             self._stand_in(module, "forward", around, layer)
             if layer not in program.traits.recurrent:
@@ -220,8 +221,7 @@ class Session(Ends, Shown, Prepares, Hands):
             self._stand_in(parts.experts(layer), "forward", experts.weighed, weigh, echo)
         for layer in program.halves:
             for number, part in enumerate(parts.halves(layer)):
-                hook = Attached(self._half, layer, number)
-                self._undo.append(part.register_forward_hook(hook).remove)
+                self._undo.append(part.register_forward_hook(Attached(self._half, layer, number)).remove)
 
     def _install_vision(self) -> None:
         """In the encoder's blocks, where rows are to go there."""

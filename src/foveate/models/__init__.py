@@ -17,6 +17,7 @@ from foveate.models import (
     qwen2_vl,
     qwen3_5,
     qwen3_vl,
+    text,
 )
 from foveate.models.anatomy import Anatomy
 from foveate.models.wrapped import unpack, unwrapped
@@ -48,11 +49,13 @@ def anatomy(model: nn.Module) -> Anatomy:
     """
     model = unwrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind not in _FAMILIES:
-        raise FoveateError(f"model {kind!r}: not supported; supported families: {', '.join(_FAMILIES)}")
+    family = _FAMILIES.get(kind) or (text.anatomy if text.is_text(model) else None)
+    if family is None:
+        known = ", ".join((*_FAMILIES, text.FAMILY))
+        raise FoveateError(f"model {kind!r}: not supported; supported families: {known}")
     if not hasattr(model, "lm_head"):
         raise FoveateError(
             f"model {type(model).__name__}: has no language-modelling head; load it with AutoModelForImageTextToText"
         )
     unpack(model)
-    return _FAMILIES[kind](model)
+    return family(model)

@@ -230,7 +230,7 @@ class Anatomy:
         model: the whole, with the language-modelling head.
         multimodal: the module that receives ``input_ids`` and calls the language model with embeddings; its
             ``get_image_features`` (and ``get_video_features``) encode.
-        vision: the vision tower.
+        vision: the vision tower; None for a text model, whose ``multimodal`` and ``language_model`` are one module.
         language_model: the stack of decoder layers.
         layers: its decoder layers.
         image_tokens: placeholder ids of images.
@@ -249,7 +249,7 @@ class Anatomy:
     family: str
     model: nn.Module
     multimodal: nn.Module
-    vision: nn.Module
+    vision: nn.Module | None
     language_model: nn.Module
     layers: Sequence[nn.Module]
     image_tokens: tuple[int, ...]
@@ -543,7 +543,7 @@ class Anatomy:
             mask_free=self.mask_free,
             fingerprint=fingerprint,
             artifacts=_artifacts(str(getattr(self.model, "name_or_path", ""))) | {a.method: a for a in artifacts},
-            vision_sites=frozenset({"projected"}) | (encoder.sites if encoder else frozenset()),
+            vision_sites=self._vision_sites,
             towers=tuple(
                 TowerTraits(self.first_block(n), tower.feature_layer, tower.prefix > 0, tower.tile)
                 for n, tower in enumerate(self.encoders)
@@ -562,7 +562,14 @@ class Anatomy:
             projects=encoder is not None and not encoder.pools,
             reuses=encoder is not None and encoder.halves is not None,
             hears=self.audio is not None,
+            sees=self.vision is not None,
         )
+
+    @property
+    def _vision_sites(self) -> frozenset[str]:
+        if self.vision is None:
+            return frozenset()
+        return frozenset({"projected"}) | (self.encoder.sites if self.encoder else frozenset())
 
     @property
     def rotary_axes(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The processor of a checkpoint; for pictures also where torchvision is missing.
+"""The processor of a checkpoint; for pictures also where torchvision is missing, and for text models.
 
 Without torchvision, transformers reads pictures with Pillow, but refuses to load a processor that reads videos, too. Here
 such a processor is put together from its parts, with `foveate.models.no_videos.NoVideos` among them.
@@ -14,7 +14,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def read_processor(source: str | Path, **options: Any) -> Any:
-    """The processor of a checkpoint.
+    """The processor of a checkpoint; of a text model its tokenizer as a `TextProcessor`.
 
     Args:
         source: a folder, or a Hub id.
@@ -23,15 +23,26 @@ def read_processor(source: str | Path, **options: Any) -> Any:
     Raises:
         FoveateError: later, if it is given a video and there is no torchvision.
     """
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoConfig, AutoProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
     from transformers.utils import is_torchvision_available
 
-    if not is_torchvision_available():
-        kind = type(AutoConfig.from_pretrained(source, **options))
-        if kind in PROCESSOR_MAPPING and "video_processor" in PROCESSOR_MAPPING[kind].get_attributes():
-            return _of_pictures(PROCESSOR_MAPPING[kind], source, options)
+    from foveate.models.text_processor import TextProcessor
+
+    kind = type(AutoConfig.from_pretrained(source, **options))
+    if reads_text(kind):
+        return TextProcessor(AutoTokenizer.from_pretrained(source, **options))
+    videos = kind in PROCESSOR_MAPPING and "video_processor" in PROCESSOR_MAPPING[kind].get_attributes()
+    if videos and not is_torchvision_available():
+        return _of_pictures(PROCESSOR_MAPPING[kind], source, options)
     return AutoProcessor.from_pretrained(source, **options)
+
+
+def reads_text(config: type) -> bool:
+    """Whether checkpoints with such a configuration are text models, to be loaded as ``AutoModelForCausalLM``."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    return config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def _of_pictures(kind: Any, source: str | Path, options: dict[str, Any]) -> Any:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from foveate.models.text import FAMILY as TEXT
 
 _TEXT: dict[str, Any] = dict(
     vocab_size=64,
@@ -99,10 +101,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         ),
     ),
 }
-"""What the configuration of each family says other than its defaults, by ``model_type``."""
+"""What the configuration of each family with pictures says other than its defaults, by ``model_type``."""
+FAMILIES = (*SHAPES, TEXT)
+"""All families."""
 
 
 def specimen(family: str) -> nn.Module:
     """A model of ``family`` with 8 decoder layers; where they are of several kinds, in the family's own pattern."""
+    if family == TEXT:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**_LLAMA)).eval()
     config = AutoConfig.for_model(family, **SHAPES[family])
     return AutoModelForImageTextToText.from_config(config).eval()

@@ -41,7 +41,10 @@ def run_table(runs: Sequence[Answered], device: str, dtype: torch.dtype) -> Rend
         recipe = run.reports[0].recipe
         table.add_column(Text("unmodified" if recipe == NONE else recipe), overflow="fold")
     table.add_row("answer", *(Text(run.answer or NOTHING, style="bold") for run in runs))
-    table.add_row("visual tokens", *(_tokens(run.reports[0]) for run in runs))
+    if any(run.reports[0].original_visual_tokens for run in runs):
+        table.add_row("visual tokens", *(_tokens(run.reports[0]) for run in runs))
+    else:
+        table.add_row("tokens in cache", *(_cached(run.reports[0]) for run in runs))
     for cost in _COSTS:
         table.add_row(cost.name, *(cost.shown(run, runs[0]) for run in runs))
     if runs[0].peak_bytes is not None:
@@ -92,6 +95,11 @@ def _about(runs: Sequence[Answered], device: str, dtype: torch.dtype) -> str:
 def _tokens(report: Report) -> str:
     """``144 → 32``, or ``144 → 144 (layers 0-1), 72 (layers 2-7)`` where a method inside the decoder drops."""
     return f"{report.original_visual_tokens:g} → {run_lengths(report.visual_tokens)}"
+
+
+def _cached(report: Report) -> str:
+    """``20 %``, or ``100 (layers 0-1), 20 (layers 2-7) %``: share of all tokens, of the answer too, held at the end."""
+    return f"{run_lengths(tuple(round(100 * share, 1) for share in report.kv_kept))} %"
 
 
 def _per_token(report: Report) -> float | None:

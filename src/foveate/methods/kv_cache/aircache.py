@@ -116,6 +116,7 @@ class AirCache(Cache):
     paper = "arXiv 2503.23956"
     helps = "Long answers about large pictures at tight budgets: text stays whole, and layers that look harder keep more."
     needs = ("decoder attention rows of the question (all layers)", "cache ownership")
+    textual = False
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 0.1

@@ -52,6 +52,7 @@ class AttentionPack(Cache):
     paper = "arXiv 2603.23914"
     helps = "Many requests at once, or many pictures, where the cache is too large: every token stays, in fewer bytes."
     needs = ("decoder attention rows (all layers, or shares=(1.0,), ranks=(1.0,))", "cache ownership")
+    textual = False
     identity_at = {"rank": 65536, "value_rank": None, "shares": (1.0,), "ranks": (1.0,)}  # noqa: RUF012
 
     rank: Annotated[int, AtLeast(1)] = 64

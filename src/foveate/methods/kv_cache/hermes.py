@@ -111,6 +111,7 @@ class Hermes(Bounded):
     paper = "arXiv 2601.14724"
     helps = "Streams: memory and time to the first token stay the same however long a video runs."
     needs = ("decoder attention rows of the question (all layers)", "cache ownership")
+    textual = False
     identity_at = {"keep": 1.0}  # noqa: RUF012
 
     keep: Annotated[int | float, Keep()] = 4000

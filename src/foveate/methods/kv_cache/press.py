@@ -72,8 +72,10 @@ class Press(Cache):
     """Share of the entries that may go, or how many of them, that stays in every layer, for each key-value head; of
     presses that choose by themselves the mean over heads, rounded to whole chunks.
     """
-    tokens: Evictable = "visual"
-    """Entries that may go: those of pictures (``"visual"``), or text and pictures alike, as kvpress has it."""
+    tokens: Evictable | None = None
+    """Entries that may go: those of pictures (``"visual"``), or text and pictures alike, as kvpress has it (``"all"``).
+    None: the former, but in a text model, which has no pictures, the latter.
+    """
 
     def __post_init__(self) -> None:
         """Chunks know nothing of pictures."""
@@ -83,6 +85,10 @@ class Press(Cache):
             "tokens",
             f"{self._outermost} takes chunks of text and pictures alike; use tokens='all'",
         )
+
+    def fitted(self, traits: Traits) -> Press:
+        """Text models have nothing but text."""
+        return self if self.tokens else replace(self, tokens="visual" if traits.sees else "all")
 
     @property
     def by_head(self) -> bool:
@@ -105,6 +111,14 @@ class Press(Cache):
         return not self._chooses
 
     @property
+    def _evictable(self) -> Evictable:
+        return self.tokens or "visual"
+
+    @property
+    def _spares_text(self) -> bool:
+        return self._evictable == "visual"
+
+    @property
     def _outermost(self) -> str:
         return self.press.partition("(")[0].strip()
 
@@ -122,7 +136,7 @@ class Press(Cache):
             return None
         layout = latest(layout, x.shape[1], before)
         keys, values = keys[:, :, -x.shape[1] :], values[:, :, -x.shape[1] :]
-        stays = layout.predicting | ~evictable(layout, "visual")[0] if self.tokens == "visual" else None
+        stays = layout.predicting | ~evictable(layout, "visual")[0] if self._spares_text else None
         scores = keys.new_zeros(keys.shape[:3], dtype=torch.float32)
         for sample, (live, of, count) in enumerate(zip(layout.live, there, counts)):
             if count == of:
@@ -150,8 +164,8 @@ class Press(Cache):
             scored[layer] = score = torch.cat([torch.where(front, float("inf"), float("-inf")), score], dim=2)
             if not self._chooses:
                 counts = self._counts(self._there(layout, before))
-                more = before if self.tokens == "all" else (0,) * len(before)
-                found[layer] = kept(score, layout, self.tokens, tuple(map(sum, zip(counts, more))))
+                more = (0,) * len(before) if self._spares_text else before
+                found[layer] = kept(score, layout, self._evictable, tuple(map(sum, zip(counts, more))))
         if self._chooses and scored:
             totals = [(score > float("-inf")).sum(2) for score in scored.values()]
             for (layer, score), total, counts in zip(scored.items(), totals, torch.stack(totals).tolist()):
@@ -164,8 +178,8 @@ class Press(Cache):
 
     def _there(self, layout: Layout, before: Sequence[int]) -> tuple[int, ...]:
         """Entries of this prompt that may go, of each sample."""
-        there = evictable(layout, self.tokens)[1]
-        return there if self.tokens == "visual" else tuple(n - gone for n, gone in zip(there, before))
+        there = evictable(layout, self._evictable)[1]
+        return there if self._spares_text else tuple(n - gone for n, gone in zip(there, before))
 
     def _counts(self, there: Sequence[int]) -> tuple[int, ...]:
         """How many of them stay."""

@@ -167,7 +167,9 @@ class DASQ(Weights):
     paper = "CVPR 2026"
     helps = "For a vision encoder in 4 bits or fewer, without samples, where few weights are far larger than the others."
     part = "encoder"
+    textual = False
     streams: ClassVar[tuple[Stream, ...]] = ()
+    ordinary: ClassVar[bool] = False
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16}
 
     bits: Bits = 3

@@ -53,6 +53,7 @@ class VLMPTQ(GPTAQ):
     title = "VLM-PTQ"
     paper = "CVPR 2026"
     helps = "For weights of 3 or 2 bits, where samples hold pictures and words; the slowest of the solvers here."
+    textual = False
 
     bits: Bits = 3
     """Bits of a weight; 16 leaves the model as it is. With 2 the paper has ``group_size=128, symmetric=False``."""

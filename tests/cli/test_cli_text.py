@@ -1,0 +1,82 @@
+"""Commands on a model that reads text alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Call
+from tests.hub import write_text_checkpoint
+
+LONG = "what is it? " * 20
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_checkpoint(tmp_path_factory.mktemp("text"))
+
+
+def test_a_prompt_without_a_picture_is_answered_with_and_without_a_recipe(call: Call, model: Path) -> None:
+    done = call("run", "--model", model, "--prompt", LONG, "--recipe", "snapkv(keep=0.2)", "--max-new-tokens", 3)
+
+    assert done.exit_code == 0, done.output
+    (cached,) = [line.strip() for line in done.stdout.splitlines() if "tokens in cache" in line]
+    plain, kept = (float(share) for share in cached.removeprefix("tokens in cache").replace("%", "").split())
+    assert plain == 100
+    assert 20 <= kept < 22
+    assert "visual" not in done.stdout
+
+
+def test_a_prompt_that_is_too_short_is_said_to_be_left_alone(call: Call, model: Path) -> None:
+    done = call("run", "--model", model, "--prompt", "why?", "--recipe", "snapkv(keep=0.2)", "--max-new-tokens", 2)
+
+    assert "snapkv(keep=0.2) changed nothing of the prompt (21 tokens)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--image", "photo.png"], "image: the model reads text alone; leave it out, or use a vision-language model"),
+        (["--recipe", "fastv"], "fastv: acts on the tokens of pictures, and this is a model of text alone; use a method of"),
+    ],
+)
+def test_what_needs_pictures_is_one_line(call: Call, model: Path, picture: Path, options: list[str], said: str) -> None:
+    done = call("run", "--model", model, "--prompt", "why?", *(picture if each == "photo.png" else each for each in options))
+
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"foveate: {said}")
+
+
+def test_a_model_of_pictures_is_given_one(call: Call, tiny: Path) -> None:
+    done = call("run", "--model", tiny, "--prompt", "why?")
+
+    assert done.exit_code == 2
+    assert done.stderr == "foveate: image: give one; prompts without are for text models, such as --model smol\n"
+
+
+def test_inspect_draws_nothing_of_it(call: Call, model: Path, tmp_path: Path) -> None:
+    done = call("inspect", "--model", model, "--task", "attribute", "--recipe", "snapkv", "--out", tmp_path)
+
+    assert done.exit_code == 2
+    assert done.stderr.startswith("foveate: image: the model reads text alone")
+
+
+def test_the_matrix_says_what_runs_on_it(call: Call, model: Path) -> None:
+    done = call("methods", "--matrix", "--model", model, "--json")
+    works = {entry["method"] for entry in json.loads(done.stdout) if entry["works"]}
+
+    assert {"h2o", "kivi", "snapkv", "streamingllm"} <= works
+    assert not {"fastv", "hiprune", "aircache"} & works
+
+
+def test_its_weights_are_quantized(call: Call, model: Path, tmp_path: Path) -> None:
+    made = call("quantize", "rtn(bits=8, group_size=-1)", "--model", model, "--out", tmp_path)
+    assert made.exit_code == 0, made.output
+    recipe = "rtn(bits=8, group_size=-1) + snapkv(keep=0.5, window=4)"
+    done = call(
+        "run", "--model", model, "--artifacts", tmp_path, "--prompt", LONG, "--recipe", recipe, "--max-new-tokens", 2
+    )
+
+    assert done.exit_code == 0, done.output
