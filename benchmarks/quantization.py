@@ -66,7 +66,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "mbq": ("mbq(clip=True)",),
     "qig": ("qig(clip=True)",),
     "vlm_ptq": ("vlm_ptq(mu_search='rtn')",),
-    "dasq": ("dasq(density=0.0)", "dasq"),
+    "dasq": ("dasq(density=0.0)", "dasq", "dasq(by_row=True)"),
     # The paper's 20,000 steps for each block take hours.
     "ls_vit": ("ls_vit(steps=100)",),
 }
