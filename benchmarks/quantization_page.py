@@ -77,10 +77,11 @@ model's. *Right*: the share of answers all of whose words are the likeliest, in 
 after their distributions have moved, so KL says more.
 
 All grids are symmetric. W4: 4 bits a weight, with a step for each row; g64: one for each 64 inputs; A8: inputs are
-rounded to 8 bits. Ranges are clipped in all rows but `rtn` and `smoothquant`, each by the method's own rule: below 4
-bits that is worth more than most of what comes after. *Sick* copies compute the same function (logits equal to 1e-4),
-with a channel of the inputs of each group of linears a hundred times larger in every other block, and the weights that
-read it smaller by as much: healthy models have no outliers, so they cannot show what is gained where there are some.
+rounded to 8 bits. Ranges are clipped in all rows but `rtn`, `smoothquant`, `masquant` and `quant_experts`, each by the
+method's own rule: below 4 bits that is worth more than most of what comes after. *Sick* copies compute the same function
+(logits equal to 1e-4), with a channel of the inputs of each group of linears a hundred times larger in every other block,
+and the weights that read it smaller by as much: healthy models have no outliers, so they cannot show what is gained where
+there are some.
 
 Models of 5 M weights do not tell how these methods compare on one of billions. What cannot be told apart here is
 whatever lies within the other's interval. A cell that is empty has not been measured yet."""
@@ -170,7 +171,8 @@ def _spread(cells: Records) -> list[str]:
     return lines
 
 
-def _sizes(cells: Records, settings: Sequence[str]) -> list[str]:
+def _sizes(cells: Records, every: Sequence[str]) -> list[str]:
+    settings = [setting for setting in every if any(key.setting == setting for key in cells)]
     lines = [
         "",
         "## Size and time",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -45,10 +45,7 @@ class Slopes:
             leaves.append(leaf)
             return (leaf, *own[1:]) if isinstance(own, tuple) else leaf
 
-        with ExitStack() as stack:
-            if self._replay.attaching is not None:
-                stack.enter_context(self._replay.attaching())
-            stack.enter_context(self._frozen())
+        with self._attached(), self._frozen():
             if batch not in self._said:
                 with torch.no_grad():
                     self._said[batch] = [rows.cpu() for rows in self._predicting(self._batches[batch])]
@@ -89,18 +86,19 @@ class Slopes:
             x = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
             return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
 
-        with ExitStack() as stack:
-            if self._replay.attaching is not None:  # first: attaching tries layers, without gradients
-                stack.enter_context(self._replay.attaching())
+        with self._attached(), ExitStack() as stack:
             stack.callback(self._replay.blocks[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
             for number, block in enumerate(self._replay.blocks):
                 linear = dict(block.named_modules()).get(name)
                 if linear is not None:
                     stack.callback(linear.register_forward_hook(hear(number)).remove)
-            stack.enter_context(self._frozen())
-            stack.enter_context(torch.enable_grad())
-            self._loss(batch).backward()  # type: ignore[no-untyped-call]
+            with self._frozen(), torch.enable_grad():
+                self._loss(batch).backward()  # type: ignore[no-untyped-call]
         return slopes
+
+    def _attached(self) -> AbstractContextManager[Any]:
+        """What acts before the language model is at work meanwhile; in front of hooks, as attaching tries layers."""
+        return nullcontext() if self._replay.attaching is None else self._replay.attaching()
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
