@@ -45,7 +45,7 @@ class Slopes:
             leaves.append(leaf)
             return (leaf, *own[1:]) if isinstance(own, tuple) else leaf
 
-        with self._attached(), self._frozen():
+        with self._attached(), self._frozen(), ExitStack() as stack:
             if batch not in self._said:
                 with torch.no_grad():
                     self._said[batch] = [rows.cpu() for rows in self._predicting(self._batches[batch])]
