@@ -77,9 +77,6 @@ class OneBlock:
         made = block(x, position_embeddings=turned, attention_mask=mask)
         return first(made)
 
-    def forward(self, block: nn.Module, number: int, states: Sequence[Tensor]) -> list[Tensor]:
-        return [self.run(block, number, batch, x) for batch, x in enumerate(states)]
-
 
 def trial(case: Mapping[str, Any]) -> Trial:
     """Of a case with ``x``, maybe ``x_q`` (what quantized blocks before it make of the samples) and masks of rows."""

@@ -20,9 +20,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import foveate
+from tests.leaves import mapped, tensors
 
 KIND = "lazy"
 """A device type that every build of torch knows how to index on, and nothing else uses."""
@@ -129,7 +129,7 @@ class Pretended(TorchDispatchMode):
 
 
 def _tensor(data: Any, *, device: Any = None, make: Any = torch.tensor, **options: Any) -> Tensor:
-    made = make(tree_map_only(Elsewhere, lambda tensor: tensor.held, data), **options)
+    made = make(mapped(Elsewhere, lambda tensor: tensor.held, data), **options)
     return made if device is None else made.to(device)
 
 
@@ -156,7 +156,7 @@ def _waits(function: Any, args: Any, kwargs: dict[str, Any], where: torch.device
         # What may take its time is staged on its way to a device; the way back is waited for.
         unhurried = kwargs.get("non_blocking", False) or (not plain and args[2:] == (True,))
         return source.device.type == KIND or not unhurried
-    if not any(leaf.device.type == KIND for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)):
+    if not any(leaf.device.type == KIND for leaf in tensors((args, kwargs))):
         return False
     if function is aten.repeat_interleave.Tensor:
         return kwargs.get("output_size") is None
@@ -170,8 +170,8 @@ def _waits(function: Any, args: Any, kwargs: dict[str, Any], where: torch.device
 
 
 def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    meeting = tensors
+    found = list(tensors((args, kwargs)))
+    meeting = found
     if function in INDEXED and args[0].device != CPU:  # an index may lie on the CPU
         meeting = [args[0], *(i for i in args[1] if i is not None and i.device != CPU), *args[2:3]]
     # As may a single number.
@@ -187,13 +187,13 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         where = next(iter(devices), CPU)
     if _waits(function, args, kwargs, where):
         Pretended.wait(str(function))
-    args, kwargs = tree_map_only(Elsewhere, lambda tensor: tensor.held, (args, kwargs))
-    out = function(*args, **tree_map_only(torch.device, lambda _: CPU, kwargs))
+    args, kwargs = mapped(Elsewhere, lambda tensor: tensor.held, (args, kwargs))
+    out = function(*args, **mapped(torch.device, lambda _: CPU, kwargs))
 
     def named(tensor: Tensor) -> Tensor:
-        for given in tensors:  # what an operator writes to stays the same object
+        for given in found:  # what an operator writes to stays the same object
             if tensor is (given.held if isinstance(given, Elsewhere) else given):
                 return given
         return Elsewhere(tensor, where) if where.type == KIND else tensor
 
-    return tree_map_only(Tensor, named, out)
+    return mapped(Tensor, named, out)

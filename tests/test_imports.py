@@ -29,7 +29,7 @@ FLOORS = (
     ("models",),
     ("engine",),
     ("checkpoint",),
-    ("streams",),
+    ("streams", "training"),
     ("bench", "tune"),
     ("serving",),
     ("cli", "report"),

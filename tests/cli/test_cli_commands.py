@@ -334,7 +334,7 @@ def test_run_shows_the_visual_tokens_of_every_layer(
 
 
 def test_run_says_of_a_budget_above_what_is_there_that_it_changed_nothing(call: Any, tiny: Path, picture: Path) -> None:
-    fixed = ["run", "--model", tiny, "--image", picture, "--prompt", "where is it?", "--recipe"]
+    fixed = ["run", "--model", tiny, "--image", picture, "--prompt", "where is it?", "--max-new-tokens", 2, "--recipe"]
 
     generous, tight = call(*fixed, "uniform(keep=512)"), call(*fixed, "uniform(keep=16)")
 
@@ -345,7 +345,17 @@ def test_run_says_of_a_budget_above_what_is_there_that_it_changed_nothing(call: 
 def test_a_method_that_needs_training_says_so_in_one_line(call: Any, tiny: Path, picture: Path) -> None:
     warn_untrained.cache_clear()
 
-    result = call("run", "--model", tiny, "--image", picture, "--prompt", "where?", "--recipe", "prumerge(keep=16)")
+    result = call(
+        "run",
+        "--model",
+        tiny,
+        "--image",
+        picture,
+        "--prompt",
+        "where?",
+        "--recipe",
+        "prumerge(keep=16)",
+    )
 
     (line,) = result.stderr.splitlines()
     assert line.startswith("foveate: prumerge: needs training: the main results of its paper are of a model")

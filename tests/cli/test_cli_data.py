@@ -178,11 +178,11 @@ def test_options_of_data_need_data(bench: Any, option: list[str], said: str) -> 
 
 
 def test_generated_tasks_take_another_metric(bench: Any, tmp_path: Path) -> None:
-    result = bench("--tasks", "reading", "--methods", "none", "--metric", "anls")
+    result = bench("--tasks", "reading", "--methods", "none", "--metric", "anls", "--n", 2)
 
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["metric"] == "anls"
-    assert_one_line(bench("--tasks", "reading", "--methods", "none", "--resume"), "metric=None", "metric='anls'")
+    assert_one_line(bench("--tasks", "reading", "--methods", "none", "--n", 2, "--resume"), "metric=None", "metric='anls'")
 
 
 def test_two_results_are_compared(call: Any, bench: Any, data: Path, tmp_path: Path) -> None:

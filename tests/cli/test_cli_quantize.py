@@ -10,6 +10,7 @@ from tests.cli.test_cli_errors import assert_one_line
 from transformers import AutoModelForImageTextToText
 
 from foveate import checkpoint
+from foveate.core.artifact import Artifact
 
 
 def test_weights_are_quantized_and_run_beside_other_methods(call: Any, tiny: Path, picture: Path, tmp_path: Path) -> None:
@@ -63,3 +64,17 @@ def test_mistakes_are_one_line_and_write_nothing(
     monkeypatch.chdir(tmp_path)
     assert_one_line(call("quantize", *options, "--model", tiny, "--out", tmp_path / "out"), *fragments)
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_in_a_recipe_samples_are_read_by_what_acts_in_front(call: Any, tiny: Path, tmp_path: Path) -> None:
+    recipe = "gptq(bits=4) + hiprune(keep=4) + snapkv(keep=0.5)"
+    made = call("quantize", recipe, "--model", tiny, "--n", 1, "--batch-size", 2, "--out", tmp_path / "beside")
+    assert made.exit_code == 0, made.output
+    assert "samples were read without snapkv" in " ".join(made.stderr.split())
+    alone = call("quantize", "gptq(bits=4)", "--model", tiny, "--n", 1, "--batch-size", 2, "--out", tmp_path / "alone")
+    assert alone.exit_code == 0, alone.output
+    names = ["gptq.json", "gptq/block-01.safetensors"]
+    (_, block), (_, other) = ([(tmp_path / kind / name).read_bytes() for name in names] for kind in ("beside", "alone"))
+    assert block != other
+    assert Artifact.load(tmp_path / "beside" / "gptq.json").numbers["before"] == "hiprune(keep=4)"
+    assert_one_line(call("quantize", "gptq + rtn", "--model", tiny), "must have one method that replaces weights")

@@ -44,6 +44,15 @@ def test_weights_alone_load_as_they_are(recipe: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_weights_of_the_encoder_load_as_they_are_and_grids_of_inputs_are_refused(tmp_path: Path) -> None:
+    model, batches = BODIES["llava-clip"].model(), [BODIES["llava-clip"].inputs(RAGGED)]
+    recipe = "ls_vit(bits=3, symmetric=True, steps=0, candidates=16, rounds=0{})"
+    ours, theirs = both(model, quantize(model, recipe.format(""), batches), recipe.format(""), tmp_path)
+    assert torch.equal(ours, theirs)
+    with pytest.raises(FoveateError, match="ls_vit: rounds inputs to grids of its own, which are not written"):
+        export(model, quantize(model, recipe.format(", activations=4"), batches), tmp_path)
+
+
 def test_rounded_activations_are_rounded_by_the_loaders_own_rule(tmp_path: Path) -> None:
     model = BODIES["llava-clip"].model()
     for bits in (8, 4):

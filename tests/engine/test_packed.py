@@ -11,9 +11,10 @@ from torch.nn import functional
 
 import foveate
 from foveate.core.weights import Replaced, Sparse
-from foveate.engine.linears import fed, read_back, tensors_of, values
+from foveate.engine.linears import read_back, tensors_of, values
 from foveate.engine.packed import PackedLinear, _folded, _unfolded
 from foveate.engine.quantize import quantize
+from foveate.engine.sides import product
 from foveate.ops.grid import Grid
 from tests.suite.bodies import BODIES, RAGGED
 
@@ -105,7 +106,8 @@ def test_inputs_are_divided_and_rounded_and_entries_added() -> None:
     weight[1::2, 47] += 2.5
     divided = x / there.divide
     scale = divided.abs().amax(-1, keepdim=True) / 7
-    assert torch.equal(fed(there, x).div(scale).round().unique().abs().amax(), torch.tensor(7.0))
+    fed = product(there, x, lambda fed: fed)
+    assert torch.equal(fed.div(scale).round().unique().abs().amax(), torch.tensor(7.0))
     rounded = (divided / scale).round().clamp(-8, 7) * scale
     torch.testing.assert_close(packed(of.forward, x), functional.linear(rounded, weight, of.bias))
 

@@ -13,15 +13,17 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import foveate
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
-from foveate.core.weights import Block, Stream
+from foveate.core.recipe import Recipe
+from foveate.core.weights import Block, Stream, Weights
 from foveate.engine.quantize import bound, quantize
+from foveate.engine.shelf import block_of
 from foveate.methods import RTN
 from tests import tiny
+from tests.leaves import tensors
 from tests.suite.bodies import BODIES, ONE, RAGGED
 
 BODY = BODIES["llava-clip"]
@@ -51,7 +53,7 @@ class Looking(RTN):
 def looking(monkeypatch: pytest.MonkeyPatch) -> type[Looking]:
     monkeypatch.setattr(Looking, "stop", 99)
     monkeypatch.setattr(Looking, "seen", [])
-    monkeypatch.setattr("foveate.engine.quantize.to_quantize", lambda method: method)
+    monkeypatch.setattr("foveate.engine.quantize.to_quantize", lambda method: (method, Recipe()))
     return Looking
 
 
@@ -103,6 +105,16 @@ def test_a_folder_is_an_artifact_like_any_other(tmp_path: Path) -> None:
         assert torch.equal(model(**inputs).logits, found[0])
 
 
+def test_linears_that_share_what_they_divide_by_are_written(tmp_path: Path) -> None:
+    model = BODY.model()
+    kept = quantize(model, "smoothquant", [BODY.inputs(ONE)], out=tmp_path)
+    held = quantize(model, "smoothquant", [BODY.inputs(ONE)])
+    for name, replaced in block_of(kept, 0).items():
+        divide = held.numbers.get(f"0.{name}.divide")
+        assert (divide is None) == (replaced.divide is None)
+        assert divide is None or torch.equal(divide, replaced.divide)  # type: ignore[arg-type]
+
+
 def test_fine_tunes_of_one_shape_are_told_apart_and_dtypes_of_one_checkpoint_are_not() -> None:
     model = BODY.model()
     artifact = quantize(model, "rtn")
@@ -129,7 +141,8 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:
             "rtn: group_size=32: does not divide the 48 inputs of self_attn.q_proj in decoder block 0; "
             "must be one of 16, 8, -1",
         ),
-        ("rtn + gptq", (), "must be one method"),
+        ("rtn + gptq", (), "must have one method that replaces weights, such as 'rtn(bits=4)'; has 2"),
+        ("none", (), "must have one method"),
         ("hiprune", (), "hiprune: replaces no weights"),
         ("rtn(bits=16)", (), "rtn: bits=16: leaves the model as it is"),
         ("gptq", (), "gptq: looks at what samples feed the model; give batches"),
@@ -194,10 +207,10 @@ class Peak(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {id(tensor.untyped_storage()) for tensor in tensors((args, kwargs))}
         out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and (key := id(tensor.untyped_storage())) not in self._known | given:
+        for tensor in tensors(out):
+            if (key := id(tensor.untyped_storage())) not in self._known | given:
                 size = tensor.untyped_storage().nbytes()
                 self._known.add(key)
                 self.now += size
@@ -210,16 +223,33 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
-def test_memory_is_within_what_is_declared_whatever_the_depth(tmp_path: Path, looking: type[Looking]) -> None:
+@pytest.mark.parametrize("part", ["decoder", pytest.param("encoder", marks=pytest.mark.slow)])
+def test_memory_is_within_what_is_declared_whatever_the_depth(
+    part: Any, tmp_path: Path, looking: type[Looking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "part", part)
     peaks = []
     for layers in (3, 9):
-        model, batches = tiny.llava(layers=layers), [BODY.inputs(RAGGED, seed=seed) for seed in range(4)]
+        deep = {"layers": layers} if part == "decoder" else {"blocks": layers}
+        model, batches = tiny.llava(**deep), [BODY.inputs(RAGGED, seed=seed) for seed in range(4)]
         gc.collect()
         with Peak() as peak:
             quantize(model, looking(), batches, out=tmp_path / str(layers))
         assert peak.most <= bound(model, looking(), batches)
         peaks.append(peak.most)
     assert peaks[1] <= 1.02 * peaks[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["masquant(epochs=1)", "quant_experts(epochs=1)", "quant_experts(weighting='tokens')"])
+def test_what_is_learned_and_what_is_added_fit_in_it(recipe: str, tmp_path: Path) -> None:
+    model, batches = tiny.llava(layers=2), [BODY.inputs(RAGGED, seed=seed) for seed in range(2)]
+    (method,) = Recipe.of(recipe).methods
+    assert isinstance(method, Weights)
+    gc.collect()
+    with Peak() as peak:
+        quantize(model, method, batches, out=tmp_path)
+    assert peak.most <= bound(model, method, batches)
 
 
 def test_samples_come_with_their_seed_and_the_model_is_left_as_it_was() -> None:
@@ -231,3 +261,31 @@ def test_samples_come_with_their_seed_and_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
     assert replace(one).parameters["bits"] == 4
+
+
+def test_in_a_recipe_samples_are_read_by_what_acts_before_the_language_model() -> None:
+    model, inputs = BODY.model(), BODY.inputs(RAGGED)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -2:] = inputs["input_ids"][:, -2:]
+    batch, before = inputs | {"labels": labels}, dict(model.named_modules())
+    plain = quantize(model, "gptq(bits=3)", [batch])
+    pruned = quantize(model, "gptq(bits=3) + hiprune(keep=4)", [batch])
+    both = quantize(model, "hiprune(keep=4) + gptq(bits=3) + fastv(layer=1, keep=0.5) + snapkv(keep=0.5, window=4)", [batch])
+
+    assert (plain.numbers["before"], pruned.numbers["before"]) == ("", "hiprune(keep=4)")
+    assert plain.numbers["said"] == pruned.numbers["said"] == []
+    (line,) = both.numbers["said"]
+    assert line.startswith("samples were read without fastv, snapkv")
+    words = [name for name in plain.numbers if name.endswith("words")]
+    assert any(not torch.equal(plain.numbers[name], pruned.numbers[name]) for name in words)
+    assert all(torch.equal(both.numbers[name], pruned.numbers[name]) for name in words)
+    assert dict(model.named_modules()) == before
+    # It is an artifact like any other.
+    with foveate.attach(model, "gptq(bits=3) + uniform(keep=4)", artifacts=[pruned]):
+        assert model(**inputs).logits.isfinite().all()
+    # What looks at no samples, and what is fed by the encoder alone, is as it would be.
+    for method in ("rtn(bits=3)", "dasq(bits=3)"):
+        alone, beside = quantize(model, method), quantize(model, f"{method} + hiprune(keep=4)")
+        assert beside.numbers["before"] == ""
+        assert beside.numbers["said"] == []
+        assert all(torch.equal(one, beside.numbers[n]) for n, one in alone.numbers.items() if n.endswith("words"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
+import foveate
 from foveate.core.errors import FoveateError
-from foveate.core.roles import Role
+from foveate.core.roles import VISUAL, Role
 from foveate.engine.replay import Replay
 from foveate.engine.slopes import Slopes
 from foveate.engine.trial import Trial
@@ -129,9 +132,67 @@ def test_slopes_are_gradients_of_the_loss_and_of_each_sample_alone() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["llava-clip", "qwen2_5_vl", "qwen3_vl"])
+def test_a_pull_is_the_slope_of_what_answers_are_off(name: str) -> None:
+    body, part = BODIES[name], "encoder"
+    model = body.model().double()
+    batch = {key: value.double() if value.is_floating_point() else value for key, value in body.inputs(RAGGED).items()}
+    batch["labels"] = torch.full_like(batch["input_ids"], -100)
+    batch["labels"][0, -2:] = batch["input_ids"][0, -2:]
+    replay = Replay(anatomy(model), [batch], part)
+    slopes, chance = Slopes(replay, [batch]), torch.Generator().manual_seed(0)
+    own = replay.run(replay.copy(0), 0, 0, replay.batches[0].x, whole=False)
+    assert slopes.pull(0, 0, own, 3.0).abs().max() < 1e-9  # what it says itself is off by nothing
+    moved = own + torch.randn(own.shape, generator=chance, dtype=own.dtype) / 10
+    way = torch.randn(own.shape, generator=chance, dtype=own.dtype)
+
+    def off(made: torch.Tensor) -> torch.Tensor:
+        """The divergence of answers, all of it by another way: the model's own logits."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        block, total = replay.blocks[0], torch.zeros(())
+        plain = model(**inputs).logits / 3
+        handle = block.register_forward_hook(lambda *_: (made,) if isinstance(_[2], tuple) else made)
+        said = model(**inputs).logits / 3
+        handle.remove()
+        for sample, rows in enumerate([slice(-3, -1), slice(-1, None), slice(-1, None)]):
+            wanted, found = plain[sample, rows].log_softmax(-1), said[sample, rows].log_softmax(-1)
+            total = total + (wanted.exp() * (wanted - found)).sum(-1).mean()
+        return total
+
+    with torch.no_grad():
+        wanted = (off(moved + 1e-4 * way) - off(moved - 1e-4 * way)) / 2e-4
+    found = (slopes.pull(0, 0, moved, 3.0) * way).sum()
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-2, atol=1e-7)
+    assert not any("forward" in vars(block) for block in replay.blocks)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def _trial(name: str, model: object = None) -> tuple[Trial, Replay]:
     body = BODIES[name]
     batches = [body.inputs(RAGGED), body.inputs(ONE)]
     replay = Replay(anatomy(model or body.model()), batches)  # type: ignore[arg-type]
     states = {"exact": [watched.x for watched in replay.batches]}
     return Trial(replay, 0, states, Slopes(replay, batches), print), replay  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["llava-clip", "qwen3_vl", "qwen2_5_vl"])
+def test_what_acts_before_the_language_model_runs_while_samples_are_read(name: str) -> None:
+    body = BODIES[name]
+    model, inputs = body.model(), body.inputs(RAGGED)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -2:] = inputs["input_ids"][:, -2:]
+    batch = inputs | {"labels": labels}
+    parts = anatomy(model)
+    replay = Replay(parts, [batch], attaching=partial(foveate.attach, model, "uniform(keep=3)"))  # which compares them
+
+    watched, whole = replay.batches[0], Replay(parts, [batch]).batches[0]
+    visual = torch.isin(watched.role, torch.tensor(VISUAL))
+    assert visual.sum() == 3 * sum(images for _, images, _ in RAGGED) * len(body.views)
+    for role in (Role.TEXT, Role.ANSWER):
+        assert torch.equal((watched.role == role).sum(1), (whole.role == role).sum(1))
+    # Words enter the first block as they do without.
+    assert torch.equal(watched.x[watched.role == Role.ANSWER], whole.x[whole.role == Role.ANSWER])
+    slopes = Slopes(replay, [batch]).of("mlp.down_proj")
+    assert [len(rows[0].x) for rows in slopes] == [int((watched.role != Role.PAD).sum())] * len(replay.blocks)
+    assert all(bool((rows[0].x[rows[0].role == Role.ANSWER] > 0).any()) for rows in slopes)
+    assert "_foveate_session" not in vars(model)

@@ -6,7 +6,7 @@ A method that registers is covered: without an entry in `VARIANTS` it runs with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -20,13 +20,14 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.method import Method, Pictures
 from foveate.core.recipe import Recipe, build
+from foveate.core.roles import Role
 from foveate.core.traits import Traits
 from foveate.core.weights import Weights
 from foveate.engine.calibrate import Calibration
 from foveate.engine.check import check
 from foveate.engine.linears import blocks_of, digest
-from foveate.engine.quantize import quantize
-from foveate.methods import ALVTS, RTN, UAT, MoDES
+from foveate.engine.quantize import quantize, refuse
+from foveate.methods import ALVTS, RTN, UAT, MASQuant, MoDES
 from foveate.methods.before_encoder.index_preserving import train
 from foveate.models import Anatomy, anatomy
 from tests import tiny
@@ -128,6 +129,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"tau": 0.0, "budget": 0.6, "tau_tem": 0.3, "rate": 0.4},
         {"budget": 0.8, "tau_tem": 0.1, "layers": (1, 2), "rate": 0.2},
     ],
+    "masquant": [{"epochs": 0, "activations": 16}],
     "mbq": [{"group_size": 16}],
     "mixkv": [
         {"keep": 0.5, "window": 4},
@@ -153,9 +155,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"keep": 6, "window": 4, "beta": 4, "tokens": "visual"},
     ],
     "rtn": [{"bits": 4, "clip": True}],
+    "ls_vit": [{"activations": 4, "group_size": 16, "steps": 3, "candidates": 16, "rounds": 1}],
     "gptq": [{"bits": 4, "group_size": 8, "symmetric": False, "ordered": True}],
     "vlm_ptq": [{"bits": 4, "mu": 0.5}],
     "qig": [{"group_size": 16, "points": 3}],
+    "quant_experts": [{"activations": 16, "important": 8, "experts": 4, "shared_rank": 8, "routed_rank": 4}],
     "random": [{"keep": 6}, {"keep": 0.4, "positions": "anchor"}],
     "score": [{"keep": 6}, {"keep": 5, "salience": "received", "positions": "anchor"}],
     "scope": [{"keep": 6}, {"keep": 5, "saliency": "received", "positions": "anchor"}],
@@ -219,9 +223,20 @@ def parts(body: Body | str) -> Anatomy:
 
 @cache
 def artifacts(body: Body | str) -> tuple[Artifact, ...]:
-    """What the methods that are trained or calibrated need on a body, or on the one of that name, if it can host them."""
-    body, made = BODIES[body] if isinstance(body, str) else body, []
-    traits = parts(body).traits()
+    """What methods need that are trained, calibrated or quantized on a body (or the one of that name), if it hosts them."""
+    body = BODIES[body] if isinstance(body, str) else body
+    return (*_learned(body), *(_rounded(body, method) for method in _replacing(body)))
+
+
+@cache
+def _named(body: Body) -> tuple[Artifact, ...]:
+    """The same for who only asks whether there are any: no weights are quantized while tests are collected."""
+    return (*_learned(body), *(method.artifact(parts(body).traits().fingerprint, {}) for method in _replacing(body)))
+
+
+@cache
+def _learned(body: Body) -> tuple[Artifact, ...]:
+    made, traits = [], parts(body).traits()
     if not traits.recurrent and traits.sees:
         # What the selectors are worth is nothing to the suite: two steps stand for the default's.
         numbers = ALVTS(steps=2).calibrate(Calibration(body.model(), [body.inputs(ONE)]))
@@ -242,22 +257,53 @@ def artifacts(body: Body | str) -> tuple[Artifact, ...]:
         cells = torch.randn(64, *traits.cell, generator=torch.Generator().manual_seed(0))
         weights = train(cells, cells[:, 0, 0, 0] > 0, hidden=8, steps=20)
         made.append(Artifact("index_preserving", traits.fingerprint, weights | {"cell": list(traits.cell)}))
+    return tuple(made)
+
+
+def _replacing(body: Body) -> Iterator[Weights]:
+    """Methods that can replace weights of a body; on most, rtn alone."""
     for kind in (kind for kind in registry.methods().values() if issubclass(kind, Weights)):
         if kind is not RTN and body.name not in QUANTIZED:
             continue
         method = variants(kind.name)[0]
         assert isinstance(method, Weights)
-        with suppress(FoveateError):  # of models that cannot be quantized: `refusal` says why
-            made.append(_rounded(body, method))
-    return tuple(made)
+        with suppress(FoveateError):  # `refusal` says why
+            refuse(method, parts(body))
+            yield method
 
 
 def _rounded(body: Body, method: Weights) -> Artifact:
     """Weights rounded to nearest, in the place of what the method makes of them: that is tested in `test_weights.py`."""
     if not method.streams:
         return quantize(parts(body).model, method)
-    plain = RTN(method.bits, method.group_size, method.symmetric, method.activations)
-    return replace(_nearest(body, plain), method=method.name, parameters=method.bound())
+    kind = RTN if method.part == "decoder" else _OfEncoders
+    found = _nearest(body, kind(method.bits, method.group_size, method.symmetric, method.activations))
+    numbers = found.numbers if method.ordinary else {**found.numbers, **_sides(found.numbers, isinstance(method, MASQuant))}
+    return replace(found, method=method.name, parameters=method.bound(), numbers=numbers)
+
+
+def _sides(numbers: Mapping[str, Any], by_role: bool) -> dict[str, torch.Tensor]:
+    """Products of low rank by chance beside each linear: for pictures alone, or for each row one of three."""
+    chance, found = torch.Generator().manual_seed(0), dict[str, torch.Tensor]()
+    for linear in (name.removesuffix(".words") for name in numbers if name.endswith(".words")):
+        out, inputs = len(numbers[f"{linear}.words"]), int(numbers[f"{linear}.form"][1])
+        count = 1 if by_role else 3
+        down = torch.randn(count, 4, inputs, generator=chance) / inputs**0.5
+        up = torch.randn(count, 4, out, generator=chance) / 20
+        prefix = f"{linear}.role0_side0" if by_role else f"{linear}.side0"
+        found |= {f"{prefix}_down": down, f"{prefix}_up": up}
+        if by_role:
+            found[f"{linear}.role0_roles"] = torch.tensor([Role.IMAGE, Role.VIDEO, Role.NEWLINE])
+            found[f"{linear}.role0_divide"] = torch.rand(inputs, generator=chance) + 0.5
+        else:
+            found[f"{linear}.side0_router"] = torch.rand(count, inputs, generator=chance)
+    return found
+
+
+class _OfEncoders(RTN):
+    """The same for methods that replace weights of the encoder."""
+
+    part = "encoder"
 
 
 @cache
@@ -291,7 +337,7 @@ def _lent(artifact: Artifact, there: Anatomy) -> Mapping[str, Any]:
 def refusal(method: Method, body: Body) -> str | None:
     """Why the anatomy cannot host the method, or None."""
     try:
-        check(Recipe((method,)), parts(body), parts(body).traits(artifacts=artifacts(body)))
+        check(Recipe((method,)), parts(body), parts(body).traits(artifacts=_named(body)))
     except FoveateError as error:
         return str(error)
     return None

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import foveate
 from foveate.core import registry
@@ -25,6 +24,7 @@ from foveate.core.recipe import Recipe
 from foveate.methods import ToMe
 from foveate.models import anatomy
 from tests import tiny
+from tests.leaves import tensors
 from tests.suite.bodies import BODIES
 from tests.suite.pairs import lent, tier, variants
 
@@ -56,9 +56,9 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        given = {id(tensor.untyped_storage()) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._known | given:
+        given = {id(tensor.untyped_storage()) for tensor in tensors((args, kwargs))}
+        for tensor in tensors(out):
+            if id(storage := tensor.untyped_storage()) not in self._known | given:
                 size, ours = storage.nbytes(), _on_our_account()
                 self._known.add(id(storage))
                 self._add(size, ours)
@@ -160,7 +160,7 @@ def _methods() -> list[Method]:
     return list(dict.fromkeys(found))
 
 
-@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("samples", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("method", map(tier, _methods()))
 def test_a_method_needs_no_more_memory_than_it_declares(method: Method, samples: int) -> None:
     plain, found = unmodified(samples, host(method)), measure(method, samples)

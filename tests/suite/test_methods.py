@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +18,10 @@ from foveate.core.method import Method, Tokens
 from foveate.core.recipe import build
 from foveate.core.roles import Role
 from foveate.engine.session import Session
+from foveate.engine.sides import Present, saying
 from foveate.engine.stand_in import stand_in
 from foveate.methods import ToMe
+from foveate.models import Anatomy
 from tests import tiny
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import fed_lengths, generate, logits
@@ -196,7 +198,7 @@ def oracle(model: Any, whole: dict[str, torch.Tensor], session: Session, notes: 
     """Where layers have a recurrent state, removing is not masking; where rows are put in, there is nothing to mask."""
     logs = notes.trace.log  # of prompts with pictures
     inserted = any((of.role == Role.INSERTED).any() for log in logs[:1] for of in log)
-    with still_replaced(session):
+    with still_replaced(session), said_of(whole["input_ids"], session.anatomy):
         if session.anatomy.traits().recurrent or inserted:
             return short_logits(model, whole, notes.trace, notes)
         return masked_logits(model, whole, notes.trace, (0,)[: len(logs)], notes)
@@ -211,6 +213,18 @@ def still_replaced(session: Session) -> Iterator[None]:
     finally:
         for each in undo:
             each()
+
+
+def said_of(ids: torch.Tensor, parts: Anatomy) -> AbstractContextManager[None]:
+    """The rows of the whole prompt ``ids`` run meanwhile, as no session knows."""
+    role = torch.full_like(ids, int(Role.TEXT))
+    for kind, tokens in (
+        (Role.IMAGE, parts.image_tokens),
+        (Role.VIDEO, parts.video_tokens),
+        (Role.AUDIO, parts.audio_tokens),
+    ):
+        role[torch.isin(ids, torch.tensor([*tokens], dtype=ids.dtype))] = int(kind)
+    return saying(Present(role))
 
 
 def attach(model: Any, method: Method, body: Body) -> Session:

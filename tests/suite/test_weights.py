@@ -17,10 +17,12 @@ from foveate.engine.linears import blocks_of, dense
 from foveate.engine.quantize import quantize
 from foveate.engine.shelf import block_of
 from foveate.engine.stand_in import stand_in
+from foveate.methods import MASQuant, QuantExperts
 from foveate.models import anatomy
 from tests.suite.bodies import BODIES, ONE, RAGGED, Body
 from tests.suite.conversation import generate, logits
 from tests.suite.pairs import HOSTED, parts
+from tests.suite.test_methods import said_of
 
 METHODS = list(dict.fromkeys(one.values[0] for one in HOSTED if isinstance(one.values[0], Weights)))
 replacing = pytest.mark.parametrize(("method", "body"), [one for one in HOSTED if isinstance(one.values[0], Weights)])
@@ -59,15 +61,30 @@ def test_what_stands_for_linears_is_what_was_placed_and_goes_without_a_trace(met
             assert replaced.grid.scale.isfinite().all()
             assert replaced.grid.scale.min() > 0
     with spelled_out(model, method, artifact):
-        assert torch.equal(logits(generate(model, inputs, 4)), made)
-    assert not torch.allclose(made, plain, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(logits(generate(model, inputs, 4)), made, **exactly(method))
     assert made.isfinite().all()
+    darker = {name: value / 2 if value.is_floating_point() else value for name, value in inputs.items()}
+    if method.part == "encoder" and torch.equal(logits(generate(model, darker, 4)), plain):
+        pytest.skip("fresh models of this family make nothing of pictures")
+    assert not torch.allclose(made, plain, rtol=1e-6, atol=1e-6)
+
+
+def exactly(method: Weights) -> dict[str, float]:
+    """To the last bit, unless products of low rank are made of other rows together."""
+    return {"rtol": 1e-5, "atol": 1e-5} if isinstance(method, MASQuant | QuantExperts) else {"rtol": 0, "atol": 0}
 
 
 @contextmanager
 def spelled_out(model: Any, method: Weights, artifact: foveate.Artifact) -> Iterator[None]:
-    """Every weight as floats, without any packing and without a session."""
-    undo = []
+    """Every weight as floats, without any packing and without a session; rows are what the ids that come in say."""
+    parts = anatomy(model)
+
+    def say(original: Any, *args: Any, **kwargs: Any) -> Any:
+        ids = kwargs["input_ids"]
+        with said_of(ids, parts):
+            return original(*args, **kwargs)
+
+    undo = [stand_in(parts.multimodal, "forward", say)]
     for number, block in enumerate(blocks_of(anatomy(model), method.part)):
         for name, replaced in block_of(artifact, number).items():
             linear = block.get_submodule(name)

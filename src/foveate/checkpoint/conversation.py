@@ -75,12 +75,16 @@ class Checkpoint:
             raise
 
     def answered(
-        self, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str], answers: Sequence[str]
+        self,
+        pictures: Sequence[Sequence[Image.Image]],
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        session: Session | None = None,
     ) -> dict[str, torch.Tensor]:
         """As `inputs`, with an answer and its end behind each prompt, and ``labels``, which are -100 everywhere else."""
         words = self.processor.tokenizer(list(answers), add_special_tokens=False).input_ids
         pad = self.processor.tokenizer.pad_token_id or 0
-        return with_answers(self.inputs(pictures, prompts), [[*each, self._end_of_turn] for each in words], pad)
+        return with_answers(self.inputs(pictures, prompts, session), [[*each, self._end_of_turn] for each in words], pad)
 
     @cached_property
     def special(self) -> frozenset[int]:

@@ -691,7 +691,12 @@ def calibrate(
 @app.command()
 def quantize(
     method: Annotated[
-        str, typer.Argument(metavar="METHOD", help="A method that replaces weights: 'rtn(bits=4, group_size=64)'.")
+        str,
+        typer.Argument(
+            metavar="METHOD",
+            help="A method that replaces weights: 'rtn(bits=4, group_size=64)'. In a recipe, samples are read by what acts "
+            "before the language model.",
+        ),
     ],
     model: Model = "reference",
     data: Data = None,
@@ -736,6 +741,7 @@ def quantize(
     \b
     foveate quantize "rtn(bits=4, group_size=64)" --model checkpoints/llava --out runs/llava-w4
     foveate quantize "rtn(bits=8)" --model checkpoints/llava --export checkpoints/llava-w8
+    foveate quantize "vlm_ptq(bits=3) + hiprune(keep=64)" --model checkpoints/llava --out runs/llava-w3
     """
     from foveate.cli.quantize import QuantizeRequest
     from foveate.cli.quantize import quantize as work

@@ -27,6 +27,7 @@ from foveate.core.files import make_writable
 from foveate.core.method import Offline
 from foveate.engine.calibrate import Batches, refuse_labels, to_calibrate
 from foveate.engine.calibrate import calibrate as make_artifact
+from foveate.engine.session import Session
 from foveate.tasks import Question, Turn, files
 from foveate.tasks.pictures import Lazy, Source
 from foveate.tasks.scenes import draw_scene
@@ -179,14 +180,22 @@ def _own(request: CalibrateRequest, n: int | None, text: bool = False) -> list[Q
 
 
 def batches_of(
-    loaded: Checkpoint, asked: Sequence[Question], request: CalibrateRequest, *, answered: bool = False
+    loaded: Checkpoint,
+    asked: Sequence[Question],
+    request: CalibrateRequest,
+    *,
+    answered: bool = False,
+    session: Session | None = None,
 ) -> Batches:
-    """The first turns, with the answers to show behind them, if they are to be answered."""
+    """The first turns, with the answers to show behind them, if they are to be answered; pictures as ``session`` wants."""
     batches: list[dict[str, Tensor]] = []
     for chunk in _chunks(asked, request.batch_size):
         pictures, turns = [each.images for each in chunk], [each.turns[0] for each in chunk]
         prompts, answers = [turn.prompt for turn in turns], [turn.answers[0] for turn in turns]
-        batches.append(loaded.answered(pictures, prompts, answers) if answered else loaded.inputs(pictures, prompts))
+        if answered:
+            batches.append(loaded.answered(pictures, prompts, answers, session))
+        else:
+            batches.append(loaded.inputs(pictures, prompts, session))
     return batches
 
 

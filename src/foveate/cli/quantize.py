@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from foveate.cli.quiet import quiet
 from foveate.core.artifact import FOLDER, Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable
+from foveate.engine.before import pictures
 from foveate.engine.export import export as write_checkpoint
 from foveate.engine.export import refuse_export
 from foveate.engine.quantize import quantize as make_artifact
@@ -37,7 +38,7 @@ class QuantizeRequest(CalibrateRequest):
 @quiet()
 def quantize(request: QuantizeRequest) -> None:
     """Make the artifact of a method, and keep it in a folder."""
-    method = to_quantize(request.method)
+    method, others = to_quantize(request.method)
     folder = request.out or OUT / named(request.model)
     make_writable(folder)
     if request.export is not None:
@@ -49,10 +50,21 @@ def quantize(request: QuantizeRequest) -> None:
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     loaded = checkpoint.load(request.model, device, dtype, model_args=arguments, system=request.system)
     loaded.refuse_placeholders(turn.prompt for each in asked for turn in each.turns)
-    batches = batches_of(loaded, asked, request, answered=True)
+    resizing = pictures(others)
+    with loaded.attach(resizing) if asked and resizing.methods else nullcontext() as session:
+        batches = batches_of(loaded, asked, request, answered=True, session=session)
     try:
         with StepProgress(diagnostics()) as progress:
-            artifact = make_artifact(loaded.model, method, batches, out=folder, seed=request.seed, watcher=progress)
+            artifact = make_artifact(
+                loaded.model,
+                request.method,
+                batches,
+                out=folder,
+                seed=request.seed,
+                watcher=progress,
+                companion=loaded.companion,
+                artifacts=loaded.artifacts,
+            )
         if request.export is not None:
             with redirect_stderr(io.StringIO()):  # where the library draws bars of its own
                 write_checkpoint(loaded.model, artifact, request.export)

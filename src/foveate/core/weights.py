@@ -54,6 +54,9 @@ class Steps(Protocol):
     def values(self, integers: Tensor) -> Tensor:
         """What ``integers`` ``[out, in]`` stand for, in the dtype of `scale`."""
 
+    def rounded(self, weight: Tensor) -> Tensor:
+        """``weight`` ``[out, in]`` moved to the nearest points of the grid; anything ``[..., in]``, if there is one step."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
@@ -71,10 +74,41 @@ class Sparse:
 
 
 @dataclass(frozen=True, eq=False)
+class Side:
+    """A product of low rank beside ``W'``: ``x' down^T up`` is added, of the divided input ``x'`` as it was before rounding.
+
+    Attributes:
+        down: ``[E, r, in]``.
+        up: ``[E, r, out]``.
+        router: ``[E, in]`` of the E products each row gets the one whose ``router |x'|`` is least, the first of equals;
+            None = there is one, for all.
+    """
+
+    down: Tensor
+    up: Tensor
+    router: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ForRoles:
+    """What rows of some roles get otherwise than all others.
+
+    Attributes:
+        roles: which rows (`foveate.core.roles.Role`).
+        divide: ``[in]`` their input is divided by it, instead of by `Replaced.divide`.
+        sides: what is added for them, besides.
+    """
+
+    roles: tuple[int, ...]
+    divide: Tensor
+    sides: tuple[Side, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Replaced:
     """What stands for a linear: ``y = round(x / divide) W'^T + bias``, ``W'`` on a grid, ``round`` to ``activations`` bits.
 
-    The bias is the linear's own.
+    The bias is the linear's own, and sides are added, if there are any.
 
     Attributes:
         grid: what integers stand for; its steps are in the dtype of the model's weights already, or exact in it.
@@ -83,6 +117,9 @@ class Replaced:
         activations: bits that each row of the (divided) input is rounded to, on a symmetric grid of its own
             range; 16 = none.
         sparse: entries that are added to ``W'``.
+        sides: products of low rank that are added, for all rows.
+        by_role: what rows of some roles get otherwise. A step of decoding is text.
+        inputs: the grid of so many bits, with one step ``[1, 1]`` and one zero for all, that rows are rounded to instead.
     """
 
     grid: Steps
@@ -90,6 +127,9 @@ class Replaced:
     divide: Tensor | None = None
     activations: int = 16
     sparse: Sparse | None = None
+    sides: tuple[Side, ...] = ()
+    by_role: tuple[ForRoles, ...] = ()
+    inputs: Steps | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +222,13 @@ class Block(Protocol):
         forward and backward for it, once.
         """
 
+    def pull(self, batch: int, made: Tensor, temperature: float = 1.0) -> Tensor:
+        """The gradient at ``made``, were it what the block puts out for a batch, of how far the model's answers move.
+
+        That is the divergence of what it then says from what it says unquantized, logits divided by ``temperature``; all
+        other blocks are as they were. The whole model runs forward and backward for it.
+        """
+
     def place(self, name: str, replaced: Replaced) -> None:
         """From here on ``replaced`` stands for a linear."""
 
@@ -197,6 +244,8 @@ class Weights(Method):
     """Whose blocks it replaces linears of."""
     streams: ClassVar[tuple[Stream, ...]] = ("exact",)
     """What it looks at; none: it needs no samples."""
+    ordinary: ClassVar[bool] = True
+    """Whether a linear is no more than its integers and what its input is divided by, which others load, too."""
 
     bits: Bits = 4
     """Bits of a weight; 16 leaves the model as it is."""
@@ -242,7 +291,7 @@ class Weights(Method):
 
     def check(self, traits: Traits) -> str | None:
         """Refused without an artifact; artifacts of other weights or parameters are, too."""
-        return self.refuse_experts(traits) or self._refuse_missing(traits)
+        return self.refuse_experts(traits) or self._refuse_encoder(traits) or self._refuse_missing(traits)
 
     def refuse_experts(self, traits: Traits) -> str | None:
         """Why weights of a model with experts cannot be replaced; None where there are none."""
@@ -250,6 +299,11 @@ class Weights(Method):
             return None
         first = traits.sparse[0]
         return f"decoder layer {first} has experts, which lie in one tensor and are not quantized; use a dense model"
+
+    def _refuse_encoder(self, traits: Traits) -> str | None:
+        if self.part == "decoder" or self.plain or traits.encoder_layers is not None:
+            return None
+        return f"replaces weights of the encoder, in which nothing can be read ({traits.family}); use gptq, for the decoder"
 
     def _refuse_missing(self, traits: Traits) -> str | None:
         if self.plain or traits.numbers(self.name, self.bound()) is not None:

@@ -68,7 +68,8 @@ class Ahead:
                 device = run.program.devices[number]
                 x = x if device is None else x.to(device)
                 rows.go(x.device)
-                x = forward(x, *args, **self._called_with(number, x, kwargs))
+                with rows.said():
+                    x = forward(x, *args, **self._called_with(number, x, kwargs))
                 if levels is not None and number < levels.shape[2]:
                     x = x + levels[:, :, number].to(x.device, x.dtype)
         rows.go(home)

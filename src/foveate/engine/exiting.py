@@ -61,7 +61,8 @@ class Exiting:
         rows, old = self._rows, cache.ledger
         new = rows.extended(old)
         cos, sin = rows.rope(layer, x, given, old)
-        cache.update(*rows.anatomy.keys_values(layer, x, (cos.to(x.device), sin.to(x.device))))
+        with rows.said():
+            cache.update(*rows.anatomy.keys_values(layer, x, (cos.to(x.device), sin.to(x.device))))
         cache.announce(new, 0)
         return (rows.layout.live, (0,) * rows.batch) if rows.given > 1 else ((), ())
 

@@ -25,6 +25,8 @@ from foveate.engine.shelf import block_of
 from foveate.models import Anatomy, anatomy
 from foveate.ops.grid import Grid
 
+_RATHER = "use the artifact with attach(artifacts=...) instead"
+
 
 def export(model: nn.Module, artifact: Artifact, out: str | Path) -> None:
     """Write ``model``, with the weights of ``artifact``, as a checkpoint of compressed-tensors; the model stays as it is.
@@ -44,8 +46,8 @@ def export(model: nn.Module, artifact: Artifact, out: str | Path) -> None:
     parts = anatomy(model)
     artifact.check(parts.traits().fingerprint, {})
     blocks = [block_of(artifact, number) for number in range(artifact.numbers["blocks"])]
-    if any(one.sparse is not None for block in blocks for one in block.values()):
-        raise FoveateError(f"{method.name}: adds entries to its weights that compressed-tensors knows nothing of; {_RATHER}")
+    if any(one.inputs is not None for block in blocks for one in block.values()):
+        raise FoveateError(f"{method.name}: rounds inputs to grids of its own, which are not written; use activations=16")
     there = anatomy(copy.deepcopy(parts.model))
     sources: Mapping[str, Mapping[str, str]] = artifact.numbers["sources"]
     with torch.no_grad():
@@ -60,6 +62,11 @@ def refuse_export(method: Weights) -> None:
     Raises:
         FoveateError: with the remedy.
     """
+    if not method.ordinary:
+        raise FoveateError(
+            f"{method.name}: adds to the products with its integers what compressed-tensors knows nothing of, without which "
+            f"they are wrong; {_RATHER}"
+        )
     if not method.symmetric:
         raise FoveateError(
             f"{method.name}: symmetric=False: transformers does not load packed checkpoints with zero points; use "
@@ -69,9 +76,6 @@ def refuse_export(method: Weights) -> None:
         import compressed_tensors  # noqa: F401
     except ImportError as error:
         raise FoveateError("export: needs compressed-tensors; pip install 'foveate[quantize]'") from error
-
-
-_RATHER = "use the artifact with attach(artifacts=...) instead"
 
 
 def _fold(block: nn.Module, found: dict[str, Replaced], sources: Mapping[str, str], where: str) -> None:
@@ -136,7 +140,7 @@ def _write(there: Anatomy, method: Weights, blocks: list[dict[str, Replaced]], o
     if method.activations < 16:
         inputs = tensors.QuantizationArgs(num_bits=method.activations, type="int", strategy="token", dynamic=True)
     scheme = tensors.QuantizationScheme(
-        targets=_targets(placed),
+        targets=_targets(placed, method.part),
         weights=weights,
         input_activations=inputs,
         # Left to itself the library takes eight bits for each weight wherever inputs are rounded, too.
@@ -156,13 +160,16 @@ def _write(there: Anatomy, method: Weights, blocks: list[dict[str, Replaced]], o
     compressor.update_config(out)
 
 
-def _targets(placed: Mapping[str, Replaced]) -> list[str]:
+def _targets(placed: Mapping[str, Replaced], part: str) -> list[str]:
     """Patterns that say which linears: names of whole families of layers, as other loaders spell the way there otherwise."""
-    return sorted({f"re:.*{re.sub(r'[.]([0-9]+)[.]', '[.][0-9]+[.]', _tail(name))}$" for name in placed})
+    return sorted({f"re:.*{re.sub(r'[.]([0-9]+)[.]', '[.][0-9]+[.]', _tail(name, part))}$" for name in placed})
 
 
-def _tail(name: str) -> str:
-    return name.rpartition("layers")[1] + name.rpartition("layers")[2]
+def _tail(name: str, part: str) -> str:
+    """From the layers on; of an encoder with one name more, as its layers may be named like the decoder's."""
+    front, layers, rest = name.rpartition("layers")
+    above = front.rstrip(".").rpartition(".")[2]
+    return f"{above}.{layers}{rest}" if layers and part == "encoder" else layers + rest
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.core.layout import Layout
 from foveate.core.signal import Function, on
+from foveate.engine.sides import Present, saying
 from foveate.engine.thin import thin
 from foveate.models.anatomy import Anatomy
 
@@ -19,7 +20,8 @@ def function(anatomy: Anatomy, signal: Function) -> Callable[..., Any]:
 
     def query_key(x: Tensor, layout: Layout, rope: bool = True) -> tuple[Tensor, Tensor]:
         assert layer is not None
-        query, key = anatomy.query_key(layer, x, anatomy.rotary(layer, x, layout.positions) if rope else None)
+        with saying(Present(layout.role)):
+            query, key = anatomy.query_key(layer, x, anatomy.rotary(layer, x, layout.positions) if rope else None)
         # As if every family divided its logits by the root of the head's width.
         factor = anatomy.build(layer).scale * query.shape[-1] ** 0.5
         return (query if abs(factor - 1) < 1e-6 else query * factor), key

@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate.core.errors import FoveateError
 from foveate.core.items import ItemTokens
 from foveate.core.method import Cache, Pictures
+from foveate.core.weights import Weights
 from foveate.engine.call import Call
 from foveate.engine.program import Program
 
@@ -29,7 +30,7 @@ def prefill(
     inside = [
         m.name
         for m in program.methods
-        if not isinstance(m, Pictures) and (not isinstance(m, ItemTokens) or isinstance(m, Cache) or m.asks)
+        if not isinstance(m, Pictures | Weights) and (not isinstance(m, ItemTokens) or isinstance(m, Cache) or m.asks)
     ]
     if inside and in_parts:
         raise FoveateError(

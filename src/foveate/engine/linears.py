@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.core.errors import FoveateError
-from foveate.core.weights import Replaced, Sparse, Stand
+from foveate.core.weights import Replaced, Sparse, Stand, Steps
+from foveate.engine.sides import moved_sides, product, sides_of, tensors_of_sides
 from foveate.models import Anatomy
-from foveate.ops.grid import Grid, limits, packed, tokens, unpacked
+from foveate.ops.grid import Grid, limits, packed, unpacked
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SAMPLED = 4096
@@ -63,13 +64,20 @@ def linears_of(block: nn.Module, where: str) -> dict[str, nn.Linear]:
 
 
 def _readable(weight: Tensor) -> bool:
-    return type(weight) is nn.Parameter and weight.dtype in FLOATS and not weight.is_meta
+    return type(weight) is nn.Parameter and weight.dtype in FLOATS and not weight.is_meta and not _gone(weight)
+
+
+def _gone(weight: Tensor) -> bool:
+    """Whether a session was committed: entries share one place."""
+    return weight.untyped_storage().nbytes() < weight.nbytes
 
 
 def _refuse_unreadable(linear: nn.Linear, where: str) -> None:
     weight = linear.weight
     if weight.is_meta:
         raise FoveateError(f"{where} is offloaded; load the model without offloading")
+    if type(weight) is nn.Parameter and _gone(weight):
+        raise FoveateError(f"{where} was given up by session.commit(); load the model again")
     if not _readable(weight):
         raise FoveateError(f"{where} is quantized already ({weight.dtype}); load the checkpoint of which it was made")
 
@@ -96,32 +104,32 @@ def values(replaced: Replaced, dtype: torch.dtype) -> Tensor:
     return weight.scatter_add(1, sparse.index.clamp(min=0).long(), added)
 
 
-def fed(replaced: Replaced, x: Tensor) -> Tensor:
-    """What the weight is multiplied with, of what reaches the linear: ``[..., in]``."""
-    if replaced.divide is not None:
-        x = x / replaced.divide.to(x.dtype)
-    return x if replaced.activations >= 16 else tokens(x, replaced.activations).to(x.dtype)
-
-
 def dense(replaced: Replaced, linear: nn.Linear) -> Stand:
-    """What stands for ``linear``, its weight spelled out."""
-    device, bias = linear.weight.device, linear.bias
-    here = moved(replaced, device)
+    """What stands for ``linear``, its weight spelled out; roles, if it asks for them, are what somebody is `saying`."""
+    bias = linear.bias
+    here = moved(replaced, linear.weight.device, linear.weight.dtype)
     weight = values(here, linear.weight.dtype)
-    return lambda x: functional.linear(fed(here, x), weight, bias)
+    return lambda x: product(here, x, lambda fed: functional.linear(fed, weight, bias))
 
 
-def moved(replaced: Replaced, device: torch.device) -> Replaced:
-    """The same on ``device``."""
-    grid, sparse = replaced.grid, replaced.sparse
-    zero = None if grid.zero is None else grid.zero.to(device)
+def moved(replaced: Replaced, device: torch.device, dtype: torch.dtype | None = None) -> Replaced:
+    """The same on ``device``, its sides in ``dtype`` if that is given."""
+    grid, sparse, inputs = replaced.grid, replaced.sparse, replaced.inputs
+    sides, by_role = moved_sides(replaced, device, dtype)
     return replace(
         replaced,
-        grid=Grid(grid.bits, grid.scale.to(device), zero),
+        grid=_moved(grid, device),
         integers=replaced.integers.to(device),
         divide=None if replaced.divide is None else replaced.divide.to(device),
         sparse=sparse and Sparse(sparse.index.to(device), sparse.integers.to(device), sparse.scale.to(device)),
+        sides=sides,
+        by_role=by_role,
+        inputs=None if inputs is None else _moved(inputs, device),
     )
+
+
+def _moved(grid: Steps, device: torch.device) -> Grid:
+    return Grid(grid.bits, grid.scale.to(device), None if grid.zero is None else grid.zero.to(device))
 
 
 def tensors_of(replaced: Replaced, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -140,6 +148,11 @@ def tensors_of(replaced: Replaced, dtype: torch.dtype) -> dict[str, Tensor]:
         found["divide"] = _small(replaced.divide, dtype)
     if sparse is not None:
         found |= {"index": sparse.index, "sparse": sparse.integers, "sparse_scale": _small(sparse.scale, dtype)}
+    sides = tensors_of_sides(replaced)
+    found |= {name: _small(part, dtype) if part.is_floating_point() else part for name, part in sides.items()}
+    if replaced.inputs is not None:
+        assert replaced.inputs.zero is not None, "inputs have a zero point"
+        found["inputs"] = torch.cat([replaced.inputs.scale.flatten(), replaced.inputs.zero.flatten()]).float()
     return {name: tensor.contiguous().cpu() for name, tensor in found.items()}
 
 
@@ -153,9 +166,16 @@ def read_back(tensors: Mapping[str, Tensor]) -> Replaced:
     if "index" in tensors:
         sparse = Sparse(tensors["index"], tensors["sparse"], tensors["sparse_scale"].float())
     grid = Grid(bits, scale, None if zero is None else zero.to(scale.dtype))
-    return Replaced(grid, integers, None if divide is None else divide.float(), activations, sparse)
+    inputs = None
+    if "inputs" in tensors:
+        step, nought = tensors["inputs"][:, None, None]
+        inputs = Grid(activations, step, nought)
+    return Replaced(
+        grid, integers, None if divide is None else divide.float(), activations, sparse, *sides_of(tensors), inputs
+    )
 
 
 def _small(steps: Tensor, dtype: torch.dtype) -> Tensor:
-    rounded = steps.to(dtype)
-    return rounded if torch.equal(rounded.to(steps.dtype), steps) else steps.float()
+    # Copied: linears may share what their input is divided by, and a file holds each tensor once.
+    rounded = steps.to(dtype, copy=True)
+    return rounded if torch.equal(rounded.to(steps.dtype), steps) else steps.to(torch.float32, copy=True)

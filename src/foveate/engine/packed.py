@@ -20,10 +20,12 @@ from torch.nn import functional
 
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
+from foveate.core.signal import Scorer
 from foveate.core.weights import SLAB, Replaced, Sparse, Weights
-from foveate.engine.linears import blocks_of, digest, fed, moved, values
+from foveate.engine.linears import blocks_of, digest, moved, values
 from foveate.engine.program import Program
 from foveate.engine.shelf import block_of
+from foveate.engine.sides import TEXT, Present, product, refusal, said, tensors_of_sides
 from foveate.engine.stand_in import stand_in
 from foveate.ops.grid import Grid
 
@@ -44,14 +46,21 @@ _LOG = logging.getLogger(__name__)
 class PackedLinear:
     """Stands for one linear.
 
+    Args:
+        linear: for which it stands; its bias is used, its weight is not.
+        replaced: what a method made of it.
+        present: asked what the rows are that run, where anything depends on it.
+
     Attributes:
         kernel: what multiplies.
-        linear: for which it stands; its bias is used, its weight is not.
+        linear: as above.
     """
 
-    def __init__(self, linear: nn.Linear, replaced: Replaced) -> None:
-        self.linear = linear
-        self._replaced = moved(replaced, linear.weight.device)
+    def __init__(
+        self, linear: nn.Linear, replaced: Replaced, present: Callable[[Tensor], Present | None] = lambda x: said()
+    ) -> None:
+        self.linear, self._present = linear, present
+        self._replaced = moved(replaced, linear.weight.device, linear.weight.dtype)
         self._inputs = replaced.integers.shape[1]
         self.kernel = kernel_for(linear, replaced)
         self._state = self._pack(self.kernel)
@@ -65,7 +74,7 @@ class PackedLinear:
 
     def __call__(self, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """What the linear makes of ``x`` ``[..., in]``."""
-        return self._product(fed(self._replaced, x))
+        return product(self._replaced, x, self._product, lambda: self._present(x))
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +82,9 @@ class PackedLinear:
         grid, sparse = self._replaced.grid, self._replaced.sparse
         steps = (grid.scale, grid.zero) if self.kernel == "rows" else ()
         beside = (sparse.index, sparse.integers, sparse.scale) if sparse is not None else ()
-        return sum(one.nbytes for one in (*self._state, *steps, *beside, self._replaced.divide) if one is not None)
+        sides = tensors_of_sides(self._replaced).values()
+        every = (*self._state, *steps, *beside, *sides, self._replaced.divide)
+        return sum(one.nbytes for one in every if one is not None)
 
     def _product(self, x: Tensor) -> Tensor:
         bias: Tensor | None = self.linear.bias
@@ -141,17 +152,22 @@ def width_for(inputs: int, groups: int) -> int:
     return next((width for width in WIDTHS if (inputs // groups) % width == 0), 0)
 
 
-def install(program: Program) -> list[Callable[[], None]]:
+def install(program: Program, current: Callable[[], object | None]) -> list[Callable[[], None]]:
     """Let what the recipe's methods made of linears stand for them; returns what undoes it.
 
+    Args:
+        program: of the recipe.
+        current: the call that is going on in this thread; None = the model, or a part of it, runs without.
+
     Raises:
-        FoveateError: if the artifact was made of other weights, or cannot be read.
+        FoveateError: if the artifact was made of other weights, or cannot be read, or another method of the recipe calls its
+            linears on rows of which nobody knows what they are.
     """
     undo: list[Callable[[], None]] = []
     try:
         for method in program.recipe.methods:
             if isinstance(method, Weights) and not method.plain:
-                undo += _install(method, program)
+                undo += _install(method, program, current)
     except BaseException:
         for each in reversed(undo):
             each()
@@ -159,10 +175,20 @@ def install(program: Program) -> list[Callable[[], None]]:
     return undo
 
 
-def _install(method: Weights, program: Program) -> list[Callable[[], None]]:
+def _install(method: Weights, program: Program, current: Callable[[], object | None]) -> list[Callable[[], None]]:
     artifact, undo = program.traits.artifacts[method.name], []
     blocks = blocks_of(program.anatomy, method.part)
     _check(artifact, program)
+
+    def present(x: Tensor) -> Present:
+        """What the rows are: as the forward says, or one more of each sample, which is text."""
+        found = said()
+        if found is None and x.ndim > 1 and x.shape[-2] == 1 and current() is not None:
+            return TEXT
+        if found is None or not found.fits(x):
+            raise refusal(method.name)
+        return found
+
     for number, block in enumerate(blocks):
         found = block_of(artifact, number)
         linears = {name: part for name, part in block.named_modules() if isinstance(part, nn.Linear)}
@@ -173,9 +199,22 @@ def _install(method: Weights, program: Program) -> list[Callable[[], None]]:
                     "run foveate quantize again"
                 )
         for name, replaced in found.items():
-            program.packed.append(PackedLinear(linears[name], replaced))
+            if replaced.by_role and not program.by_role:
+                _refuse_scorers(method, program)
+                program.by_role = method.name
+            program.packed.append(PackedLinear(linears[name], replaced, present))
             undo.append(stand_in(linears[name], "forward", program.packed[-1]))
     return undo
+
+
+def _refuse_scorers(method: Weights, program: Program) -> None:
+    """A press calls projections on rows of its own choice."""
+    for other, signals in program.reads.items():
+        if any(isinstance(signal, Scorer) for signal in signals):
+            raise FoveateError(
+                f"{method.name} + {other.name}: the press runs projections on rows of its choice, and what those of "
+                f"{method.name} make depends on what each row is; use snapkv"
+            )
 
 
 def _check(artifact: Artifact, program: Program) -> None:

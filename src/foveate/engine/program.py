@@ -147,6 +147,7 @@ class Program:
         self.side: list[Side] = []
         self.asks_companion = self.asks_ids = self.hears = False
         self.packed: list[Any] = []  # what stands for linears (`foveate.engine.packed.PackedLinear`)
+        self.by_role = ""  # the method of which some depend on what each row is
         self.retain = False
         self.watched = False
         self.compiled = {number for number, layer in enumerate(anatomy.layers) if compiled(layer)}

@@ -12,7 +12,8 @@ however many blocks there are (`bound`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,37 +22,47 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.artifact import Artifact
+from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
-from foveate.core.method import Method
-from foveate.core.recipe import Recipe
+from foveate.core.recipe import Recipe, RecipeLike
 from foveate.core.shape import FLOAT
 from foveate.core.weights import Replaced, Stream, Weights
+from foveate.engine.before import in_front, parted
 from foveate.engine.calibrate import Batches, Watcher
+from foveate.engine.check import check
 from foveate.engine.linears import blocks_of, digest, linears_of, tensors_of
 from foveate.engine.replay import Replay
+from foveate.engine.session import attach
 from foveate.engine.shelf import Shelf
 from foveate.engine.slopes import Slopes
 from foveate.engine.trial import Trial
 from foveate.models import Anatomy, anatomy
 
 SIZES = ("weights", "integers", "steps", "sides")
+KINDS = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps", "inputs": "steps"}
+"""What a tensor of a linear counts as."""
 
 
 def quantize(
     model: nn.Module,
-    method: Method | str,
+    method: RecipeLike,
     batches: Batches = (),
     *,
     out: str | Path | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     watcher: Watcher | None = None,
+    companion: Companion | None = None,
+    artifacts: Iterable[Artifact] = (),
 ) -> Artifact:
     """The artifact of ``method``, such as ``"rtn(bits=4, group_size=64)"``, for ``model``, which stays as it is.
 
+    In a recipe such as ``"vlm_ptq(bits=3) + hiprune(keep=64)"`` what acts before the language model is at work while samples
+    are read, so that weights are fitted to the rows that will come. The artifact runs in any recipe all the same.
+
     Args:
         model: a vision-language model loaded through transformers, its weights plain floats.
-        method: one method that replaces weights.
+        method: one method that replaces weights, or a recipe with one.
         batches: keyword arguments of its forward, for methods that look at samples; with ``labels`` where answers stand
             behind the prompts.
         out: folder for the artifact, as `attach` takes it; what a run that was cut short left there is gone on with. None:
@@ -59,24 +70,31 @@ def quantize(
         seed: of methods that draw.
         device: where one block at a time is to run; None: where it is.
         watcher: follows it.
+        companion, artifacts: what the recipe's other methods need, as `attach` takes it.
 
     Raises:
-        FoveateError: if the method does not replace weights, cannot do so on this model, or gets no samples but needs some.
+        FoveateError: if no method replaces weights, or several do, if it cannot do so on this model, or gets no samples but
+            needs some.
     """
-    method = to_quantize(method)
+    method, others = to_quantize(method)
     parts = anatomy(model)
     refuse(method, parts)
+    before, said = in_front(method, others, parts.traits())
     if method.streams and not len(batches):
         raise FoveateError(f"{method.name}: looks at what samples feed the model; give batches, such as prompts of yours")
+    brought = tuple(artifacts)
+    check(before, parts, parts.traits(companion is not None, brought))
     shelf = Shelf(None if out is None else Path(out), method.name)
-    shelf.start(_started(method, parts, batches, seed))
+    shelf.start(_started(method, before, parts, batches, seed))
     torch.manual_seed(seed)
     _watched(watcher, "reading", len(batches) if method.streams else 0)
     advance = (lambda: None) if watcher is None else watcher.advance
     where = None if device is None else torch.device(device)
-    replay = Replay(parts, batches if method.streams else (), method.part, where, advance)
+    attaching = None
+    if before.methods:
+        attaching = partial(attach, parts.model, before, seed=seed, companion=companion, artifacts=brought)
+    replay = Replay(parts, batches if method.streams else (), method.part, where, advance, attaching)
     slopes = Slopes(replay, batches)
-    said: list[str] = []
     sources: dict[str, dict[str, str]] = {}
     size = dict.fromkeys(SIZES, 0)
     states: dict[Stream, Sequence[Tensor]] = {stream: [w.x for w in replay.batches] for stream in ("exact", *method.streams)}
@@ -104,6 +122,7 @@ def quantize(
         "dtype": str(parts.dtype).removeprefix("torch."),
         "digests": [digest(block) for block in replay.blocks],
         "samples": sum(len(batch["input_ids"]) for batch in batches) if method.streams else 0,
+        "before": str(before) if method.streams and before.methods else "",
         "size": size,
         "sources": sources,
         "said": said,
@@ -111,21 +130,13 @@ def quantize(
     return shelf.finish(method, parts, content)
 
 
-def to_quantize(method: Method | str) -> Weights:
-    """The one method that ``method`` says.
+def to_quantize(method: RecipeLike) -> tuple[Weights, Recipe]:
+    """The one method that replaces weights, and what stands beside it.
 
     Raises:
-        FoveateError: if there is none or several, or one that replaces no weights.
+        FoveateError: if there is none or several.
     """
-    methods = Recipe.of(method).methods
-    if len(methods) != 1:
-        raise FoveateError(f"quantize {str(method)!r}: must be one method, such as 'rtn(bits=4)'")
-    found = methods[0]
-    if not isinstance(found, Weights):
-        raise FoveateError(f"{found.name}: replaces no weights; it runs on quantized and on plain models as it is")
-    if found.plain:
-        raise FoveateError(f"{found.name}: bits=16: leaves the model as it is; choose 8 bits or less")
-    return found
+    return parted(Recipe.of(method))
 
 
 def refuse(method: Weights, parts: Anatomy) -> None:
@@ -163,7 +174,8 @@ def bound(model: nn.Module, method: Weights, batches: Batches) -> int:
     """Most bytes that `quantize` holds beside the model and the batches, where results go to a folder: whatever the depth.
 
     What each stream brings to a block and to the next, masks and tables of every batch; one batch at work in the encoder or
-    in a block; two copies of a block; of one linear its weight while steps are searched, and second moments of its inputs.
+    in a block; two copies of a block; of one linear its weight while steps are searched, and second moments of its inputs;
+    of all linears of a block what they are while they learn. What passes of the whole model need is not in it.
     """
     parts = anatomy(model)
     blocks = blocks_of(parts, method.part)
@@ -171,16 +183,29 @@ def bound(model: nn.Module, method: Weights, batches: Batches) -> int:
     inner = max(max(linear.in_features, linear.out_features) for linear in linears)
     largest, item = max(linear.weight.numel() for linear in linears), parts.dtype.itemsize
     copies = 2 * max(sum(one.nbytes for one in block.parameters()) for block in blocks)
-    work = 16 * FLOAT * largest + 8 * inner**2 * torch.float64.itemsize + copies
+    learning = 16 * FLOAT * max(sum(one.weight.numel() for one in linears_of(block, "block").values()) for block in blocks)
+    work = 16 * FLOAT * largest + 8 * inner**2 * torch.float64.itemsize + copies + learning
     if not method.streams:
         return work
     width, heads = parts.config.hidden_size, parts.config.num_attention_heads
     shapes = [tuple(batch["input_ids"].shape) for batch in batches]
+    if method.part == "encoder" and parts.encoder is not None:
+        width, heads = parts.encoder.width, parts.encoder.heads
+        shapes = [_patches(batch, parts) for batch in batches]
     pixels = [max((t.nbytes for t in batch.values() if t.is_floating_point()), default=0) for batch in batches]
     states = 2 * (1 + len(method.streams)) * sum(b * t for b, t in shapes) * width * item
     masks = sum(FLOAT * b * t * (t + 4 * width // heads + 16) for b, t in shapes)
     rows, pairs = max(b * t for b, t in shapes), max(b * t * t for b, t in shapes)
     return work + states + masks + FLOAT * (rows * (4 * inner + 16 * width) + 2 * heads * pairs) + 16 * max(pixels)
+
+
+def _patches(batch: Mapping[str, Tensor], parts: Anatomy) -> tuple[int, int]:
+    """Pictures (1 where they come as one) and at most so many rows in the encoder of each."""
+    pixels = max((value for value in batch.values() if value.is_floating_point()), key=Tensor.numel)
+    pictures = pixels.shape[:-3].numel() if pixels.ndim > 3 else 1
+    rows = pixels.numel() // (3 * parts.vision.config.patch_size**2)  # type: ignore[union-attr, operator]
+    assert parts.encoder is not None
+    return pictures, rows // pictures + parts.encoder.prefix
 
 
 def size_of(replaced: Mapping[str, Replaced], dtype: torch.dtype) -> dict[str, int]:
@@ -189,7 +214,9 @@ def size_of(replaced: Mapping[str, Replaced], dtype: torch.dtype) -> dict[str, i
     for one in replaced.values():
         found["weights"] += one.integers.numel()
         for name, tensor in tensors_of(one, dtype).items():
-            kind = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps"}.get(name, "sides")
+            kind = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps", "inputs": "steps"}.get(
+                name, "sides"
+            )
             found[kind] += tensor.nbytes
     return found
 
@@ -202,7 +229,7 @@ def _tensors(trial: Trial) -> dict[str, Tensor]:
     }
 
 
-def _started(method: Weights, parts: Anatomy, batches: Batches, seed: int) -> dict[str, Any]:
+def _started(method: Weights, before: Recipe, parts: Anatomy, batches: Batches, seed: int) -> dict[str, Any]:
     """What a run's results depend on; a run that was started with anything else is not gone on with."""
     data = hashlib.sha256()
     for batch in batches if method.streams else ():
@@ -218,6 +245,7 @@ def _started(method: Weights, parts: Anatomy, batches: Batches, seed: int) -> di
         "digests": [digest(block) for block in blocks_of(parts, method.part)],
         "dtype": str(parts.dtype),
         "data": data.hexdigest(),
+        "before": str(before) if method.streams else "",
         "seed": seed,
         "versions": {name: version(name) for name in ("foveate", "torch", "transformers")},
     }

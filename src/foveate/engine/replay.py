@@ -10,8 +10,8 @@ there.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from foveate.core.errors import FoveateError
+from foveate.core.layout import Layout
 from foveate.core.roles import Role
+from foveate.engine.before import Attaching
 from foveate.engine.calibrate import Batches, Calibration
 from foveate.engine.linears import blocks_of
+from foveate.engine.stand_in import stand_in
 from foveate.models.anatomy import Anatomy
 
 HOST = torch.device("cpu")
@@ -58,6 +61,7 @@ class Replay:
         part: whose blocks are meant.
         device: where blocks are to run; None: where they are.
         advance: called after each batch.
+        attaching: puts what acts before the language model to work, for the forward that is watched; None: nothing does.
 
     Attributes:
         blocks: the model's own, untouched.
@@ -74,10 +78,11 @@ class Replay:
         part: Literal["decoder", "encoder"] = "decoder",
         device: torch.device | None = None,
         advance: Callable[[], None] = lambda: None,
+        attaching: Attaching | None = None,
     ) -> None:
         self.parts, self.part = parts, part
         self.blocks = blocks_of(parts, part)
-        self._device = device
+        self._device, self.attaching = device, attaching
         self.batches: list[Watched] = []
         for batch in batches:
             self.batches.append(self._watch(batch))
@@ -103,37 +108,38 @@ class Replay:
         return _moved(args, device), _moved(kwargs, device)
 
     @torch.no_grad()
-    def forward(self, block: nn.Module, number: int, states: Sequence[Tensor]) -> list[Tensor]:
-        """What the next block gets of each batch, on the host, given what this one got."""
-        return [self.run(block, number, batch, x).to(HOST) for batch, x in enumerate(states)]
-
-    @torch.no_grad()
     def _watch(self, batch: Mapping[str, Tensor]) -> Watched:
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         seen = _Seen(len(self.blocks))
-        handles = []
-        for number, block in enumerate(self.blocks):
-            handles.append(block.register_forward_pre_hook(seen.before(number), with_kwargs=True))
-            handles.append(block.register_forward_hook(seen.after(number)))
         training = {module: module.training for module in self.parts.model.modules()}
-        try:
-            self.parts.model.eval()
-            self.parts.multimodal(**inputs, **({"use_cache": False} if self.part == "decoder" else {}))
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module, mode in training.items():
-                module.training = mode
+        layout: Layout | None = None
+        with ExitStack() as stack:
+            # In front of a session's own, so that what is seen is what it calls blocks with.
+            for number, block in enumerate(self.blocks):
+                stack.callback(stand_in(block, "forward", seen.through, number))
+            try:
+                self.parts.model.eval()
+                if self.attaching is None:
+                    self.parts.multimodal(**inputs, **({"use_cache": False} if self.part == "decoder" else {}))
+                else:
+                    session = stack.enter_context(self.attaching())
+                    session.retain()
+                    self.parts.multimodal(**batch, use_cache=False)
+                    layout = session.read[0] if session.read is not None else None
+            finally:
+                for module, mode in training.items():
+                    module.training = mode
         watched = seen.watched
         if watched is None or len(watched.calls) != len(self.blocks):
             raise FoveateError(f"batches: one does not run all blocks of the {self.part} once; give each batch pictures")
-        self._say_roles(watched, batch)
+        self._say_roles(watched, batch, layout)
         return watched
 
-    def _say_roles(self, watched: Watched, batch: Mapping[str, Tensor]) -> None:
+    def _say_roles(self, watched: Watched, batch: Mapping[str, Tensor], layout: Layout | None) -> None:
         shape = watched.x.shape[:-1]
         if self.part == "decoder":
-            ((layout, _),) = Calibration(self.parts.model, [batch]).read()
+            if layout is None:
+                ((layout, _),) = Calibration(self.parts.model, [batch]).read()
             watched.role = layout.role.to(HOST)
         else:
             watched.role = torch.full(shape, int(Role.IMAGE))
@@ -160,7 +166,7 @@ class Replay:
 
 
 class _Seen:
-    """What hooks on blocks see of one forward."""
+    """What is seen of the blocks in one forward."""
 
     def __init__(self, blocks: int) -> None:
         self.watched: Watched | None = None
@@ -168,28 +174,23 @@ class _Seen:
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._out: Tensor | None = None
 
-    def before(self, number: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            kwargs = dict(kwargs)
-            x = args[0] if args else kwargs.pop("hidden_states")
-            if number == 0:
-                self.watched = Watched(x.detach().to(HOST, copy=True))
-            elif self.watched is not None and self._out is not None:
-                same = x is self._out or torch.equal(x, self._out)
-                self.watched.added.append(None if same else (x - self._out).to(HOST))
-            if self.watched is not None:
-                self.watched.calls.append((self._keep(args[1:]), self._keep(kwargs)))
-
-        return note
-
-    def after(self, number: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._out = first(output).detach()
-            if number == self._blocks - 1 and self.watched is not None:
-                self.watched.added.append(None)
-                self.watched.out = self._out.to(HOST, copy=True)
-
-        return note
+    def through(self, number: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a block, noting what comes and goes."""
+        given = dict(kwargs)
+        x = args[0] if args else given.pop("hidden_states")
+        if number == 0:
+            self.watched = Watched(x.detach().to(HOST, copy=True))
+        elif self.watched is not None and self._out is not None:
+            same = x is self._out or torch.equal(x, self._out)
+            self.watched.added.append(None if same else (x - self._out).to(HOST))
+        if self.watched is not None:
+            self.watched.calls.append((self._keep(args[1:]), self._keep(given)))
+        output = original(*args, **kwargs)
+        self._out = first(output).detach()
+        if number == self._blocks - 1 and self.watched is not None:
+            self.watched.added.append(None)
+            self.watched.out = self._out.to(HOST, copy=True)
+        return output
 
     def _keep(self, value: Any) -> Any:
         """On the host, without a cache; what several blocks are given is kept once."""

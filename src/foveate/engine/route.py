@@ -62,7 +62,8 @@ class Route:
 
         new = rows.extended(old)
         others = tuple(self.frozen.take(table) for table in tables)
-        cache.update(*rows.anatomy.keys_values(layer, self.frozen.take(x), others))  # type: ignore[arg-type]
+        with rows.said(self.frozen):
+            cache.update(*rows.anatomy.keys_values(layer, self.frozen.take(x), others))  # type: ignore[arg-type]
         cache.announce(new, active.shape[1])
         rest = self.frozen.take(tokens).masked_fill(~self.frozen.valid, -1)
         past = old.dense(x.shape[0], x.device)

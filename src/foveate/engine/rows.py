@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from foveate.core.device import upload
 from foveate.core.layout import Edit, Layout
+from foveate.core.reduction import Reduction
 from foveate.core.roles import Role
 from foveate.engine import masks
 from foveate.engine.intake import Intake
 from foveate.engine.ledger import Ledger
+from foveate.engine.sides import TEXT, Present, refusal, saying
 from foveate.models.anatomy import Anatomy
 
 
@@ -30,7 +33,10 @@ class Rows:
         given: rows that the caller handed in.
         has_pictures: whether some of them are visual.
         edited: whether any were dropped, merged or moved; ``inserted``: whether any were put in.
+        by_role: the method whose linears have to be told what each row is, "" = none.
     """
+
+    by_role = ""
 
     def __init__(self, anatomy: Anatomy, intake: Intake, positions: Tensor, past: int) -> None:
         self.anatomy, self.intake, self.past = anatomy, intake, past
@@ -73,6 +79,28 @@ class Rows:
         self.layout, self.edited = after, True
         self.inserted = self.inserted or edit.inserted is not None
         self._memo.clear()
+
+    def said(self, among: Reduction | None = None) -> AbstractContextManager[None]:
+        """These rows, or those ``among`` them, run meanwhile: whoever has to know is told what each is."""
+        if not self.by_role:
+            return nullcontext()
+        if self.given == 1:
+            return saying(TEXT)
+        if self.intake.ids is None:
+            raise refusal(self.by_role)
+        return saying(self.once("present", id(among), lambda: self._present(among), keep=among))
+
+    def _present(self, among: Reduction | None) -> Present:
+        layout, intake = self.layout, self.intake
+        role = layout.role if among is None else among.take(layout.role).masked_fill(~among.valid, int(Role.PAD))
+        visual = sum(layout.visual)  # pictures and videos together
+        most = {
+            Role.IMAGE: visual,
+            Role.VIDEO: visual if bool(intake.video.any()) else 0,
+            Role.NEWLINE: int(intake.newline.sum()),
+            Role.AUDIO: int(intake.audio.sum()),
+        }
+        return Present(role, {int(role): count for role, count in most.items()})
 
     # Ledgers.
 

@@ -69,6 +69,7 @@ class Run:
         self.program, self.clock, self.turn = program, clock, turn
         past = next(layer for layer in layers if isinstance(layer, FoveateLayer)).get_seq_length()
         self.rows = Rows(program.anatomy, intake, positions, past)
+        self.rows.by_role = program.by_role
         self.keeping = Keeping(program, layers, self.rows, clock, turn=turn)
         self.exiting = Exiting(program, self.rows, clock, turn=turn)
         self.signals = Signals(program, self.rows, whole=self.keeping.scoring)
@@ -111,7 +112,8 @@ class Run:
             x, kwargs = self.enter(layer, args[0], kwargs)
         self._inside = True
         try:
-            x = x if self.exiting.over else forward(x, *args[1:], **kwargs)
+            with self.rows.said(None if self._route is None else self._route.active):
+                x = x if self.exiting.over else forward(x, *args[1:], **kwargs)
         finally:
             self._inside = False
         with self.timed("engine"):

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from foveate.engine import blocks, experts, generation, hearing, packed, reuse
 from foveate.engine.arguments import by_name
 from foveate.engine.call import LOOK, Call
 from foveate.engine.check import check, warn_untrained
+from foveate.engine.commit import Ends
 from foveate.engine.handing import Hands
 from foveate.engine.pictures import Prepares
 from foveate.engine.program import Program
@@ -80,13 +80,14 @@ def attach(
     return Session(Program(recipe, parts, traits, seed=seed, companion=companion))
 
 
-class Session(Shown, Prepares, Hands):
+class Session(Ends, Shown, Prepares, Hands):
     """A recipe at work in a model. Made by `attach`. Several threads may call the model at once.
 
     Attributes:
         recipe: what runs.
         anatomy: the model, taken apart.
         attached: whether it is still at work.
+        committed: whether the weights that it replaced are gone.
     """
 
     def __init__(self, program: Program) -> None:
@@ -103,24 +104,11 @@ class Session(Shown, Prepares, Hands):
             self.detach()
             raise
 
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.detach()
-
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of the model is plain: it runs under no session."""
 
     def __reduce__(self) -> Any:
         raise FoveateError(f"model: runs under {self.recipe}, which cannot be saved with it; detach before saving")
-
-    def detach(self) -> None:
-        """Give the model back as it was. Detaching twice is fine."""
-        self.attached = False
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
 
     @property
     def report(self) -> Report:
@@ -199,7 +187,7 @@ class Session(Shown, Prepares, Hands):
     def _install(self) -> None:
         parts, program, put = self.anatomy, self._program, self._put
         put(parts.model, SESSION, self)
-        self._undo += packed.install(program)
+        self._undo += packed.install(program, self._current)
         for kind in ("image", "video"):
             if hasattr(parts.multimodal, f"get_{kind}_features"):
                 self._stand_in(parts.multimodal, f"get_{kind}_features", self._features, kind)

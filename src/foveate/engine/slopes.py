@@ -1,8 +1,9 @@
-"""How much a model's loss depends on what its linears make, by one pass forward and backward for each batch."""
+"""How much a model's loss depends on what its linears or blocks make, by a pass forward and backward for each batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,15 +15,49 @@ from foveate.core.signal import Function
 from foveate.core.weights import Rows
 from foveate.engine.calibrate import Batches
 from foveate.engine.functions import function
-from foveate.engine.replay import Replay
+from foveate.engine.replay import Replay, first
+from foveate.engine.stand_in import stand_in
 
 
 class Slopes:
-    """Mean sizes of gradients at the outputs of linears; found when first asked for, for all blocks at once."""
+    """Gradients of a whole model: mean sizes at the outputs of linears, found when first asked for, for all blocks at once;
+    and, at the output of a block that makes something else than it did, how far the model's answers move.
+    """
 
     def __init__(self, replay: Replay, batches: Batches) -> None:
         self._replay, self._batches = replay, batches
         self._found: dict[str, list[list[Rows]]] = {}
+        self._said: dict[int, list[Tensor]] = {}
+
+    def pull(self, number: int, batch: int, made: Tensor, temperature: float = 1.0) -> Tensor:
+        """The gradient at ``made``, were it what block ``number`` puts out for a batch, of how far the model's answers move.
+
+        That is the divergence KL of what all other blocks, as they are, then say from what the model says, logits divided
+        by ``temperature``: a mean over a sample's rows that predict its answer, summed over samples. 0 where the block's
+        output goes nowhere.
+        """
+        block, leaves = self._replay.blocks[number], []
+
+        def instead(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            with torch.no_grad():
+                own = original(*args, **kwargs)
+            leaf = made.detach().to(first(own), copy=True).requires_grad_()
+            leaves.append(leaf)
+            return (leaf, *own[1:]) if isinstance(own, tuple) else leaf
+
+        with self._frozen():
+            if batch not in self._said:
+                with torch.no_grad():
+                    self._said[batch] = [rows.cpu() for rows in self._predicting(self._batches[batch])]
+            undo = stand_in(block, "forward", instead)
+            try:
+                with torch.enable_grad():
+                    loss = self._divergence(self._said[batch], self._predicting(self._batches[batch]), temperature)
+            finally:
+                undo()
+            (leaf,) = leaves
+            slope = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
+        return (torch.zeros_like(leaf) if slope is None else slope).to(made.device)
 
     def of(self, name: str) -> Sequence[Sequence[Rows]]:
         """For each block and batch, rows ``[n, 1]``; none for blocks without a linear of this name.
@@ -42,7 +77,6 @@ class Slopes:
         return self._found[name]
 
     def _batch(self, name: str, batch: Mapping[str, Tensor]) -> dict[int, Tensor]:
-        parts = self._replay.parts
         slopes: dict[int, Tensor] = {}
 
         def hear(block: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
@@ -55,37 +89,59 @@ class Slopes:
             x = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
             return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
 
-        handles = [self._replay.blocks[0].register_forward_pre_hook(begin, with_kwargs=True)]
-        for number, block in enumerate(self._replay.blocks):
-            linear = dict(block.named_modules()).get(name)
-            if linear is not None:
-                handles.append(linear.register_forward_hook(hear(number)))
-        wanted = [parameter for parameter in parts.model.parameters() if parameter.requires_grad]
+        with ExitStack() as stack:
+            if self._replay.attaching is not None:  # first: attaching tries layers, without gradients
+                stack.enter_context(self._replay.attaching())
+            stack.callback(self._replay.blocks[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
+            for number, block in enumerate(self._replay.blocks):
+                linear = dict(block.named_modules()).get(name)
+                if linear is not None:
+                    stack.callback(linear.register_forward_hook(hear(number)).remove)
+            stack.enter_context(self._frozen())
+            stack.enter_context(torch.enable_grad())
+            self._loss(batch).backward()  # type: ignore[no-untyped-call]
+        return slopes
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
+        """No parameter has a gradient meanwhile."""
+        wanted = [parameter for parameter in self._replay.parts.model.parameters() if parameter.requires_grad]
         try:
             for parameter in wanted:
                 parameter.requires_grad_(False)
-            with torch.enable_grad():
-                self._loss(batch).backward()  # type: ignore[no-untyped-call]
+            yield
         finally:
-            for handle in handles:
-                handle.remove()
             for parameter in wanted:
                 parameter.requires_grad_(True)
-        return slopes
 
     def _loss(self, batch: Mapping[str, Tensor]) -> Tensor:
         """On the answers; on the likeliest next word of samples without one."""
-        parts = self._replay.parts
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        hidden = parts.multimodal(**inputs, use_cache=False).last_hidden_state
-        head, labels = function(parts, Function("head")), batch.get("labels")
-        loss: Tensor = hidden.new_zeros(())
+        head, labels = function(self._replay.parts, Function("head")), batch.get("labels")
+        loss: Tensor = torch.zeros((), device=self._replay.parts.home)
+        for sample, rows in enumerate(self._predicting(batch)):
+            logits = head(rows).float()
+            told = None if labels is None else labels[sample, 1:][labels[sample, 1:] != -100]
+            loss = loss + functional.cross_entropy(logits, logits.argmax(-1) if told is None or not len(told) else told)
+        return loss
+
+    def _divergence(self, exact: Sequence[Tensor], moved: Sequence[Tensor], temperature: float) -> Tensor:
+        head = function(self._replay.parts, Function("head"))
+        loss: Tensor = moved[0].new_zeros((), dtype=torch.float32)
+        for before, after in zip(exact, moved, strict=True):
+            with torch.no_grad():
+                wanted = (head(before.to(after.device)).float() / temperature).log_softmax(-1)
+            said = (head(after).float() / temperature).log_softmax(-1)
+            loss = loss + functional.kl_div(said, wanted, reduction="batchmean", log_target=True)
+        return loss
+
+    def _predicting(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Of each sample the last hidden states ``[n, D]`` of rows that predict its answer; of the last one without any."""
+        # A session reads labels and keeps them to itself: an answer has no say in what is kept of its prompt.
+        attached, labels = self._replay.attaching is not None, batch.get("labels")
+        inputs = {name: value for name, value in batch.items() if attached or name != "labels"}
+        hidden = self._replay.parts.multimodal(**inputs, use_cache=False).last_hidden_state
+        found = []
         for sample in range(hidden.shape[0]):
             told = None if labels is None else labels[sample, 1:] != -100
-            if labels is None or told is None or not bool(told.any()):
-                logits = head(hidden[sample, -1:]).float()
-                loss = loss + functional.cross_entropy(logits, logits.argmax(-1))
-            else:
-                logits = head(hidden[sample, :-1][told]).float()
-                loss = loss + functional.cross_entropy(logits, labels[sample, 1:][told])
-        return loss
+            found.append(hidden[sample, -1:] if told is None or not bool(told.any()) else hidden[sample, :-1][told])
+        return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,8 @@ from foveate.core.errors import FoveateError
 from foveate.core.roles import Role
 from foveate.core.weights import Replaced, Rows, Stand, Stream
 from foveate.engine.linears import dense, linears_of
-from foveate.engine.replay import Replay, StoppedError, first, stopping
+from foveate.engine.replay import HOST, Replay, StoppedError, first, stopping
+from foveate.engine.sides import Present, saying
 from foveate.engine.slopes import Slopes
 
 
@@ -103,6 +104,10 @@ class Trial:
         """For each block and batch the mean size ``[n, 1]`` of the gradient at the output of a linear of this name."""
         return self._slopes.of(name)
 
+    def pull(self, batch: int, made: Tensor, temperature: float = 1.0) -> Tensor:
+        """The gradient at ``made``, were it what the block puts out for a batch, of how far the model's answers move."""
+        return self._slopes.pull(self.number, batch, made, temperature)
+
     def place(self, name: str, replaced: Replaced) -> None:
         """From here on ``replaced`` stands for a linear."""
         linear = self.linears[name]
@@ -117,14 +122,23 @@ class Trial:
     @torch.no_grad()
     def forward(self, stream: Stream) -> list[Tensor]:
         """What the next block gets of each batch."""
+        found = []
         with standing(self.module, self._stands(stream)):
-            return self._replay.forward(self.module, self.number, self._states[stream])
+            for batch, x in enumerate(self._states[stream]):
+                with self._saying(batch):
+                    found.append(self._replay.run(self.module, self.number, batch, x).to(HOST))
+        return found
 
     def _stands(self, stream: Stream) -> dict[str, Stand]:
         return {} if stream == "exact" else self._standing
 
     def _run(self, batch: int, x: Tensor) -> Tensor:
-        return self._replay.run(self.module, self.number, batch, x, whole=False)
+        with self._saying(batch):
+            return self._replay.run(self.module, self.number, batch, x, whole=False)
+
+    def _saying(self, batch: int) -> AbstractContextManager[None]:
+        """The rows of a batch run meanwhile."""
+        return saying(Present(self._replay.batches[batch].role.to(next(self.module.parameters()).device)))
 
     def _input(self, name: str, stream: Stream, batch: int) -> Tensor:
         """What enters a linear; the forward ends there."""
@@ -216,7 +230,7 @@ class Part:
     def run(self, x: Tensor, stands: Mapping[str, Stand] | None = None) -> Tensor:
         """``[B, T, D']`` what it makes of ``x`` ``[B, T, D]``, with other linears for those named."""
         products = {name: _biased(stand, self._block.get_submodule(name)) for name, stand in (stands or {}).items()}
-        with standing(self._block, products):
+        with standing(self._block, products), saying(Present(self.role.to(x.device))):
             return self._around(x)
 
 

@@ -70,8 +70,11 @@ from foveate.methods.weights.awq import AWQ
 from foveate.methods.weights.dasq import DASQ
 from foveate.methods.weights.gptaq import GPTAQ
 from foveate.methods.weights.gptq import GPTQ
+from foveate.methods.weights.ls_vit import LSViT
+from foveate.methods.weights.masquant import MASQuant
 from foveate.methods.weights.mbq import MBQ
 from foveate.methods.weights.qig import QIG
+from foveate.methods.weights.quant_experts import QuantExperts
 from foveate.methods.weights.rtn import RTN
 from foveate.methods.weights.smoothquant import SmoothQuant
 from foveate.methods.weights.vlm_ptq import VLMPTQ
@@ -121,6 +124,8 @@ __all__ = [
     "IVCPrune",
     "IndexPreserving",
     "InformationHorizon",
+    "LSViT",
+    "MASQuant",
     "MeToM",
     "Merge3D",
     "Meteor",
@@ -135,6 +140,7 @@ __all__ = [
     "Prune2Drive",
     "PyramidDrop",
     "PyramidKV",
+    "QuantExperts",
     "Random",
     "SCoRe",
     "Scope",

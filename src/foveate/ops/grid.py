@@ -200,6 +200,13 @@ class Grid:
         """``weight`` ``[out, in]`` moved to the nearest points of the grid."""
         return self.values(self.numbers(weight)).to(weight.dtype)
 
+    def passing(self, weight: Tensor) -> Tensor:
+        """`rounded`, but with the gradients of ``weight`` and of the steps as if nothing had been rounded to a number."""
+        ratio = cut(weight, self.groups) / self.scale[..., None]
+        zero = 0 if self.zero is None else self.zero.detach()[..., None]
+        least, most = self.limits
+        return (straight(ratio, least - zero, most - zero) * self.scale[..., None]).flatten(-2)
+
     @classmethod
     def joined(cls, grids: Sequence[Self], dim: int = 1) -> Self:
         """One grid of the groups (of the rows, with ``dim`` 0) of all, which are of one kind."""
@@ -221,6 +228,22 @@ def spans(weight: Tensor, group: int = -1, zero: bool = True) -> tuple[Tensor, T
         empty = low == high
         return low.masked_fill(empty, -1), high.masked_fill(empty, 1)
     return low, torch.maximum(high, low + LEAST)
+
+
+def straight(x: Tensor, least: Tensor | float, most: Tensor | float) -> Tensor:
+    """``x`` rounded to whole numbers from ``least`` to ``most``; its gradient passes as if it was not."""
+    given = x.detach()
+    bounds = torch.as_tensor(least, dtype=x.dtype, device=x.device), torch.as_tensor(most, dtype=x.dtype, device=x.device)
+    return x + (given.round().clamp(*bounds) - given)
+
+
+def passing(x: Tensor, bits: int) -> Tensor:
+    """`tokens`, but with the gradients of ``x`` and of its steps as if nothing had been rounded to a number."""
+    if bits >= 16:
+        return x
+    least, most = limits(bits, symmetric=True)
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=LEAST) / most
+    return straight(x / scale, least, most) * scale
 
 
 def tokens(x: Tensor, bits: int, symmetric: bool = True, clip: float = 1.0) -> Tensor:

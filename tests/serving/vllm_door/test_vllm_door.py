@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
+from tests.serving.batch.file import ask_server
 from tests.serving.door.conftest import CHAT, RECIPE
 from tests.serving.door.faults import BROKEN, QUESTION, REFUSED, UNUSUAL, Client, asked, content
 
@@ -147,6 +149,10 @@ def test_sixty_four_clients_at_once(served: Served) -> None:
 
     assert {reply.status for reply in replies} == {200}
     assert [int(reply.headers["x-foveate-tokens"].rpartition("=")[2]) for reply in replies] == [20, 36, 144, 72] * 16
+
+
+def test_a_file_of_questions_is_answered(served: Served, tmp_path: Path) -> None:
+    ask_server(f"http://127.0.0.1:{served.port}", tmp_path)
 
 
 @pytest.mark.parametrize("stream", [False, True])

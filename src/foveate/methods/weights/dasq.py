@@ -169,6 +169,7 @@ class DASQ(Weights):
     part = "encoder"
     textual = False
     streams: ClassVar[tuple[Stream, ...]] = ()
+    ordinary: ClassVar[bool] = False
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16}
 
     bits: Bits = 3

@@ -35,25 +35,29 @@ def row_weights(visual: Tensor, answer: Tensor, ratio: float, counts: tuple[int,
     return visual * (ratio / many[0]) + answer / many[1]
 
 
-def parted(role: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+def parted(role: Tensor, sample: Tensor, roles: Sequence[int] = VISUAL) -> tuple[Tensor, Tensor]:
     """Which rows are visual, and which count as an answer: of samples without one, all their words.
 
     Args:
         role: of each row.
         sample: which sample it is of, in the same shape.
+        roles: of the rows that are asked for, in the place of visual ones.
     """
     answer, text = role == Role.ANSWER, role == Role.TEXT
     told = torch.zeros(int(sample.amax()) + 1, dtype=torch.bool, device=role.device)
     told = told.index_fill(0, sample[answer], True)
-    return torch.isin(role, role.new_tensor(VISUAL)), answer | (text & ~told[sample])
+    return torch.isin(role, role.new_tensor(roles)), answer | (text & ~told[sample])
 
 
-def gradient_ratio(batches: Sequence[Rows]) -> float:
-    """How much larger the gradient is at visual rows than at an answer's: means over rows, and those over samples."""
+def gradient_ratio(batches: Sequence[Rows], roles: Sequence[int] = VISUAL) -> float:
+    """How much larger the gradient is at visual rows (at those of ``roles``) than at an answer's.
+
+    Means over rows, and over samples of those.
+    """
     sums = torch.zeros(2, dtype=torch.float64)
     for rows in batches:
         size, count = rows.x[:, 0].double(), int(rows.sample.amax()) + 1
-        for place, mask in enumerate(parted(rows.role, rows.sample)):
+        for place, mask in enumerate(parted(rows.role, rows.sample, roles)):
             many = torch.bincount(rows.sample[mask], minlength=count)
             total = torch.bincount(rows.sample[mask], size[mask], minlength=count)
             sums[place] += (total / many.clamp(min=1)).sum().cpu()
