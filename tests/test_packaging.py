@@ -95,7 +95,7 @@ def test_the_package_holds_one_small_model_and_no_training() -> None:
 
     assert models == {"checkpoint", "text_tower"}
     assert training == []
-    assert sum(path.stat().st_size for path in PACKAGE.rglob("*") if path.suffix != ".pyc") < 24e6
+    assert sum(path.stat().st_size for path in PACKAGE.rglob("*") if path.suffix != ".pyc") < 25e6
 
 
 def test_the_package_of_the_larger_models_holds_them_and_all_training() -> None:

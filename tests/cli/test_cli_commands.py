@@ -70,7 +70,7 @@ def test_the_matrix_shows_what_runs_where_and_why_not(call: Any) -> None:
     text = call("methods", "--matrix").stdout
 
     assert all(f" {name} " in text for name in registry.methods())
-    assert re.search(r"^ uniform [ ✓]+$", text, re.MULTILINE)
+    assert re.search(r"^ snapkv [ ✓]+$", text, re.MULTILINE)
     (number,) = re.findall(r"^ scope .*?(\d+) ", text, re.MULTILINE)
     assert re.search(rf"^{number} +scope: needs a CLS token", text, re.MULTILINE)
 

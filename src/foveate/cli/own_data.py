@@ -93,7 +93,10 @@ def parse_tasks(text: str, model: str) -> Sequence[str]:
 
 def _tasks(model: str) -> tuple[str, ...]:
     """Those about pictures, or those that a text model can be asked."""
-    return tasks.TEXTS if is_text(model) else tasks.TASKS
+    try:
+        return tasks.TEXTS if is_text(model) else tasks.TASKS
+    except FoveateError:  # what is wrong with the model is said when it is loaded
+        return (*tasks.TASKS, *tasks.TEXTS)
 
 
 def taught(model: str) -> dict[str, dict[str, Any]]:
