@@ -23,7 +23,7 @@ import typer
 import yaml
 from benchmarks import methods
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from typer.testing import CliRunner
 
 from foveate import models
@@ -32,7 +32,7 @@ from foveate.core import registry
 from foveate.core.recipe import Recipe
 from foveate.models.processors import read_processor
 from tests.film import write_film
-from tests.hub import write_checkpoint
+from tests.hub import write_checkpoint, write_text_checkpoint
 from tests.pages import PAGES, ROOT, Block, blocks, commands, inline, prose
 
 PAGE = {page.relative_to(ROOT).as_posix(): page for page in PAGES}
@@ -44,6 +44,8 @@ SERVED = {"docs/serving.md": ("foveate serve reference --recipe 'hiprune(keep=36
 # Typer does not export it.
 MissingParameter: Any = next(kind for kind in typer.BadParameter.__subclasses__() if kind.__name__ == "MissingParameter")
 FAMILIES = ROOT / "docs" / "quickstart.md"
+TEXT = ("qwen3", "Qwen/Qwen3-8B")
+"""The text model that pages name, and its ``model_type``."""
 OTHER_TOOLS = ("lmms-eval ", "pip ")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -65,13 +67,18 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny checkpoint of a family, laid out as on the Hub."""
-    return functools.cache(lambda family: write_checkpoint(family, tmp_path_factory.mktemp(family)))
+
+    def write(family: str) -> Path:
+        folder = tmp_path_factory.mktemp(family)
+        return write_text_checkpoint(folder) if family == TEXT[0] else write_checkpoint(family, folder)
+
+    return functools.cache(write)
 
 
 @pytest.fixture
 def hub(written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads the checkpoints in the quick start's table without the Hub: a tiny one of the family stands for each."""
-    families = {checkpoint: family for family, checkpoint in checkpoints().items()}
+    families = {checkpoint: family for family, checkpoint in (*checkpoints().items(), TEXT)}
 
     def stand_in(auto: Any, of_folder: Callable[..., Any]) -> None:
         original = auto.from_pretrained
@@ -83,6 +90,8 @@ def hub(written: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None
 
     stand_in(AutoModelForImageTextToText, AutoModelForImageTextToText.from_pretrained)
     stand_in(AutoProcessor, read_processor)  # with or without torchvision
+    stand_in(AutoModelForCausalLM, AutoModelForCausalLM.from_pretrained)
+    stand_in(AutoTokenizer, AutoTokenizer.from_pretrained)
 
 
 def run(page: Path, replaced: tuple[str, str] | None = None) -> Iterator[tuple[Block, str]]:
@@ -215,7 +224,7 @@ def test_the_quick_start_has_every_family() -> None:
 
 def test_the_quick_start_names_checkpoints_that_transformers_names_for_the_family() -> None:
     folders = Path(transformers.__file__).parent / "models"
-    for family, checkpoint in checkpoints().items():
+    for family, checkpoint in (*checkpoints().items(), TEXT):
         assert any(checkpoint in source.read_text() for source in (folders / family).glob("*.py")), checkpoint
 
 
@@ -223,7 +232,7 @@ def test_pages_name_no_other_checkpoints() -> None:
     owners = {checkpoint.split("/")[0] for checkpoint in checkpoints().values()}
     for page in PAGES:
         named = set(re.findall(rf"(?<![\w/])(?:{'|'.join(owners)})/[\w.-]*\w", page.read_text()))
-        assert named <= set(checkpoints().values()), page
+        assert named <= {*checkpoints().values(), TEXT[1]}, page
 
 
 @pytest.mark.parametrize("name", PAGE)

@@ -80,3 +80,30 @@ def test_its_weights_are_quantized(call: Call, model: Path, tmp_path: Path) -> N
     )
 
     assert done.exit_code == 0, done.output
+
+
+def test_bench_asks_it_about_text(call: Call, model: Path, tmp_path: Path) -> None:
+    tasks, methods = "text-lookup,text-dialogue", "h2o,snapkv(window=4)"
+    options = ("--tasks", tasks, "--methods", methods, "--keep", "0.5,0.2", "--n", 2, "--timed", 1, "--out", tmp_path)
+    done = call("bench", "--model", model, *options)
+
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "results.json").read_text())
+    cells = [(each["task"], each["method"], each["keep"]) for each in found]
+    per_task = [("none", None), *((method, keep) for method in ("h2o", "snapkv(window=4)") for keep in (0.5, 0.2))]
+    assert cells == [(task, *cell) for task in tasks.split(",") for cell in per_task]
+    plain, ample, small = (found[place]["kv_bytes"] for place in (0, 3, 4))
+    assert small < ample < plain
+    assert "left out" not in done.output
+    assert (tmp_path / "quality_cache.png").is_file()
+
+
+def test_what_a_text_model_can_be_asked_is_said_in_one_line(call: Call, model: Path, tiny: Path) -> None:
+    done = call("bench", "--model", model, "--tasks", "attribute", "--methods", "h2o")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("foveate: tasks='attribute': asks about pictures, which a text model does not see; ")
+    assert done.stderr.endswith("is asked some of text-needle, text-needles, text-lookup, text-dialogue\n")
+
+    done = call("bench", "--model", tiny, "--tasks", "text-needle", "--methods", "h2o")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("foveate: tasks='text-needle': is about text alone; ")

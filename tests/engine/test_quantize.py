@@ -132,6 +132,19 @@ def test_fine_tunes_of_one_shape_are_told_apart_and_dtypes_of_one_checkpoint_are
     assert "_foveate_session" not in vars(model)
 
 
+def test_fine_tunes_of_an_encoder_are_told_apart_in_any_dtype() -> None:
+    model = BODY.model()
+    artifact = quantize(model, "dasq(bits=4)")
+    with foveate.attach(BODY.model().to(torch.bfloat16), "dasq(bits=4)", artifacts=[artifact]):
+        pass
+    tuned = BODY.model()
+    with torch.no_grad():
+        tuned.model.vision_tower.encoder.layers[2].mlp.fc1.weight *= 1.1
+    for dtype, where in ((torch.float32, "block 2"), (torch.bfloat16, r"block 2\.mlp\.fc1\.weight")):
+        with pytest.raises(FoveateError, match=f"dasq: made of other weights than this model's, as {where} of the encoder"):
+            foveate.attach(tuned.to(dtype), "dasq(bits=4)", artifacts=[artifact])
+
+
 def test_what_cannot_be_is_said_in_a_line(tmp_path: Path) -> None:
     model, inputs = BODY.model(), [BODY.inputs(ONE)]
     for recipe, batches, message in (

@@ -165,6 +165,12 @@ def test_fewer_rows_than_inputs_are_enough() -> None:
     assert_close(x @ (left @ right).mT, x @ missing.mT, rtol=1e-3, atol=1e-3)
 
 
+def test_inputs_that_are_always_zero_leave_a_plain_low_rank() -> None:
+    missing = torch.randn(24, 20, generator=torch.Generator().manual_seed(2)).double()
+    side = mended(missing, torch.zeros(20, 20).double(), 20)
+    assert_close(side.up[0].mT @ side.down[0], missing, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("rank", "shape", "expected"),
     [(0.2, (400, 300), 60), (0.2, (64, 48), 32), (40, (64, 48), 40), (0.9, (20, 60), 20), (99, (64, 48), 48)],
@@ -201,6 +207,17 @@ def test_learning_brings_the_block_nearer_to_the_unquantized_one(scales: Any) ->
     assert torch.equal(q, k) == (scales == "merged")
     again = method.learned(there, start)
     assert all(torch.equal(again[name][kind], scale) for name, of in learned.items() for kind, scale in of.items())
+
+
+def test_steps_whose_gradients_overflow_are_left_out_and_said() -> None:
+    there, said = block(), list[str]()
+    there.say = said.append  # type: ignore[method-assign]
+    there._states["reached"][0][0, 0] = float("inf")  # type: ignore[index]
+    method = MASQuant(epochs=2, vision=0.2)
+    learned = method.learned(there, method.initial(there))
+    assert all(bool(scale.isfinite().all()) for of in learned.values() for scale in of.values())
+    assert len(said) == 1
+    assert "block 0: slopes of 2 steps are not finite in torch.float32" in said[0]
 
 
 def test_merged_scales_are_split_ones_that_are_equal() -> None:

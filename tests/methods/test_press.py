@@ -276,7 +276,9 @@ def test_a_prompt_too_short_for_a_press_is_refused() -> None:
 
 def test_chunks_of_pictures_alone_are_refused() -> None:
     with pytest.raises(FoveateError, match="tokens='visual': ChunkPress takes chunks of text and pictures alike"):
-        Press("ChunkPress(KnormPress())")
+        Press("ChunkPress(KnormPress())", tokens="visual")
+    with pytest.raises(FoveateError, match="tokens=None: stands for 'visual' on this model, and ChunkPress takes chunks"):
+        foveate.attach(tiny.llava(), Press("ChunkPress(KnormPress())"))
 
 
 def test_without_the_library_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

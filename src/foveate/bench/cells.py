@@ -95,9 +95,11 @@ def spread_out(methods: Sequence[str], keeps: Sequence[int | float]) -> tuple[li
     return found, refused
 
 
-def plan(tasks: Sequence[str], methods: Sequence[str], keeps: Sequence[int | float]) -> list[Cell]:
-    """The cells in the order in which they are measured: task by task, the reference points first."""
-    contenders = [Contender.parse(text) for text in dict.fromkeys((*REFERENCE_POINTS, *methods))]
+def plan(
+    tasks: Sequence[str], methods: Sequence[str], keeps: Sequence[int | float], points: Sequence[str] = REFERENCE_POINTS
+) -> list[Cell]:
+    """The cells in the order in which they are measured: task by task, the reference ``points`` first."""
+    contenders = [Contender.parse(text) for text in dict.fromkeys((*points, *methods))]
     return [
         Cell(task, contender.text, keep, contender.at(keep))
         for task in dict.fromkeys(tasks)

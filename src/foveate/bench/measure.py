@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean, median
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -179,10 +180,10 @@ def _answer(
                 )
             ]
             report, trace = costs[0]  # the turn that brings the pictures
-    alive = [trace.alive(layer) for layer in range(checkpoint.layers)]
-    recalls = [
-        evidence_recalls(q, grids, [layer[b] for layer in alive]) for b, (q, grids) in enumerate(zip(batch, trace.grids))
-    ]
+    # Of text alone there is nothing to trace.
+    nothing: list[list[Any]] = [[] for _ in batch]
+    seen, alive = trace.grids or nothing, [trace.alive(layer) or nothing for layer in range(checkpoint.layers)]
+    recalls = [evidence_recalls(q, grids, [layer[b] for layer in alive]) for b, (q, grids) in enumerate(zip(batch, seen))]
     return _Batch(
         answers=[
             Answer(q.prompt, q.answer, "\n".join(said), q.score(said), recall[-1])
@@ -191,8 +192,7 @@ def _answer(
         visual=[sum(len(tokens) for items in layer for tokens in items) for layer in alive],
         recalls=recalls,
         examples=[
-            illustrate(q, grids, [layer[b] for layer in alive])
-            for b, (q, grids) in enumerate(zip(batch[:shown], trace.grids))
+            illustrate(q, grids, [layer[b] for layer in alive]) for b, (q, grids) in enumerate(zip(batch[:shown], seen))
         ],
         report=report,
     )

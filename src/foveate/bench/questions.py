@@ -62,7 +62,8 @@ class Wording:
     def __call__(self, question: Question) -> Question:
         """A generated question so worded."""
         turns = question.turns
-        if self.short:
+        # A word is what questions about text ask for, and their numbers are digits.
+        if self.short and question.images:
             wanted = SHORT_LIST if question.metric == "items" else SHORT
             turns = tuple(replace(turn, prompt=f"{turn.prompt}\n{wanted}") for turn in turns)
         return replace(question, turns=turns, metric=self.metric or question.metric)

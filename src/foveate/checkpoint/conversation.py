@@ -151,7 +151,7 @@ class Checkpoint:
         output, answers = None, []
         for number, prompt in enumerate(prompts):
             if output is not None:
-                ids = self._continued(output.sequences[0], prompts[number - 1], prompt)
+                ids = self.continued(output.sequences[0], prompts[number - 1], prompt)
                 inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
                 settings["past_key_values"] = output.past_key_values
             output = self.model.generate(**inputs, **settings)
@@ -175,7 +175,7 @@ class Checkpoint:
             return list(turns)
         return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, *turns]
 
-    def _continued(self, sequence: torch.Tensor, asked: str, prompt: str) -> torch.Tensor:
+    def continued(self, sequence: torch.Tensor, asked: str, prompt: str) -> torch.Tensor:
         """The ids so far with the next turn behind them, ``[1, n]``: what the chat template puts behind an answer."""
         turns = [*_opening([], asked), {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}]
         turns += _opening([], prompt)

@@ -24,6 +24,7 @@ from foveate.core.text import first_line, one_line
 from foveate.engine import ClipCompanion
 from foveate.models import anatomy
 from foveate.models.processors import read_processor, reads_text
+from foveate.models.text_processor import TextProcessor
 
 _LOG = logging.getLogger(__name__)
 
@@ -105,6 +106,11 @@ def load_processor(name: str, model_args: Mapping[str, Any] | None = None) -> An
         raise
     except _UNLOADABLE as error:
         raise _unloadable(name, error) from error
+
+
+def is_text(name: str, model_args: Mapping[str, Any] | None = None) -> bool:
+    """Whether a model, by its name, reads text alone."""
+    return name not in reference.MODELS and isinstance(load_processor(name, model_args), TextProcessor)
 
 
 def local_folder(name: str) -> Path | None:

@@ -94,7 +94,7 @@ def bench(
     n: Annotated[int, typer.Option("--n", metavar="N", min=1, help="Questions per task; of --data the first N.")] = 200,
     seed: Seed = 0,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for results.json, report.html, quality_speed.png and every answer.")
+        Path, typer.Option(metavar="DIR", help="Folder for results.json, report.html, a picture and every answer.")
     ] = Path("runs/bench"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on in DIR; finished cells are not measured again.")] = False,
     device: Device = "auto",
@@ -441,7 +441,7 @@ def run(
     foveate run --image scene.png --prompt "what does the sign say?" --recipe "hiprune(keep=64) + fastv(layer=4)"
     foveate run --image a.png --image https://example.org/b.png --prompt "what differs?" --system "Be brief." \\
       --model Qwen/Qwen2.5-VL-3B-Instruct --model-args "device_map=auto,attn_implementation=eager"
-    foveate run --model smol --prompt "$(cat LICENSE) What may I do with it?" --recipe "snapkv(keep=0.2)"
+    foveate run --model smol --prompt "$(cat README.md) What is this about?" --recipe "snapkv(keep=0.2)"
     """
     from foveate.cli.run import RunRequest
     from foveate.cli.run import run as work

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from foveate import checkpoint
 from foveate.bench.admission import Refusals, admitted
-from foveate.bench.cells import Cell, parse_keeps, parse_methods, plan, spread_out
+from foveate.bench.cells import REFERENCE_POINTS, Cell, parse_keeps, parse_methods, plan, spread_out
 from foveate.bench.chance import chance
 from foveate.bench.difficulty import difficulties
 from foveate.bench.folder import TIMED, ResultFolder, Settings
@@ -33,7 +33,8 @@ from foveate.core.files import make_writable, write_json
 from foveate.core.recipe import NONE
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.page import write_page
-from foveate.report.picture import draw_quality_speed
+from foveate.report.picture import draw_quality_cache, draw_quality_speed
+from foveate.tasks import TEXTS
 
 CELLS_FAILED = 1
 
@@ -70,7 +71,8 @@ def bench(request: BenchRequest) -> None:
     keeps = parse_keeps(request.keep)
     named = parse_methods(request.methods)
     methods, left_out_early = spread_out(named, keeps)
-    cells = plan(names, methods, keeps)
+    # Reference points other than the unmodified model do something to pictures.
+    cells = plan(names, methods, keeps, (NONE,) if set(names) <= set(TEXTS) else REFERENCE_POINTS)
     if request.workers and not request.ray:
         raise FoveateError(f"workers={request.workers}: is for --ray; give both")
     # The workers of a cluster may have a device that this machine lacks; they say so if they do not.
@@ -149,11 +151,14 @@ def _show(folder: ResultFolder) -> None:
     console.print(bench_tables(records, over_tasks, notes, weak, drops(folder, records), about, apart))
     counted = f"{len(notes)} task{'s' * (len(notes) > 1)}, {settings.n} questions each"
     title = f"{settings.model}: {counted}, {settings.device} {settings.dtype}"
-    draw_quality_speed(over_tasks, folder.path / "quality_speed.png", title)
+    # What methods of the cache save of a text's prompt is memory; the prefill is as long as ever.
+    about_text = set(notes) <= set(TEXTS)
+    name, draw = ("quality_cache.png", draw_quality_cache) if about_text else ("quality_speed.png", draw_quality_speed)
+    draw(over_tasks, folder.path / name, title)
     write_json(folder.path / "tasks.json", {task: asdict(note) for task, note in notes.items()})
     write_json(folder.path / "difficulty.json", [asdict(each) for each in apart])
     write_page(folder, folder.path / "report.html")
-    written = (folder.path / name for name in ("results.json", "quality_speed.png", "report.html"))
+    written = (folder.path / each for each in ("results.json", name, "report.html"))
     console.print(Text("\n" + "\n".join(map(str, written))))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate import reference, tasks
-from foveate.checkpoint import load_processor, refusal
+from foveate.checkpoint import is_text, load_processor, refusal
 from foveate.cli.console import diagnostics
 from foveate.core.errors import FoveateError
 from foveate.tasks import Question, files
@@ -74,16 +74,26 @@ def task_names(text: str | None, own: OwnData, model: str) -> Sequence[str]:
 
 
 def parse_tasks(text: str, model: str) -> Sequence[str]:
-    """Task names from a list separated by commas; ``all`` are all, or those that a reference ``model`` was taught."""
+    """Task names from a list separated by commas; ``all`` are all that a model can be asked, or was taught."""
     if text.strip() == "all":
-        return tuple(taught(model)) or tasks.TASKS
-    names = [name.strip() for name in text.split(",")]
+        return tuple(taught(model)) or _tasks(model)
+    names, every = [name.strip() for name in text.split(",")], (*tasks.TASKS, *tasks.TEXTS)
     for name in names:
-        if name not in tasks.TASKS:
-            close = get_close_matches(name, tasks.TASKS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"must be all or some of {', '.join(tasks.TASKS)}"
+        if name not in every:
+            close = get_close_matches(name, every, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"must be all or some of {', '.join(every)}"
             raise FoveateError(f"tasks={name!r}: {hint}")
+    asked = _tasks(model)
+    for name in names:
+        if name not in asked:
+            what = "is about text alone" if name in tasks.TEXTS else "asks about pictures, which a text model does not see"
+            raise FoveateError(f"tasks={name!r}: {what}; {model} is asked some of {', '.join(asked)}")
     return names
+
+
+def _tasks(model: str) -> tuple[str, ...]:
+    """Those about pictures, or those that a text model can be asked."""
+    return tasks.TEXTS if is_text(model) else tasks.TASKS
 
 
 def taught(model: str) -> dict[str, dict[str, Any]]:

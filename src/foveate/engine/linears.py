@@ -35,6 +35,11 @@ def blocks_of(parts: Anatomy, part: Literal["decoder", "encoder"]) -> Sequence[n
     return parts.encoder.blocks
 
 
+def numbered(blocks: Sequence[nn.Module]) -> dict[str, nn.Module]:
+    """Blocks by number."""
+    return {str(number): block for number, block in enumerate(blocks)}
+
+
 def linears_of(block: nn.Module, where: str) -> dict[str, nn.Linear]:
     """Its linears by name, in their order.
 

@@ -22,11 +22,12 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.signal import Scorer
 from foveate.core.weights import SLAB, Replaced, Sparse, Weights
-from foveate.engine.linears import blocks_of, digest, moved, values
+from foveate.engine.linears import blocks_of, digest, moved, numbered, values
 from foveate.engine.program import Program
 from foveate.engine.shelf import block_of
 from foveate.engine.sides import TEXT, Present, product, refusal, said, tensors_of_sides
 from foveate.engine.stand_in import stand_in
+from foveate.models.sketch import sketch
 from foveate.ops.grid import Grid
 
 Kernel = Literal["int4", "int8", "rows"]
@@ -222,7 +223,15 @@ def _check(artifact: Artifact, program: Program) -> None:
     numbers, parts = artifact.numbers, program.anatomy
     blocks = blocks_of(parts, numbers["part"])
     if numbers["dtype"] != str(parts.dtype).removeprefix("torch."):
-        return  # the fingerprint's sketch, which knows of dtypes, has been compared
+        # The fingerprint's sketch, which knows of dtypes, has been compared, and has no encoder in it.
+        made = replace(artifact.fingerprint, weights=numbers.get("sketch", {}))
+        name = made.weights and made.unlike(replace(made, weights=sketch(numbered(blocks))))
+        if name:
+            raise FoveateError(
+                f"artifact of {artifact.method}: made of other weights than this model's, as block {name} of the "
+                f"{numbers['part']} shows; run foveate quantize again"
+            )
+        return
     for number, block in enumerate(blocks):
         found = digest(block)
         if found is not None and found != numbers["digests"][number]:

@@ -30,13 +30,14 @@ from foveate.core.weights import Replaced, Stream, Weights
 from foveate.engine.before import in_front, parted
 from foveate.engine.calibrate import Batches, Watcher
 from foveate.engine.check import check
-from foveate.engine.linears import blocks_of, digest, linears_of, tensors_of
+from foveate.engine.linears import blocks_of, digest, linears_of, numbered, tensors_of
 from foveate.engine.replay import Replay
 from foveate.engine.session import attach
 from foveate.engine.shelf import Shelf
 from foveate.engine.slopes import Slopes
 from foveate.engine.trial import Trial
 from foveate.models import Anatomy, anatomy
+from foveate.models.sketch import sketch
 
 SIZES = ("weights", "integers", "steps", "sides")
 KINDS = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps", "inputs": "steps"}
@@ -121,6 +122,7 @@ def quantize(
         "blocks": len(replay.blocks),
         "dtype": str(parts.dtype).removeprefix("torch."),
         "digests": [digest(block) for block in replay.blocks],
+        "sketch": sketch(numbered(replay.blocks)) if method.part == "encoder" else {},
         "samples": sum(len(batch["input_ids"]) for batch in batches) if method.streams else 0,
         "before": str(before) if method.streams and before.methods else "",
         "size": size,
@@ -214,10 +216,7 @@ def size_of(replaced: Mapping[str, Replaced], dtype: torch.dtype) -> dict[str, i
     for one in replaced.values():
         found["weights"] += one.integers.numel()
         for name, tensor in tensors_of(one, dtype).items():
-            kind = {"words": "integers", "scale": "steps", "zero": "steps", "form": "steps", "inputs": "steps"}.get(
-                name, "sides"
-            )
-            found[kind] += tensor.nbytes
+            found[KINDS.get(name, "sides")] += tensor.nbytes
     return found
 
 

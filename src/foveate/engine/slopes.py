@@ -45,16 +45,13 @@ class Slopes:
             leaves.append(leaf)
             return (leaf, *own[1:]) if isinstance(own, tuple) else leaf
 
-        with self._attached(), self._frozen():
+        with self._attached(), self._frozen(), ExitStack() as stack:
             if batch not in self._said:
                 with torch.no_grad():
                     self._said[batch] = [rows.cpu() for rows in self._predicting(self._batches[batch])]
-            undo = stand_in(block, "forward", instead)
-            try:
-                with torch.enable_grad():
-                    loss = self._divergence(self._said[batch], self._predicting(self._batches[batch]), temperature)
-            finally:
-                undo()
+            stack.callback(stand_in(block, "forward", instead))
+            with torch.enable_grad():
+                loss = self._divergence(self._said[batch], self._predicting(self._batches[batch]), temperature)
             (leaf,) = leaves
             slope = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
         return (torch.zeros_like(leaf) if slope is None else slope).to(made.device)

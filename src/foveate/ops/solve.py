@@ -208,7 +208,8 @@ def whitened(error: Tensor, moments: Tensor, rank: int, damping: float = 1e-6) -
     Args:
         damping: share of the mean diagonal that is added to it, more where fewer rows than inputs were seen.
     """
-    lower, _ = cholesky(moments, damping)
+    # Inputs that were always 0 say nothing of what matters.
+    lower, _ = cholesky(moments if bool(moments.any()) else torch.eye(len(moments)).to(moments), damping)
     left, size, right = torch.linalg.svd(error.to(lower.dtype) @ lower, full_matrices=False)
     right = torch.linalg.solve_triangular(lower, right[:rank], upper=False, left=False)
     return left[:, :rank] * size[:rank], right

@@ -1,9 +1,9 @@
-"""The picture of a bench: quality against speed, a panel for each place where methods act."""
+"""The picture of a bench: quality against speed or memory, a panel for each place where methods act."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -72,11 +72,39 @@ class _Panel:
         return -(-sum(_written(line.name).count("\n") + 1 for line in self.lines) // self.legend_columns)
 
 
+@dataclass(frozen=True)
+class _Across:
+    """What retention is drawn against, on the axis and below the picture."""
+
+    label: str
+    caption: str
+
+
+_SPEED = _Across("prefill speed-up", "speed-up of the language model's prefill")
+_CACHE = _Across("how many times smaller the cache is", "cache behind the answer, beside the unmodified model's")
+
+
 def draw_quality_speed(means: Sequence[Mean], path: Path, title: str) -> None:
     """Draw retention against prefill speed-up as PNG: each method over its budgets or settings, with intervals.
 
     Each place has its own panel; the baselines and the Pareto front of the whole are in all of them.
     """
+    _draw(means, path, title, _SPEED)
+
+
+def draw_quality_cache(means: Sequence[Mean], path: Path, title: str) -> None:
+    """As `draw_quality_speed`, against how many times smaller the cache is."""
+    whole = next((mean.kv_bytes for mean in means if mean.method == NONE), None)
+    # What is drawn knows one ratio, whatever it is of.
+    known = [
+        replace(mean, speedup=whole / mean.kv_bytes, speedup_low=None, speedup_high=None)
+        for mean in means
+        if whole and mean.kv_bytes
+    ]
+    _draw(known, path, title, _CACHE)
+
+
+def _draw(means: Sequence[Mean], path: Path, title: str, across: _Across) -> None:
     known = [mean for mean in means if mean.retention is not None]
     references = [_Line(name, tuple(mean for mean in known if mean.method == name)) for name in _REFERENCES]
     panels = list(_panels(known)) or [_Panel("", ())]
@@ -99,11 +127,11 @@ def draw_quality_speed(means: Sequence[Mean], path: Path, title: str) -> None:
         common = _draw_background(axis, front)
         common += [_draw_line(axis, line, _REFERENCES[line.name]) for line in references if line.points]
         own = [_draw_line(axis, line, picture_look(number)) for number, line in enumerate(panel.lines)]
-        _dress(axis, panel, own)
+        _dress(axis, panel, own, across)
     _dress_scale(axes[0, 0], known)
     for axis in axes[:, 0]:
         axis.set_ylabel("score retained", fontsize=9)
-    _frame(figure, title, common, _caption(known))
+    _frame(figure, title, common, _caption(known, across))
     figure.savefig(path, format="png")
 
 
@@ -168,9 +196,9 @@ def _margins(middle: float, low: float | None, high: float | None) -> list[list[
     return None if low is None or high is None else [[middle - low], [high - middle]]
 
 
-def _dress(axis: Axes, panel: _Panel, own: Sequence[Line2D]) -> None:
+def _dress(axis: Axes, panel: _Panel, own: Sequence[Line2D], across: _Across) -> None:
     axis.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold")
-    axis.set_xlabel("prefill speed-up (log scale)", fontsize=9)
+    axis.set_xlabel(f"{across.label} (log scale)", fontsize=9)
     axis.tick_params(labelsize=9, labelbottom=True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="#efefef")
@@ -198,9 +226,9 @@ def _frame(figure: Figure, title: str, common: Sequence[Line2D], caption: str) -
     figure.text(0.01, 0.08 / height, caption, va="bottom", fontsize=9, color="#444444")
 
 
-def _caption(means: Sequence[Mean]) -> str:
+def _caption(means: Sequence[Mean], across: _Across) -> str:
     budgets = dict.fromkeys(keep_text(mean.keep) for mean in _ample_first(means) if mean.keep is not None)
     sizes = f"marks from large to small are keep {', '.join(budgets)}, or a method's settings; " if budgets else ""
     trained = footnote(mean.method for mean in means)
-    said = f"Means over tasks; {sizes}bars are 95 % intervals; speed-up of the language model's prefill. {trained}"
+    said = f"Means over tasks; {sizes}bars are 95 % intervals; {across.caption}. {trained}"
     return fill(said.strip(), 118)

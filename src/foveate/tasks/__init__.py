@@ -1,4 +1,4 @@
-"""Tasks: questions about generated pictures with exact answers and evidence masks, and about your own data.
+"""Tasks: questions about generated pictures with exact answers and evidence masks, about text, and about your own data.
 
 >>> from foveate import tasks
 >>> asked = tasks.questions("attribute", n=8, seed=0)
@@ -16,7 +16,7 @@ import numpy as np
 
 from foveate.core.errors import FoveateError
 
-from . import fields, pages, series, spine
+from . import fields, pages, passages, series, spine
 from .board import Drawn
 from .files import read
 from .question import Question, Turn, evidence_cells
@@ -25,6 +25,7 @@ __all__ = [
     "DRAWN",
     "SPINE",
     "TASKS",
+    "TEXTS",
     "VIDEOS",
     "Question",
     "Turn",
@@ -59,7 +60,10 @@ VIDEOS = ("events", "moment", "stream")
 """Those whose pictures are the frames of a video."""
 
 TASKS = (*SPINE, *DRAWN)
-"""Names of the generated tasks."""
+"""Names of the generated tasks about pictures."""
+
+TEXTS = tuple(passages.PASSAGES)
+"""Those about text alone, for models of text."""
 
 _TURNS = {"dialogue": 3}
 _METRICS = {"caption": "items"}
@@ -70,17 +74,20 @@ _MOST_CONSTANTS = 50
 
 
 def questions(task: str, n: int, seed: int, split: str = "test") -> list[Question]:
-    """``n`` questions of a task, each on a picture of its own; the same for the same arguments, disjoint across splits."""
+    """``n`` questions of a task, each on its own picture or text; the same for the same arguments, disjoint in splits."""
     return [question(task, seed, index, split) for index in range(n)]
 
 
 def question(task: str, seed: int, index: int, split: str = "test") -> Question:
     """Question number ``index`` of the stream that ``questions`` reads."""
-    if task not in TASKS:
-        raise FoveateError(f"task={task!r}: must be one of {', '.join(TASKS)}")
+    every = (*TASKS, *TEXTS)
+    if task not in every:
+        raise FoveateError(f"task={task!r}: must be one of {', '.join(every)}")
     if split not in _SPLITS:
         raise FoveateError(f"split={split!r}: must be one of {', '.join(_SPLITS)}")
-    rng = np.random.default_rng([_SPLITS[split], seed, TASKS.index(task), index])
+    rng = np.random.default_rng([_SPLITS[split], seed, every.index(task), index])
+    if task in TEXTS:
+        return passages.ask(task, rng)
     while (asked := spine.ask(task, rng) if task in SPINE else _ask(task, rng)) is None:
         pass
     return asked

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from .question import Turn
 from .scenes import COLOURS, LETTERS, SHAPES, draw_ground, free_spot, glyph, shade, stencil
+
+T = TypeVar("T")
 
 CELL = 8
 """Side in pixels of the cells in which places are answered, such as ``row3 col17``."""
@@ -146,8 +149,8 @@ def characters(rng: np.random.Generator, among: str, count: int) -> str:
     return "".join(among[i] for i in rng.integers(len(among), size=count))
 
 
-def distinct(rng: np.random.Generator, among: Sequence[str], count: int) -> list[str]:
-    """Different ones of several words, in random order."""
+def distinct(rng: np.random.Generator, among: Sequence[T], count: int) -> list[T]:
+    """Different ones of several, in random order."""
     return [among[i] for i in rng.permutation(len(among))[:count]]
 
 

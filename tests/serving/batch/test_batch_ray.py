@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,16 +18,17 @@ pytest.importorskip("ray")
 import ray
 from tests.serving.batch.conftest import Write, lines
 from tests.serving.batch.deadly import SETTINGS, Silent, nothing, work
+from tests.serving.batch.file import FOVEATE, ask_server, check, questions
 
-from foveate import tasks
 from foveate.bench.crew import LIVES, connected
 from foveate.core.errors import FoveateError
 from foveate.serving.answered import Answered
 from foveate.serving.batch import Crewed, Work, answer_on
+from foveate.serving.door.rules import TRANSFORMERS, Rules
 from foveate.serving.ledger import Ledger
+from foveate.serving.settings import Settings
 
 ROOT = Path(__file__).parents[3]
-FOVEATE = [sys.executable, "-c", "from foveate.cli import main; main()"]
 Nodes = list[dict[str, float]]
 
 
@@ -124,21 +124,6 @@ def test_what_cannot_be_loaded_leaves_nothing(nodes: Nodes, write: Write, tmp_pa
     assert [each.name for each in tmp_path.iterdir() if each.name.startswith("out")] == []
 
 
-def questions(folder: Path, n: int) -> tuple[Path, dict[str, str]]:
-    """A file of generated questions with their pictures, and the right answers."""
-    rows, right = [], {}
-    for number, asked in enumerate(tasks.questions("attribute", n, seed=0)):
-        asked.image.save(folder / f"{number}.png")
-        rows.append({"id": f"a{number}", "image": f"{number}.png", "question": asked.prompt})
-        right[f"a{number}"] = asked.answer
-    (folder / "0.png").write_bytes(b"no picture")
-    rows[1]["image"] = "nowhere.png"
-    rows[2]["question"] = [rows[2]["question"]] * 2
-    path = folder / "in.jsonl"
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path, right
-
-
 @pytest.mark.slow
 def test_the_reference_model_answers_a_file(address: str, tmp_path: Path) -> None:
     """Interrupted once, on the command line."""
@@ -163,11 +148,16 @@ def test_the_reference_model_answers_a_file(address: str, tmp_path: Path) -> Non
     assert done.returncode == 1, done.stderr
     assert done.stdout == f"{out}: 38 answers, and 2 that say what failed\n"
     assert f"1 worker on Ray, {kept} of 40 lines are there" in done.stderr
-    found = {line["id"]: line for line in lines(out)}
-    assert len(lines(out)) == len(found) == 40
-    assert found["a0"]["error"].endswith("0.png': is not a picture that can be read")
-    assert found["a1"]["error"].endswith("nowhere.png': no such file")
-    assert found["a2"]["answer"][0] == right["a2"]
-    answered = [found[f"a{number}"] for number in range(3, 40)]
-    assert {(line["tokens_before"], line["tokens_after"]) for line in answered} == {(144, 36)}
-    assert sum(line["answer"] == right[line["id"]] for line in answered) >= 34
+    check(out, right, (144, 36))
+
+
+@pytest.mark.slow
+def test_a_server_on_transformers_answers_a_file(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers.cli.serving.systemone")
+    from tests.serving.door.fallback import Served
+
+    server = Served(Rules(Settings("hiprune(keep=36)"), behind=TRANSFORMERS))
+    try:
+        ask_server(f"http://127.0.0.1:{server.port}", tmp_path, "--address", address)
+    finally:
+        server.close()

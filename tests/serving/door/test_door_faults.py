@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
@@ -14,40 +13,19 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
 from tests.serving.door.conftest import CHAT, RECIPE, chat
-from tests.serving.door.faults import BROKEN, INSIDE, QUESTION, REFUSED, UNUSUAL, Client, asked, content
+from tests.serving.door.faults import BROKEN, INSIDE, QUESTION, REFUSED, UNUSUAL, asked, content
 
 # Where vLLM is installed, transformers may be an older one.
 pytest.importorskip("transformers.cli.serving.systemone")
 
-from foveate import checkpoint
-from foveate.serving.door.fallback import app
+from tests.serving.door.fallback import Served
+
 from foveate.serving.door.rules import TRANSFORMERS, Rules
 from foveate.serving.settings import Settings
 
 END = 3
 """The token that ends an answer; forbidden, so that answers are long."""
-
-
-class Served(Client):
-    """A server in a thread of this process, and ways to talk to it."""
-
-    def __init__(self, rules: Rules) -> None:
-        loaded = checkpoint.load("reference", "cpu", "float32")
-        self.door = app(loaded, rules)
-        self._server = uvicorn.Server(uvicorn.Config(self.door, port=0, log_level="critical", timeout_graceful_shutdown=2))
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.run(self._server.serve([self._socket]))
-
-    def close(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(10)
 
 
 def long(**more: Any) -> dict[str, Any]:
@@ -198,9 +176,10 @@ def test_sixty_four_clients_at_once(served: Served) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_clients_that_hang_up_free_what_they_asked_for(served: Served, stream: bool) -> None:
-    clients = [served.open(long(stream=stream)) for _ in range(4)]
+    clients = [served.open(long(stream=stream))]
     if stream:
         assert clients[0].recv(1000).startswith(b"HTTP/1.1 200 ")
+    clients += [served.open(long(stream=stream)) for _ in range(3)]
     until = time.monotonic() + 60
     while served.metric(INSIDE) < 4 and time.monotonic() < until:
         time.sleep(0.02)
@@ -226,3 +205,21 @@ def test_health_needs_no_answer_of_the_model(served: Served) -> None:
     assert served.ask(b"", "/health", "GET").status == 200
     client.close()
     assert served.idle(60)
+
+
+def test_nobody_waits_while_a_request_is_read(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, plain = threading.Event(), threading.Event(), served.loaded.processor.apply_chat_template
+
+    def read(*args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(served.loaded.processor, "apply_chat_template", read)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(served.ask, asked())
+        assert begun.wait(60)
+        assert served.ask(b"", "/health", "GET").status == 200
+        assert not reply.done()
+        go_on.set()
+        assert content(reply.result()) == QUESTION.answer

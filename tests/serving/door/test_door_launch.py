@@ -122,6 +122,31 @@ def test_a_server_ends_with_its_command_and_leaves_nothing(
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+@pytest.mark.parametrize(
+    ("replicas", "more", "share"),
+    [
+        (1, [], 256),
+        (4, [], 64),
+        (4, ["--api-server-count", "2"], 128),
+        (1, ["-asc=3"], 85),
+        (1, ["--api_server_count=1000"], 1),
+    ],
+)
+def test_each_process_of_vllm_has_its_share_of_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replicas: int, more: list[str], share: int
+) -> None:
+    told, script = tmp_path / "told", f"import os, sys; open(sys.argv[1], 'w').write(os.environ[{VARIABLE!r}])"
+    monkeypatch.setattr(launch, "command", lambda start, rules: [sys.executable, "-c", script, str(told)])
+
+    assert launch.run(Start("m", "m", "h", 1, replicas, more), RULES) == 0
+    assert json.loads(told.read_text())["max_queue"] == share
+
+
+def test_a_count_that_is_none_is_refused() -> None:
+    with pytest.raises(FoveateError, match=r"--api-server-count: .*'many'"):
+        launch.processes(Start("m", "m", "h", 1, 1, ["--api-server-count", "many"]))
+
+
 def invoked(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["serve", *arguments])
 

@@ -37,7 +37,7 @@ class Answer:
     """An answer, token by token.
 
     logprobs: of each token. kept: what was kept of each picture's views. cached: tokens of the prompt that were in the
-        prefix cache. steps: what the method saw and did.
+        prefix cache. steps: what the method saw and did, in whose batch this is ``row``.
     """
 
     ids: list[int]
@@ -45,6 +45,7 @@ class Answer:
     kept: list[list[int]]
     cached: int = 0
     steps: tuple[Any, ...] = ()
+    row: int = 0
 
 
 def engine(folder: Any, recipe: str | None, min_keep: Any = None, max_keep: Any = None, **options: Any) -> LLM:
@@ -150,19 +151,25 @@ def same(ours: Sequence[Answer], theirs: Sequence[Answer], kept: Sequence[Any] |
 
 
 @torch.inference_mode()
-def attached(folder: Any, recipe: str, asked: Sequence[Question], dtype: str = "float32") -> list[Answer]:
-    """transformers' answers under `foveate.attach`."""
+def attached(folder: Any, recipe: str, asked: Sequence[Question], dtype: str = "float32", at_once: int = 1) -> list[Answer]:
+    """transformers' answers under `foveate.attach`, ``at_once`` questions in a batch."""
     model, processor = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval(), read_processor(folder)
+    end = model.generation_config.eos_token_id
     answers = []
     with foveate.attach(model, recipe) as session:
         session.watch()
-        for each in asked:
-            inputs = processor(images=list(each.images), text=prompt(processor, each), return_tensors="pt").to(model.dtype)
+        for start in range(0, len(asked), at_once):
+            batch = asked[start : start + at_once]
+            shown = [list(each.images) for each in batch]
+            texts = [prompt(processor, each) for each in batch]
+            padded: Any = {} if len(batch) == 1 else {"padding": True, "padding_side": "left"}
+            inputs = processor(images=shown, text=texts, return_tensors="pt", **padded).to(model.dtype)
             made = model.generate(
                 **inputs, max_new_tokens=LONGEST, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
-            ids = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-            logprobs = [logits[0].log_softmax(0)[i].item() for logits, i in zip(made.logits, ids)]
-            kept = [of.tolist() for of in session.trace.alive(0)[0]]
-            answers.append(Answer(ids, logprobs, kept, steps=tuple(session.trace.steps)))
+            alive, steps = session.trace.alive(0), tuple(session.trace.steps)
+            for row, tokens in enumerate(made.sequences[:, inputs["input_ids"].shape[1] :].tolist()):
+                ids = tokens[: tokens.index(end) + 1] if end in tokens else tokens
+                logprobs = [logits[row].log_softmax(0)[i].item() for logits, i in zip(made.logits, ids)]
+                answers.append(Answer(ids, logprobs, [of.tolist() for of in alive[row]], steps=steps, row=row))
     return answers

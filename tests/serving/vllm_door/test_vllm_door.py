@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
 
+from tests.serving.batch.file import ask_server
 from tests.serving.door.conftest import CHAT, RECIPE
 from tests.serving.door.faults import BROKEN, QUESTION, REFUSED, UNUSUAL, Client, asked, content
 
@@ -32,10 +34,10 @@ RUNNING = "vllm:num_requests_running"
 class Served(Client):
     """The command in a process of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: str = COMMAND) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
-        words = shlex.split(f"{COMMAND} --port {self.port} -- {OF_VLLM}")
+        words = shlex.split(f"{command} --port {self.port} -- {OF_VLLM}")
         known = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         self.process = subprocess.Popen([sys.executable, "-m", *words], env=known | os.environ | {"HF_HUB_OFFLINE": "1"})
         until = time.monotonic() + STARTED
@@ -57,13 +59,16 @@ class Served(Client):
         reply = self.ask(asked())
         return reply.status == 200 and content(reply).strip() == QUESTION.answer
 
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     server = Served()
     yield server
-    server.process.terminate()
-    server.process.wait(60)
+    server.close()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -149,6 +154,10 @@ def test_sixty_four_clients_at_once(served: Served) -> None:
     assert [int(reply.headers["x-foveate-tokens"].rpartition("=")[2]) for reply in replies] == [20, 36, 144, 72] * 16
 
 
+def test_a_file_of_questions_is_answered(served: Served, tmp_path: Path) -> None:
+    ask_server(f"http://127.0.0.1:{served.port}", tmp_path)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_clients_that_hang_up_free_the_engine(served: Served, stream: bool) -> None:
     long = asked(max_tokens=800, min_tokens=800, ignore_eos=True, stream=stream)
@@ -195,3 +204,28 @@ def test_all_is_counted_and_it_still_answers(served: Served) -> None:
     assert served.metric("foveate_shadow_equal_answers_total", labels) > 0
     assert served.metric("foveate_refused_requests_total", '{reason="scheme"}') > 0
     assert served.metric("foveate_method_failures_total", labels) == 0
+
+
+@pytest.mark.slow
+def test_two_replicas_share_the_requests_and_the_queue() -> None:
+    server = Served(f"foveate serve reference --engine vllm --recipe '{RECIPE}' --replicas 2 --max-queue 8")
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(lambda number: server.answers(), range(16)))
+        with ThreadPoolExecutor(40) as pool:
+            replies = list(pool.map(lambda number: server.ask(asked()), range(40)))
+        # Four in each of the two processes that take requests.
+        assert {reply.status for reply in replies} == {200, 429}
+        assert all("4 requests are running or waiting" in reply.error["message"] for reply in replies if reply.status == 429)
+        done = [
+            server.metric(
+                "vllm:request_success_total", f'{{engine="{engine}",finished_reason="stop",model_name="reference"}}'
+            )
+            for engine in range(2)
+        ]
+        labels = f'{{recipe="{RECIPE}"}}'
+        assert min(done) > 0
+        assert server.metric("foveate_visual_tokens_before_total", labels) == 144 * sum(done)
+        assert server.metric("foveate_visual_tokens_after_total", labels) == 36 * sum(done)
+    finally:
+        server.close()

@@ -80,11 +80,13 @@ class Press(Cache):
     def __post_init__(self) -> None:
         """Chunks know nothing of pictures."""
         super().__post_init__()
-        self.require(
-            self.tokens == "all" or self._outermost not in CHUNKS,
-            "tokens",
-            f"{self._outermost} takes chunks of text and pictures alike; use tokens='all'",
-        )
+        self.require(self.tokens != "visual" or self._outermost not in CHUNKS, "tokens", self._by_chunks)
+
+    def check(self, traits: Traits) -> str | None:
+        """Chunks know nothing of pictures, where there are some."""
+        if self.tokens is None and traits.sees and self._outermost in CHUNKS:
+            return f"tokens=None: stands for 'visual' on this model, and {self._by_chunks}"
+        return None
 
     def fitted(self, traits: Traits) -> Press:
         """Text models have nothing but text."""
@@ -109,6 +111,10 @@ class Press(Cache):
     def layer_by_layer(self) -> bool:
         """How many entries a press chooses by itself is read from the device once for all layers."""
         return not self._chooses
+
+    @property
+    def _by_chunks(self) -> str:
+        return f"{self._outermost} takes chunks of text and pictures alike; use tokens='all'"
 
     @property
     def _evictable(self) -> Evictable:

@@ -130,6 +130,7 @@ class LSViT(Weights):
         "learns how to round so that answers change least."
     )
     part = "encoder"
+    textual = False
     streams: ClassVar[tuple[Stream, ...]] = ("exact", "reached")
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16, "activations": 16}
 

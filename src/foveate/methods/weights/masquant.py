@@ -111,6 +111,7 @@ class MASQuant(Weights):
         "For few bits of activations, too, where inputs of pictures are far larger than those of words; steps of decoding "
         "cost nothing more, pictures a product of low rank in each linear."
     )
+    textual = False
     streams: ClassVar[tuple[Stream, ...]] = ("exact", "reached")
     ordinary: ClassVar[bool] = False
     identity_at: ClassVar[Mapping[str, Any] | None] = {"bits": 16, "activations": 16}
@@ -183,7 +184,7 @@ class MASQuant(Weights):
             return scales
         weights = {name: block.weight(name) for name in first}
         heed = self.heed(block, {kind for _, kind in leaves})
-        optimiser = torch.optim.AdamW(leaves.values(), lr=self.rate, weight_decay=0.0)
+        optimiser, lost = torch.optim.AdamW(leaves.values(), lr=self.rate, weight_decay=0.0), 0
         for _ in range(self.epochs):
             for exact, reached in zip(block.inspect(()), block.inspect((), "reached"), strict=True):
                 with torch.no_grad():
@@ -196,7 +197,15 @@ class MASQuant(Weights):
                 }
                 off = (reached.run(reached.x, stands) - wanted).float().abs().mean(-1)
                 (off * _weights(reached, heed)).sum().backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+                if all(bool(leaf.grad.isfinite().all()) for leaf in leaves.values() if leaf.grad is not None):
+                    optimiser.step()
+                else:
+                    lost += 1
+        if lost:
+            block.say(
+                f"{self.name}: block {block.number}: slopes of {lost} steps are not finite in {block.dtype} and were left "
+                "out; quantize the model in bfloat16 or float32"
+            )
         _kept_from_zero(leaves.values())
         return {name: {kind: scale.detach() for kind, scale in of.items()} for name, of in scales.items()}
 

@@ -5,7 +5,12 @@ Requests run one after the other, as transformers' server does outside of contin
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from inspect import isawaitable
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -100,6 +105,34 @@ class _Manager(GenerateManager):
         return _Asked(model, self._recipes, visit)
 
 
+class _Chat(ChatCompletionHandler):
+    """transformers' reader of requests, on a thread of its own: the server goes on while pictures and prompts are read."""
+
+    def __init__(self, models: ModelManager, state: GenerationState) -> None:
+        super().__init__(models, state)
+        # One, as tokenizers are not made for two.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="foveate-reader")
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> Any:
+        """Read on that thread, then answer."""
+        visit, plain = VISIT.get(), super().handle_request
+
+        def read() -> Any:
+            if visit.gone:
+                raise HTTPException(_HUNG_UP)
+            return asyncio.run(plain(body, request_id))  # waits for nothing: what does is put off below
+
+        answer = await asyncio.get_running_loop().run_in_executor(self._reader, copy_context().run, read)
+        made = answer()
+        return await made if isawaitable(made) else made
+
+    def _streaming(self, *args: Any, **kwargs: Any) -> Any:
+        return partial(super()._streaming, *args, **kwargs)
+
+    async def _non_streaming(self, *args: Any, **kwargs: Any) -> Any:
+        return partial(super()._non_streaming, *args, **kwargs)
+
+
 class _State(GenerationState):
     """Where transformers' handlers get their queue from."""
 
@@ -138,7 +171,7 @@ def app(checkpoint: Checkpoint, rules: Rules) -> Door:
     models = _Models(checkpoint)
     server = build_server(
         models,
-        ChatCompletionHandler(models, state),
+        _Chat(models, state),
         CompletionHandler(models, state),
         ResponseHandler(models, state),
         TranscriptionHandler(models, state),

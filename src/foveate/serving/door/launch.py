@@ -9,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
 
 from foveate.core.errors import FoveateError
@@ -86,6 +87,17 @@ def command(start: Start, rules: Rules) -> list[str]:
     return [*words, *start.more]
 
 
+def processes(start: Start) -> int:
+    """Processes that take requests, each with a door: vLLM has one for each replica, unless it is told otherwise."""
+    parser = ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("-asc", "--api-server-count", "--api_server_count", dest="count", type=int)
+    try:
+        told = parser.parse_known_args(list(start.more))[0].count
+    except ArgumentError as error:
+        raise FoveateError(f"--api-server-count: {error.message}") from None
+    return max(1, told if told is not None else start.replicas)
+
+
 def environment(rules: Rules, counts: str, given: Mapping[str, str]) -> dict[str, str]:
     """Of the process that is run; ``counts`` is a fresh folder for what its processes count.
 
@@ -111,6 +123,8 @@ def environment(rules: Rules, counts: str, given: Mapping[str, str]) -> dict[str
 def run(start: Start, rules: Rules) -> int:
     """Start it and wait for its end; its exit code. Being terminated, it is terminated, too."""
     words = command(start, rules)
+    # A bound on what waits here is one on memory, which all of them take together.
+    rules = replace(rules, max_queue=max(1, rules.max_queue // processes(start)))
     with tempfile.TemporaryDirectory(prefix="foveate-metrics-") as counts:
         # In a session of its own, so that an engine can be ended even where the server that started it is gone.
         server = subprocess.Popen(words, env=environment(rules, counts, os.environ), start_new_session=True)

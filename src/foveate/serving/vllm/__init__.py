@@ -2,8 +2,8 @@
 
 vLLM calls `register` in each of its processes (entry point group ``vllm.general_plugins``). A recipe comes with
 ``--hf-overrides '{"foveate": {"recipe": "hiprune(keep=64)"}}'``; without one, every class is what it was derived from.
-Nothing here imports vLLM but the modules that hold such classes: ``processor``, ``model``, ``mrope``, those of the families,
-and ``other``.
+Nothing here imports vLLM but the modules that hold such classes: ``processor``, ``model``, ``mrope``, ``packed``, those of
+the families, and ``other``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +12,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from foveate.models.qwen_vision import grids, rows_of
 from foveate.serving.vllm.encoding import Bound, Tower
-from foveate.serving.vllm.mrope import PlacingModel
+from foveate.serving.vllm.packed import PackedModel
 from foveate.serving.vllm.processor import PruningInfo, PruningProcessor
 
 
@@ -27,15 +26,8 @@ class Processor(PruningProcessor, qwen2_5_vl.Qwen2_5_VLMultiModalProcessor):
     """Qwen2.5-VL's, with a recipe."""
 
 
-def share(bound: Bound, chosen: Sequence[int]) -> dict[str, Any]:
-    """The fields of some pictures, given those of all: their patches lie one behind the other."""
-    grid, pixels = bound["image_grid_thw"], bound["pixel_values"]
-    parts = pixels.split(grid.prod(-1).tolist())
-    return {"pixel_values": torch.cat([parts[number] for number in chosen]), "image_grid_thw": grid[list(chosen)]}
-
-
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder)
-class Qwen2_5_VLForConditionalGeneration(PlacingModel, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):  # noqa: N801
+class Qwen2_5_VLForConditionalGeneration(PackedModel, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):  # noqa: N801
     """Qwen2.5-VL, with a recipe."""
 
     family = "qwen2_5_vl"
@@ -68,20 +60,4 @@ class Qwen2_5_VLForConditionalGeneration(PlacingModel, qwen2_5_vl.Qwen2_5_VLForC
                 if length
             ]
 
-        return Tower(
-            blocks=visual.blocks,
-            attention=[block.attn.attn for block in visual.blocks],
-            feature_layer=len(visual.blocks) - 1,
-            prefix=0,
-            projector=visual.merger,
-            packed=True,
-            order=order,
-            sites=frozenset({"patches"}),
-            hidden=vision.hidden_size,
-            first=visual.merger.ln_q,
-            segments=segments,
-        )
-
-    def share(self, bound: Mapping[str, Any], chosen: Sequence[int]) -> dict[str, Any]:
-        """Patches by grid."""
-        return share(bound, chosen)
+        return self.packed(visual.merger.ln_q, segments, order)
