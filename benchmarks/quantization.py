@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,14 +126,15 @@ def cells(models: Sequence[str]) -> Iterator[Cell]:
         (slow, TELLING[:3], SEEDS[:1]),
         (models, tuple(SETTINGS), SEEDS),
     )
-    rows = sorted(variants(), key=lambda row: (row[1].name in SLOW, len(row[1].streams)))
-    for some, settings, seeds in stages:
+    rows = sorted(variants(), key=lambda row: len(row[1].streams))
+    for late, (some, settings, seeds) in product((False, True), stages):
         for seed in seeds:
             for model in some:
                 for setting in settings:
                     for ill in (True, False):
                         for text, kind in rows:
-                            if (seed == 0 or kind.streams) and method_of(text, setting) is not None:
+                            wanted = (kind.name in SLOW) == late and (seed == 0 or kind.streams)
+                            if wanted and method_of(text, setting) is not None:
                                 yield Cell(model, ill, text, setting, seed)
 
 
@@ -320,7 +322,7 @@ def main() -> None:
     if not arguments.page:
         both, every = list(together(models)), list(cells(models))
         quick = [cell for cell in every if cell.seed == 0 and cell.model in MODELS[:2] and cell.setting in TELLING[:3]]
-        quick.sort(key=lambda cell: cell.method.partition("(")[0] in SLOW)
+        quick = [cell for cell in quick if cell.method.partition("(")[0] not in SLOW]
         wanted = {"cells": every, "together": both, "speed": []}.get(arguments.only, [*quick, *both, *every])
     subjects: dict[tuple[str, bool], Subject] = {}
     artifacts: dict[str, dict[str, foveate.Artifact]] = {}
