@@ -8,7 +8,6 @@ one budget and with 100 questions a task, under an hour on one core for thirty m
 
 python -m benchmarks.results --series later  # those that the first series has no rows of
 python -m benchmarks.results --series cache  # methods on the cache at two smaller budgets, on long answers, turns and videos
-python -m benchmarks.results --series videos --models reference-qwen  # EVS and VidCom2 of vLLM at equal numbers of tokens
 
 Stop it whenever you like: the same command goes on. --workers 2 measures two cells at a time.
 """
@@ -50,7 +49,6 @@ class Series:
         n: questions a task.
         tasks: which ones; None = those that a model has learnt, of the first series all.
         group: of its methods; None = all that the first series has no rows of.
-        recipes: its methods by themselves.
     """
 
     name: str
@@ -59,7 +57,6 @@ class Series:
     title: str = ""
     tasks: str | None = None
     group: str | None = None
-    recipes: tuple[str, ...] = ()
 
     def stem(self, model: str) -> str:
         """What files about a model are called."""
@@ -101,10 +98,6 @@ SERIES = {
     "later": Series("later", "0.22", 100, "methods that came later"),
     "cache": Series(
         "cache", "0.2,0.1", 100, "the cache at small budgets", "caption,compare,dialogue,stream,events", group="kv_cache"
-    ),
-    # As vLLM has them; a share that goes, and one that stays.
-    "videos": Series(
-        "videos", "0.25", 100, "vLLM's methods on videos", "events,moment,stream", recipes=("evs(rate=0.75)", "vidcom2")
     ),
 }
 
@@ -158,8 +151,6 @@ def _of_series(model: str, series: Series) -> list[str]:
     recipes = [recipe for recipe in hosted(model)[0] if recipe not in REFERENCE_POINTS]
     if series is SERIES["first"]:
         return recipes
-    if series.recipes:
-        return list(series.recipes)
     if series.group is not None:
         known = registry.methods()
         return [recipe for recipe in recipes if known[recipe.partition("(")[0]].group == series.group]
