@@ -403,7 +403,8 @@ def machine() -> dict[str, Any]:
 
 def measure_group(group: Group, kept: Kept, rounds: int, until: float, folder: Path) -> None:
     """All rounds of a group that are not there yet."""
-    left = [(n, load) for load in group.loads for n in range(rounds) if not kept.has(group, load, n)]
+    # Of all loads the first round, then the second: what time ends has as many of each.
+    left = [(n, load) for n in range(rounds) for load in group.loads if not kept.has(group, load, n)]
     if not left or time.monotonic() > until:
         return
     model = folder / group.model
