@@ -452,7 +452,7 @@ def page(kept: Kept, command: str) -> str:
         "# Serving, measured",
         "",
         f"Written by `{command}` ({run['machine']}; {versions}; float32, eager, one thread).",
-        f"The machine's load was {min(busy):.0f} to {max(busy):.0f} when rounds began (median {statistics.median(busy):.0f}),",
+        f"The load was {min(busy):.0f} to {max(busy):.0f} when rounds began (median {statistics.median(busy):.0f}),",
         "with what the arm before left of it. Other work may have run: ratios within a round are worth quoting, as far as",
         "their intervals go, and above all those of CPU seconds. n is the number of rounds.",
         "",
