@@ -6,10 +6,10 @@
 Random weights at the shape below, so what answers say is nothing; eight tokens each. `foveate serve` starts vLLM; an arm is
 what clients ask of it (`"foveate": {"keep": ...}`), and a round asks under each arm once, in turned order every other
 time, about the same pictures, which are new in every round. Loads are *saturation* (all requests at once) and two fixed
-rates (Poisson), half and nine tenths of what "full" did at saturation first. Of *repeated* pictures, half of the requests
-are about two that the server was asked about just before. Ratios are of two arms of a round. CPU seconds are those of
-the server's processes: on a machine that others use they say more than the clock does. Writes docs/serving-bench.json after
-every round, and docs/serving-bench.md.
+rates (Poisson), half and nine tenths of what "full" did at saturation until then. Of *repeated* pictures, half of the
+requests are about two that the server was asked about just before. Ratios are of two arms of a round. CPU seconds are those
+of the server's processes: on a machine that others use they say more than the clock does. Rounds that began when the machine
+was busy are measured again by the next run. Writes docs/serving-bench.json after every round, and docs/serving-bench.md.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ TEXT = dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_a
 VISION = dict(hidden_size=256, intermediate_size=1024)
 RATES = {"half": 0.5, "nine tenths": 0.9}
 """Fixed rates, as shares of what "full" does at saturation."""
+BUSY = 5.0
+"""Load of the machine above which a round is measured again."""
 
 
 @dataclass(frozen=True)
@@ -373,7 +375,8 @@ class Kept:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rounds: list[dict[str, Any]] = json.loads(path.read_text())["rounds"] if path.exists() else []
+        rounds = json.loads(path.read_text())["rounds"] if path.exists() else []
+        self.rounds: list[dict[str, Any]] = [each for each in rounds if each["busy"] <= BUSY]
 
     def has(self, group: Group, load: Load, number: int) -> bool:
         return any((r["group"], r["load"], r["round"]) == (group.name, load.name, number) for r in self.rounds)
@@ -386,11 +389,13 @@ class Kept:
         self.path.write_text(json.dumps({"run": machine(), "rounds": self.rounds}) + "\n")
 
     def rate(self, group: Group, load: Load) -> float | None:
-        """Requests a second: a share of what "full" did at saturation, first."""
+        """Requests a second: a share of what "full" did at saturation when the load was measured first."""
         if load.rate is None:
             return None
-        base = self.of(group, Load())[0]["arms"][group.arms[0].name]["per_second"]
-        return float(RATES[load.rate] * base)
+        if known := self.of(group, load):
+            return float(known[0]["rate"])
+        base = [r["arms"][group.arms[0].name]["per_second"] for r in self.of(group, Load())]
+        return RATES[load.rate] * statistics.median(base)
 
 
 def machine() -> dict[str, Any]:
@@ -403,7 +408,8 @@ def machine() -> dict[str, Any]:
 
 def measure_group(group: Group, kept: Kept, rounds: int, until: float, folder: Path) -> None:
     """All rounds of a group that are not there yet."""
-    left = [(n, load) for load in group.loads for n in range(rounds) if not kept.has(group, load, n)]
+    # Of all loads the first round, then the second: what time ends has as many of each.
+    left = [(n, load) for n in range(rounds) for load in group.loads if not kept.has(group, load, n)]
     if not left or time.monotonic() > until:
         return
     model = folder / group.model
@@ -446,9 +452,9 @@ def page(kept: Kept, command: str) -> str:
         "# Serving, measured",
         "",
         f"Written by `{command}` ({run['machine']}; {versions}; float32, eager, one thread).",
-        f"**The machine was not idle**: its load was {min(busy):.0f} to {max(busy):.0f} (median",
-        f"{statistics.median(busy):.0f}) when rounds began, as other work ran on it. So only ratios within a round are",
-        "worth quoting, as far as their intervals go, and above all those of CPU seconds. n is the number of rounds.",
+        f"The load was {min(busy):.0f} to {max(busy):.0f} when rounds began (median {statistics.median(busy):.0f}),",
+        "with what the arm before left of it. Other work may have run: ratios within a round are worth quoting, as far as",
+        "their intervals go, and above all those of CPU seconds. n is the number of rounds.",
         "",
         f"Servers are `foveate serve` on vLLM, with random weights: LLaVA with 576 tokens a picture, {layers} layers of",
         f"width {TEXT['hidden_size']}, and `hiprune(keep=0.22)`; {WORDS} words a question, {ANSWER} tokens an answer.",
