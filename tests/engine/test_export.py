@@ -14,9 +14,10 @@ import foveate
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.weights import Replaced
-from foveate.engine.export import export
+from foveate.engine.export import export, refuse_export
 from foveate.engine.linears import linears_of, tensors_of
 from foveate.engine.quantize import quantize
+from foveate.methods import RTN
 from foveate.ops.grid import Grid
 from tests.suite.bodies import BODIES, RAGGED
 
@@ -125,3 +126,11 @@ def test_what_needs_code_of_ours_never_looks_like_a_checkpoint(tmp_path: Path) -
     quantize(model, "rtn", out=tmp_path)
     with pytest.raises((OSError, ValueError)):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+def test_a_library_that_names_linears_otherwise_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr("foveate.engine.export.version", lambda name: "0.17.0")
+    with pytest.raises(
+        FoveateError, match=r"^export: compressed-tensors 0\.17\.0 names .* pip install 'compressed-tensors>=0\.20'$"
+    ):
+        refuse_export(RTN())

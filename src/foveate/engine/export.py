@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from foveate.engine.shelf import block_of
 from foveate.models import Anatomy, anatomy
 from foveate.ops.grid import Grid
 
+OLDEST = [0, 20]
+"""Version of compressed-tensors that checkpoints are written with."""
 _RATHER = "use the artifact with attach(artifacts=...) instead"
 
 
@@ -73,9 +76,14 @@ def refuse_export(method: Weights) -> None:
             "symmetric=True, or the artifact as it is"
         )
     try:
-        import compressed_tensors  # noqa: F401
-    except ImportError as error:
+        found = version("compressed-tensors")
+    except PackageNotFoundError as error:
         raise FoveateError("export: needs compressed-tensors; pip install 'foveate[quantize]'") from error
+    if [int(number) for number in found.split(".")[:2]] < OLDEST:
+        raise FoveateError(
+            f"export: compressed-tensors {found} names the linears that stay as they are so that other loaders round them, "
+            f"too; pip install 'compressed-tensors>={'.'.join(map(str, OLDEST))}'"
+        )
 
 
 def _fold(block: nn.Module, found: dict[str, Replaced], sources: Mapping[str, str], where: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 from vllm import SamplingParams
 
 from foveate import reference
+from foveate.methods.before_llm.hiprune import HiPrune
 from foveate.models.processors import read_processor
 from foveate.tasks import SPINE, questions
 from tests.serving.vllm.both import ask, attached, engine, same, stop, watch
@@ -73,6 +76,17 @@ def test_keeps_differ_within_a_batch(llm, processor):
     ours = ask(llm, processor, asked, keeps=[16, 0.3, "full"] * 2)
     for number, keep in enumerate((16, 0.3, 1.0)):
         same(ours[number::3], attached(FOLDER, f"hiprune(keep={keep})", LARGE[:2]))
+
+
+def test_a_method_that_has_nothing_to_drop_is_not_asked(llm, processor, monkeypatch):
+    def asked(*args):
+        raise AssertionError("about a picture that stays whole")
+
+    monkeypatch.setattr(HiPrune, "select", asked)
+    fresh, failures = ASKED[len(LARGE) :][:2], partial(REGISTRY.get_sample_value, "foveate_method_failures_total")
+    before = failures({"recipe": RECIPE})
+    same(ask(llm, processor, fresh, keeps=[1.0, 36]), attached(FOLDER, "none", fresh))
+    assert failures({"recipe": RECIPE}) == before
 
 
 def test_two_pictures_of_two_sizes_in_one_prompt(llm, processor):

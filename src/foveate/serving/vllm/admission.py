@@ -93,6 +93,11 @@ class Pruning:
         return None if keep == FULL else replace(self.method, keep=keep)
 
     @property
+    def spares(self) -> bool:
+        """Whether the method says that it changes nothing where all tokens stay, so that it need not be asked there."""
+        return bool(self.method.identity_at == {self.method.budgeted: 1.0})
+
+    @property
     def most(self) -> Keep:
         """The most that a request may ask for."""
         return FULL if self.settings.max_keep is None else self.settings.max_keep

@@ -146,7 +146,8 @@ class Pruner:
         tower: Callable[[], Any],
     ) -> list[Rows]:
         counts = [self.pruning.kept(keep, picture) for picture in pictures]
-        if keep == FULL:
+        whole = all(count == picture.count for count, picture in zip(counts, pictures))
+        if keep == FULL or (whole and self.pruning.spares):
             return even(pictures, list(tower()), counts)
         clock = Clock(self.anatomy.home)
         try:
