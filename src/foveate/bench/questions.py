@@ -7,9 +7,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from foveate import reference, tasks
+from foveate import tasks
 from foveate.bench.folder import Settings
-from foveate.checkpoint import load_processor, parse_model_args, refusal
+from foveate.checkpoint import REFERENCES, load_processor, parse_model_args, refusal
 from foveate.core.errors import FoveateError
 from foveate.tasks import Question, files
 from foveate.tasks.metrics import BOXED, METRICS
@@ -57,7 +57,7 @@ class Wording:
         if metric is not None and metric not in METRICS.keys() - set(BOXED):
             some = ", ".join(name for name in METRICS if name not in BOXED)
             raise FoveateError(f"metric={metric!r}: must be one of {some}; {' and '.join(BOXED)} are for --data with boxes")
-        return cls(metric, model not in reference.MODELS and _knows(load_processor(model).tokenizer, SHORT))
+        return cls(metric, model not in REFERENCES and _knows(load_processor(model).tokenizer, SHORT))
 
     def __call__(self, question: Question) -> Question:
         """A generated question so worded."""

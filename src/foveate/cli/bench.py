@@ -25,7 +25,7 @@ from foveate.bench.summary import drops, means, no_better_than_random
 from foveate.checkpoint.arguments import as_text
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
-from foveate.cli.own_data import GENERATED, OwnData, task_names, taught
+from foveate.cli.own_data import GENERATED, OwnData, task_names
 from foveate.cli.progress import BenchProgress
 from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
@@ -175,4 +175,4 @@ def _note(task: str, folder: ResultFolder) -> TaskNote:
 
 def _below_floor(model: str) -> set[str]:
     """Tasks that a reference model did not learn well enough, by its own evaluation."""
-    return {task for task, result in taught(model).items() if result["below_floor"]}
+    return {task for task, result in checkpoint.evaluation(model).items() if result["below_floor"]}

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foveate import reference, tasks
-from foveate.checkpoint import is_text, load_processor, refusal
+from foveate import tasks
+from foveate.checkpoint import evaluation, is_text, load_processor, refusal
 from foveate.cli.console import diagnostics
 from foveate.core.errors import FoveateError
 from foveate.tasks import Question, files
@@ -76,7 +76,7 @@ def task_names(text: str | None, own: OwnData, model: str) -> Sequence[str]:
 def parse_tasks(text: str, model: str) -> Sequence[str]:
     """Task names from a list separated by commas; ``all`` are all that a model can be asked, or was taught."""
     if text.strip() == "all":
-        return tuple(taught(model)) or _tasks(model)
+        return tuple(evaluation(model)) or _tasks(model)
     names, every = [name.strip() for name in text.split(",")], (*tasks.TASKS, *tasks.TEXTS)
     for name in names:
         if name not in every:
@@ -97,8 +97,3 @@ def _tasks(model: str) -> tuple[str, ...]:
         return tasks.TEXTS if is_text(model) else tasks.TASKS
     except FoveateError:  # what is wrong with the model is said when it is loaded
         return (*tasks.TASKS, *tasks.TEXTS)
-
-
-def taught(model: str) -> dict[str, dict[str, Any]]:
-    """The tasks that a reference model was taught, with its own evaluation; nothing of any other model."""
-    return reference.evaluation(reference.path(model)) if model in reference.MODELS else {}
