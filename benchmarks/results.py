@@ -8,7 +8,8 @@ one budget and with 100 questions a task, under an hour on one core for thirty m
 
 python -m benchmarks.results --series later  # those that the first series has no rows of
 python -m benchmarks.results --series cache  # methods on the cache at two smaller budgets, on long answers, turns and videos
-python -m benchmarks.results --series verdict  # methods between the layers and on the cache, on reference-smol
+python -m benchmarks.results --series verdict  # methods between the layers and on the cache, on reference-smol; then
+python -m benchmarks.verdict                   # compares
 
 Stop it whenever you like: the same command goes on. --workers 2 measures two cells at a time.
 """
@@ -53,6 +54,7 @@ class Series:
         groups: of its methods; empty: all that the first series has no rows of.
         models: it is measured on.
         dtype: as large models are run, by default; on a CPU it is twice as fast on tiny ones, too.
+        settings: which of the three of methods that have no `keep`, ample ones first.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Series:
     groups: tuple[str, ...] = ()
     models: tuple[str, ...] = ("reference-qwen", "reference-tiles")
     dtype: str = "bfloat16"
+    settings: tuple[int, ...] = (0, 1, 2)
 
     def stem(self, model: str) -> str:
         """What files about a model are called."""
@@ -113,6 +116,7 @@ SERIES = {
         groups=("in_llm", "kv_cache"),
         models=(reference_smol.NAME,),
         dtype="float32",
+        settings=(1,),
     ),
 }
 
@@ -163,7 +167,8 @@ def measure(model: str, series: Series, workers: int | None, folder: Path) -> No
 
 def _of_series(model: str, series: Series) -> list[str]:
     """The recipes that a series is to have rows of; baselines are measured beside any."""
-    recipes = [recipe for recipe in hosted(model)[0] if recipe not in REFERENCE_POINTS]
+    unwanted = {f"{method}({budgets[i]})" for method, budgets in BUDGETS.items() for i in {0, 1, 2} - {*series.settings}}
+    recipes = [recipe for recipe in hosted(model)[0] if recipe not in {*REFERENCE_POINTS, *unwanted}]
     if series is SERIES["first"]:
         return recipes
     if series.groups:
