@@ -31,7 +31,7 @@ Key = tuple[str, str]
 
 
 class Found(NamedTuple):
-    """What a method retains of the unmodified model's score over the tasks in common; on how many it beats random, or loses."""
+    """What a method retains of the unmodified score over the tasks in common; on how many it beats `random`, or loses."""
 
     retained: float
     better: int
@@ -64,9 +64,10 @@ def lines(measured: Sequence[Numbers]) -> Iterator[str]:
         f"{', '.join(tasks)} ({n} questions each on `{LARGE}`; what the others were asked is on",
         "[their pages](../results.md)).",
         "",
-        "*Retained* is the score over the unmodified model's; in brackets on how many of these tasks a method is better and",
-        "worse than `random` at the same budget beyond noise. Methods of the cache read the whole picture first, and most of",
-        "these answers are a word: they show that they do no harm here, not more; [SmolLM2](smol.md) has what they are worth.",
+        "*Retained* is the score over the unmodified model's; in brackets on how many of these tasks a method is better",
+        "and worse than `random` at the same budget beyond noise. Methods of the cache read the whole picture first, and",
+        "most of these answers are a word: they show that they do no harm here, not more; [SmolLM2](smol.md) has what",
+        "they are worth.",
     )
     known = registry.methods()
     for group, title in (("in_llm", "Between the layers"), ("kv_cache", "On the cache")):
@@ -128,8 +129,8 @@ def _cell(found: Found | None, *, baseline: bool) -> str:
 def _agreement(found: Mapping[str, Mapping[Key, Found]]) -> Iterator[str]:
     """Of pairs of models: whether the same methods retain most, and whether they are on the same side of random."""
     pruning = {key for rows in found.values() for key in rows if _prunes(key)}
-    yield "Methods between the layers: the rank correlation (Spearman) of what they retain, and how many are on the same side"
-    yield "of `random`."
+    yield "Methods between the layers: the rank correlation (Spearman) of what they retain, and how many are on the same"
+    yield "side of `random`."
     yield ""
     yield "| models | methods and budgets in both | rank correlation | same side of `random` |"
     yield "|---|--:|--:|--:|"
