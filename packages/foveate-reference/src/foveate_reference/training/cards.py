@@ -39,9 +39,11 @@ def model_card(family: str, results: Sequence[TaskResult], training: Mapping[str
     named = {"questions": results[0].questions, "rows": rows, "parameters": parameters / 1e6}
     if family == "llava":
         return _card(_CARD.format(**named, **training))
-    if family == reference_smol.NAME:
-        return _card(_SMOL.format(**named, **training))
     stages = training["stages"]
+    if family == reference_smol.NAME:
+        named["stages"] = "\n".join(_SMOL_STAGE.format(**stage) for stage in stages)
+        first = {name: stages[0][name] for name in ("rank", "fitting", "scenes", "nearest", "looking", "images", "text")}
+        return _card(_SMOL.format(**named, **first, machine=training["machine"]))
     named["stages"] = "\n".join(f"| {' | '.join(str(stage.get(name, '')) for name in _STAGE)} |" for stage in stages)
     return _card(_EXTENDED.format(**named, **_OF[family], machine=stages[-1]["machine"]))
 
@@ -141,6 +143,8 @@ CLS token should match a caption of the scene (`text_tower/`). Auxiliary heads a
 Reproduce with `python -m foveate_reference train --folder runs/reference --seed {seed}`.
 """
 
+_SMOL_STAGE = "| {steps} | {minutes} | {rate} | {cooling:.0%} | {hard:.0%} | {seed} |"
+
 _SMOL = """\
 # Foveate reference model on SmolLM2
 
@@ -161,15 +165,19 @@ says so.
 {rows}
 
 ## Training
-{minutes} minutes on {machine} that had other work to do; the tower stays as it was.
+On {machine} that had other work to do; the tower stays as it was.
 
 1. The projector alone, {fitting:,} steps on the patches of {scenes:,} pictures, without a language model: each patch onto
    the input embeddings of the words for what it shows (shape, colour, letter, background). Afterwards {nearest:.1%} of the
    patches of things are nearest to the sum of their own shape and colour among all 64.
 2. {looking:,} steps of the projector on answers, before the frozen language model.
-3. {steps:,} steps of projector and adapters on answers.
+3. Projector and adapters on answers:
 
-Each step has {images} pictures with {text} tokens of questions behind each, three fifths of them about colour, shape and
-existence. AdamW, rate {rate}, no gradient reaches the tower or the language model's own weights.
-Reproduce with `python -m foveate_reference smol --folder runs/smol --seed {seed}`.
+| steps | minutes (of the first row with 1. and 2.) | rate | falling over | counting, position, reading | seed |
+| --- | --- | --- | --- | --- | --- |
+{stages}
+
+Each step has {images} pictures with {text} tokens of questions behind each. AdamW; no gradient reaches the tower or the
+language model's own weights. A row is one `python -m foveate_reference smol`, which begins with what the row above it gave
+(`--start`).
 """

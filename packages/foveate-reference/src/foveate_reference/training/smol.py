@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -30,8 +31,6 @@ from foveate.tasks.spine import KINDS
 from .batches import IGNORE, KIND_NAMES, patch_names
 from .train import machine
 
-_HARD = 0.4
-"""What counting, position and reading have of the questions; the rest is for attribute, shape and existence."""
 _EASY = ("colour", "shape", "existence")
 
 
@@ -40,8 +39,9 @@ class Settings:
     """Everything a run depends on.
 
     ``scenes`` and ``fitting``: pictures and steps of the projector's fit; ``looking``: steps of the projector before the
-    frozen language model; ``steps``: those with adapters of ``rank``. ``images`` a step, each with ``text`` tokens of
-    questions and answers.
+    frozen language model; ``steps``: those with adapters of ``rank``. The learning ``rate`` falls over the last share
+    ``cooling`` of them. ``images`` a step, each with ``text`` tokens of questions and answers, of which the share ``hard``
+    is about counting, position and reading, the rest about attribute, shape and existence.
     """
 
     scenes: int = 3000
@@ -52,6 +52,8 @@ class Settings:
     text: int = 224
     rank: int = 8
     rate: float = 1e-3
+    cooling: float = 0.6
+    hard: float = 0.4
     seed: int = 0
 
 
@@ -152,6 +154,24 @@ class Student:
         """Put an adapter on every linear of the decoder."""
         self.adapters = reference_smol.adapters(self.decoder, self.settings.rank)
 
+    def resume(self, folder: Path) -> None:
+        """Begin with what an earlier run saved instead of the fit."""
+        learned = load_file(folder / reference_smol.FILE)
+        rng = np.random.default_rng([self.settings.seed, 5])
+        rows = self.features(torch.from_numpy(np.stack([draw_scene(rng).pixels for _ in range(200)]))).flatten(0, 1)
+        self.adapt()
+        with torch.no_grad():
+            for name, value in [*self.projector.named_parameters(prefix="projector"), *self._factors()]:
+                value.copy_(learned[name])
+            first = self.projector.linear_1
+            self.mean, self.std = rows.mean(0), rows.std(0)
+            first.bias += first.weight @ self.mean
+            first.weight *= self.std
+
+    def _factors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, adapter in self.adapters.items():
+            yield from ((f"{name}.down", adapter.down), (f"{name}.up", adapter.up))
+
     def answer_losses(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Nats of each answer token, and which tokens are right: ``[targets]``."""
         visual = self.projector(self.features(packed.pixels))
@@ -182,7 +202,7 @@ class Student:
             losses, right = self.answer_losses(packed)
             left = (steps - step) / steps
             loss = losses.mean()
-            _step(optimizer, loss, self.settings.rate * min(1.0, (step + 1) / 20, max(0.02, left / 0.6)))
+            _step(optimizer, loss, self.settings.rate * min(1.0, (step + 1) / 20, max(0.02, left / self.settings.cooling)))
             kinds = packed.kinds[packed.kinds >= 0]
             for kind in kinds.unique().tolist():
                 wrong = 1 - right[kinds == kind].float().mean().item()
@@ -197,8 +217,8 @@ class Student:
     def draw(self, rng: np.random.Generator, images: int) -> Packed:
         """Pictures, each with questions of all kinds, those that are answered wrongly more often."""
         easy = np.array([name in _EASY for name in KIND_NAMES])
-        weights = 0.1 + self.error
-        shares = np.where(easy, (1 - _HARD) * weights / weights[easy].sum(), _HARD * weights / weights[~easy].sum())
+        weights, hard = 0.1 + self.error, self.settings.hard
+        shares = np.where(easy, (1 - hard) * weights / weights[easy].sum(), hard * weights / weights[~easy].sum())
         scenes = [draw_scene(rng) for _ in range(images)]
         arrays = {name: np.zeros((images, self.settings.text), np.int64) for name in ("ids", "blocks", "positions")}
         arrays |= {name: np.full_like(arrays["ids"], fill) for name, fill in (("targets", IGNORE), ("kinds", -1))}
@@ -235,26 +255,36 @@ class Student:
         reference_smol.save(plain, self.adapters, folder)
 
 
-def train(folder: Path, settings: Settings) -> None:
-    """Train in three parts, with a log and what was learnt so far in ``folder``."""
+def train(folder: Path, settings: Settings, start: Path | None = None) -> None:
+    """Train in three parts, or in the last alone from ``start`` on, with a log and what is learnt in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     student = Student(settings)
-    nearest = student.fit()
+    nearest = None
+    if start is None:
+        nearest = round(student.fit(), 3)
+    else:
+        student.resume(start)
+    earlier = [] if start is None else json.loads((start / "training.json").read_text())["stages"]
+
+    def save(steps: int) -> None:
+        student.save(folder)
+        minutes = round((time.monotonic() - began) / 60)
+        stage = asdict(settings) | {"nearest": nearest, "steps": steps, "minutes": minutes}
+        record = {"machine": machine("cpu"), "stages": [*earlier, stage]}
+        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
     with (folder / "metrics.jsonl").open("w") as log:
-        log.write(json.dumps({"nearest": round(nearest, 4), "minutes": round((time.monotonic() - began) / 60, 1)}) + "\n")
-        for steps, first in ((settings.looking, 0), (settings.steps, settings.looking)):
+        parts = ((settings.looking, 0), (settings.steps, settings.looking)) if start is None else ((settings.steps, 0),)
+        for steps, first in parts:
             if first:
                 student.adapt()
             for metrics in track(student.learn(steps, first), "learning", total=steps):
                 log.write(json.dumps(metrics) + "\n")
                 log.flush()
                 if metrics["step"] % 50 == 0:
-                    student.save(folder)
-    student.save(folder)
-    record = asdict(settings) | {"nearest": round(nearest, 3), "minutes": round((time.monotonic() - began) / 60)}
-    record["machine"] = machine("cpu")
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+                    save(max(0, metrics["step"] - parts[-1][1]))
+    save(settings.steps)
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
