@@ -3,9 +3,9 @@
     python -m benchmarks.videos            # about ten minutes on one core
     python -m benchmarks.videos --n 0      # only writes the page, from docs/results/videos.json
 
-The generated tasks whose pictures are the frames of a video, on the reference model that reads several pictures, a quarter of
-the tokens of every video: `foveate bench --films`, where methods meet a video, and without, where they meet each frame as a
-picture. Goes on where it stopped. Writes docs/results/videos.json and docs/results/videos.md.
+The generated tasks whose pictures are the frames of a video, on the reference model that learnt them, at a quarter of the
+tokens of every video: as `foveate bench --films` has it, where methods meet a video, and as without, where each frame is a
+picture to them. Goes on where it stopped. Writes docs/results/videos.json and docs/results/videos.md.
 """
 
 from __future__ import annotations
@@ -95,18 +95,18 @@ def page(found: Mapping[str, Any]) -> list[str]:
         "",
         f"Written by `python -m benchmarks.videos`: `{found['model']}` in bfloat16 on one thread of a CPU ({versions}), the",
         f"tasks `events` (6 frames) and `stream` (12 frames), {n} questions each, the same for all rows. vLLM's",
-        "`--video-pruning-rate` and `--video-pruning-method` are `evs` and `vidcom2` here, which choose what vLLM's functions",
-        "choose (`tests/data/vectors`). They run in transformers, in the place where vLLM runs them.",
+        "`--video-pruning-rate` and `--video-pruning-method` are `evs` and `vidcom2` here, which choose what vLLM's",
+        "functions choose (`tests/data/vectors`). All run in transformers, before the language model.",
         "",
-        "The model was trained on videos as rows of pictures, one a frame, and so it is asked. *One video*: methods meet them as",
-        "the frames of one (`foveate bench --films`), as they would a real video, and the budget is of the whole. *Pictures*:",
-        "each frame is a picture with a budget of its own; this is what the plug-in for vLLM does, which prunes no videos.",
-        "`evs` needs a video: of pictures each stays whole.",
+        "The model was trained on videos as rows of pictures, one a frame, and so it is asked. *One video*: methods meet",
+        "them as the frames of one (`foveate bench --films`), as they would a real video, and the budget is of the whole.",
+        "*Pictures*: each frame has a budget of its own; so does the plug-in for vLLM, which prunes no videos. There `evs`",
+        "would leave all as it is.",
         "",
         _tokens(rows, kept),
-        "Intervals are 95 % ones; drops are paired over the questions. *random*: better (+) or worse (-) than it, of the same",
-        "frames, beyond noise. *Evidence*: share of the cells that show what was asked for. The model is small and scores below",
-        "the floor of its own tasks here (`below floor` in a bench): compare rows, and expect nothing of other models.",
+        "Intervals are 95 % ones; drops are paired over the questions. *random*: better (+) or worse (-) than it, beyond",
+        "noise. *Evidence*: share of the cells that show what was asked for. The model is small, and learnt these two tasks",
+        "less well than others (a bench says *below floor*): compare rows, and expect nothing of other models.",
     ]
     for task in (*TASKS, None):
         lines += ["", f"## {task}" if task else "## Both", "", *_table(_of(rows, task))]

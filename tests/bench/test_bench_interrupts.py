@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 import pytest
@@ -14,6 +15,17 @@ from foveate.bench.interrupts import Interrupts
 
 def handler() -> object:
     return signal.getsignal(signal.SIGINT)
+
+
+def within(*steps: Callable[[], object]) -> None:
+    """Take steps while signals are noted."""
+    with Interrupts():
+        for step in steps:
+            step()
+
+
+def fail() -> None:
+    raise ValueError("first")
 
 
 def test_it_is_raised_where_it_is_asked_for() -> None:
@@ -29,27 +41,39 @@ def test_it_is_raised_where_it_is_asked_for() -> None:
 
 
 def test_the_end_of_the_block_asks_too() -> None:
-    before = handler()
-    with pytest.raises(KeyboardInterrupt), Interrupts():
-        Interrupting()
+    before, reached = handler(), list[int]()
+    with pytest.raises(KeyboardInterrupt):
+        within(Interrupting, lambda: reached.append(1))
+    assert reached == [1]
     assert handler() is before
 
 
 def test_an_error_is_not_replaced() -> None:
     before = handler()
-    with pytest.raises(ValueError, match="first"), Interrupts():
-        Interrupting()
-        raise ValueError("first")
+    with pytest.raises(ValueError, match="first"):
+        within(Interrupting, fail)
     assert handler() is before
 
 
 def test_whoever_insists_is_heard_at_once() -> None:
-    reached = False
-    with pytest.raises(KeyboardInterrupt), Interrupts():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        reached = True
-    assert not reached
+    reached = list[int]()
+    send = lambda: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        within(send, lambda: reached.append(1), send, lambda: reached.append(2))
+    assert reached == [1]
+
+
+def test_kill_is_heard_where_a_function_handles_it() -> None:
+    before, reached = signal.signal(signal.SIGTERM, signal.default_int_handler), list[int]()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            within(lambda: signal.raise_signal(signal.SIGTERM), lambda: reached.append(1))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with Interrupts():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert reached == [1]
 
 
 def test_a_handler_of_the_callers_own_gets_it() -> None:

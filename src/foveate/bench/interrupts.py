@@ -8,45 +8,46 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Notes Ctrl-C in the ``with`` block, for the handler that was there before, which `deliver` and the block's end call.
+    """Notes Ctrl-C and ``kill`` in the ``with`` block for the handler of before, which `deliver` and the block's end call.
 
-    A second one that comes before the first was delivered goes to that handler at once, as somebody waits for something that
-    does not come. Other threads than the main one, which get no signals, and processes that ignore this one, stay as they are.
+    A second one that comes before the first was delivered goes to that handler at once: somebody waits for what does not
+    come. Signals that no function of Python handles, and all in other threads than the main one, stay as they are.
     """
 
     def __init__(self) -> None:
-        self._noted = False
-        self._earlier: object = None
+        self._noted: int | None = None
+        self._earlier: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     def __enter__(self) -> Self:
-        earlier = signal.getsignal(signal.SIGINT)
-        if callable(earlier) and threading.current_thread() is threading.main_thread():
-            self._earlier = earlier
-            signal.signal(signal.SIGINT, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                earlier = signal.getsignal(number)
+                if callable(earlier):
+                    self._earlier[number] = earlier
+                    signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if callable(self._earlier):
-            signal.signal(signal.SIGINT, self._earlier)
+        for number, earlier in self._earlier.items():
+            signal.signal(number, earlier)
         if kind is None:
             self.deliver()
 
     def deliver(self) -> None:
-        """Call the earlier handler, which raises KeyboardInterrupt, if Ctrl-C came meanwhile."""
-        if self._noted:
-            self._noted = False
-            self._hand_on(None)
+        """Call the earlier handler, which mostly raises KeyboardInterrupt, if a signal came meanwhile."""
+        number, self._noted = self._noted, None
+        if number is not None:
+            self._earlier[number](number, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted:
-            self._hand_on(frame)
-        self._noted = True
-
-    def _hand_on(self, frame: FrameType | None) -> None:
-        if callable(self._earlier):
-            self._earlier(signal.SIGINT, frame)
+        if self._noted is not None:
+            self._earlier[number](number, frame)
+        self._noted = number

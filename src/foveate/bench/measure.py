@@ -210,9 +210,7 @@ def _answer(
         ],
         visual=[sum(len(tokens) for items in layer for tokens in items) for layer in alive],
         recalls=recalls,
-        examples=[
-            illustrate(q, grids, layers) for q, (grids, layers) in zip(batch[:shown], traced)
-        ],
+        examples=[illustrate(q, grids, layers) for q, (grids, layers) in zip(batch[:shown], traced)],
         report=report,
     )
 

@@ -279,7 +279,7 @@ def _place(rows: Tensor, dealt: _Dealt) -> list[tuple[int, Item, Tensor, Tensor]
 
 def _cut(film: Picture) -> FoveateError:
     return FoveateError(
-        f"films: a video of {film.views[0].frames} frames goes on beyond its prompt; count each prompt's pictures for themselves"
+        f"films: a video of {film.views[0].frames} frames goes on beyond its prompt; count the pictures of each prompt"
     )
 
 
