@@ -163,7 +163,9 @@ def _verdicts(rows: Mapping[tuple[str, str], Row]) -> list[str]:
         }
         for word, chosen in found.items():
             said.append(f"{word}: {', '.join(f'`{recipe}` ({shown})' for shown, recipe in chosen) or 'none'}")
-        lines.append(f"- Than `{own}` of one video, over both tasks, beyond noise: {'; '.join(said)}.")
+        lines.append(
+            f"- Than `{own}` of one video, over both tasks, beyond noise, each comparison by itself: {'; '.join(said)}."
+        )
     return lines
 
 
