@@ -34,7 +34,7 @@ from foveate.core.recipe import NONE
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.page import write_page
 from foveate.report.picture import draw_quality_cache, draw_quality_speed
-from foveate.tasks import TEXTS
+from foveate.tasks import TEXTS, VIDEOS
 
 CELLS_FAILED = 1
 
@@ -62,6 +62,7 @@ class BenchRequest:
     artifacts: str | None = None
     model_args: str | None = None
     system: str | None = None
+    films: bool = False
 
 
 @quiet()
@@ -84,6 +85,10 @@ def bench(request: BenchRequest) -> None:
     settings = Settings(
         *common, request.timed, artifacts=request.artifacts, model_args=as_text(arguments), system=request.system
     )
+    if request.films and not set(names) <= set(VIDEOS):
+        other = ", ".join(name for name in names if name not in VIDEOS)
+        raise FoveateError(f"films: {other} shows no video; --films is for --tasks {','.join(VIDEOS)}")
+    settings = replace(settings, films=request.films)
     make_writable(request.out)
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, **request.data.asked())

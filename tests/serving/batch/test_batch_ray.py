@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("ray")
 
 import ray
+from tests.bench.interrupting import Interrupting
 from tests.serving.batch.conftest import Write, lines
 from tests.serving.batch.deadly import SETTINGS, Silent, nothing, work
 from tests.serving.batch.file import FOVEATE, ask_server, check, questions
@@ -111,6 +112,25 @@ def test_a_server_that_is_gone_ends_it(nodes: Nodes, write: Write, tmp_path: Pat
 
     with Ledger(out, SETTINGS) as ledger, pytest.raises(FoveateError, match=r"6 of 9 lines are in .*--retry-failed also"):
         answer_on(nodes, work(data, marks), Crewed("local", "cpu", 1, 3), ledger, Silent())
+
+
+class Dropping(Silent):
+    """A watcher that is told Ctrl-C in a finaliser, as of the references of Ray that the driver drops."""
+
+    def answered(self, answered: Answered) -> None:
+        if answered.id == 3:
+            Interrupting()
+
+
+def test_an_interrupt_in_a_finaliser_is_not_lost(nodes: Nodes, write: Write, tmp_path: Path, marks: Path) -> None:
+    data, out, before = write([{"id": n} for n in range(20)]), tmp_path / "out.jsonl", signal.getsignal(signal.SIGINT)
+
+    with Ledger(out, SETTINGS) as ledger, pytest.raises(KeyboardInterrupt):
+        answer_on(nodes, work(data, marks), Crewed("local", "cpu", 1, 4), ledger, Dropping())
+
+    # The block that was there is written to its end.
+    assert [line["id"] for line in lines(out)] == [0, 1, 2, 3]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow
