@@ -138,7 +138,7 @@ def test_the_model_behind_a_tower_is_put_together_in_the_cache_too(package: Path
     learned = package.parent / reference_smol.FILE
     learned.write_bytes(b"what was learnt")
     monkeypatch.setattr(reference_smol, "home", lambda: package.parent)
-    monkeypatch.setattr(reference_smol, "_write", lambda learned, folder: wrote(folder))
+    monkeypatch.setattr(reference_smol, "_write", lambda source, folder: wrote(folder))
 
     place = reference_smol.path()
     learned.write_bytes(b"what was learnt since")

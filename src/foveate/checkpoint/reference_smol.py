@@ -9,15 +9,17 @@ is an ordinary LLaVA.
 from __future__ import annotations
 
 from functools import partial
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from foveate.checkpoint import smol
-from foveate.checkpoint.unpacked import digest, unpacked
+from foveate.checkpoint.unpacked import digest, digests, unpacked
 from foveate.core.errors import FoveateError
 from foveate.reference.published import respell
 
@@ -25,6 +27,8 @@ NAME = "reference-smol"
 FILE = "learned.safetensors"
 FORMAT = 1
 """Of the folder; to be raised where it is made differently."""
+_CALIBRATED = "foveate"
+"""A folder of calibrated numbers, as checkpoint folders may have."""
 _IMAGE = "<image>"
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -58,8 +62,10 @@ def path(folder: Path | None = None) -> Path:
         FoveateError: if it is not there and a package that it is made with is missing, if the cache cannot be written, or if
             what is there is not what was written.
     """
-    learned = (folder or home()) / FILE
-    return unpacked(NAME, f"{NAME}-{digest(learned)[:12]}-{FORMAT}", partial(_write, learned))
+    source = folder or home()
+    parts = {FILE: digest(source / FILE), **digests(source / _CALIBRATED)}
+    named = sha256(repr(parts).encode()).hexdigest()[:12]
+    return unpacked(NAME, f"{NAME}-{named}-{FORMAT}", partial(_write, source))
 
 
 def home() -> Path:
@@ -131,11 +137,11 @@ def save(projector: nn.Module, made: dict[str, Adapter], folder: Path) -> None:
     )
 
 
-def _write(learned: Path, folder: Path) -> None:
+def _write(source: Path, folder: Path) -> None:
     from safetensors.torch import load_file
 
     model, processor = bare()
-    given = {name: value.float() for name, value in load_file(learned).items()}
+    given = {name: value.float() for name, value in load_file(source / FILE).items()}
     projector = model.model.multi_modal_projector
     projector.load_state_dict({name: given.pop(f"projector.{name}") for name in projector.state_dict()})
     decoder = model.model.language_model
@@ -146,3 +152,5 @@ def _write(learned: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     respell(folder)
     processor.save_pretrained(folder)
+    if (source / _CALIBRATED).is_dir():
+        copytree(source / _CALIBRATED, folder / _CALIBRATED)

@@ -38,6 +38,12 @@ def digest(file: Path) -> str:
         return file_digest(content, "sha256").hexdigest()
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Of all files in a folder, by their names."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): digest(file) for file in files}
+
+
 def _cache() -> Path:
     """The user's, as the XDG specification has it: a relative path counts as none."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
@@ -57,7 +63,7 @@ def _make(model: str, place: Path, write: Callable[[Path], None]) -> None:
         try:
             _LOG.info("%s: unpacking to %s, once", model, place)
             write(beside)
-            write_json(beside / _DIGESTS, {file.name: digest(file) for file in sorted(beside.iterdir())})
+            write_json(beside / _DIGESTS, digests(beside))
             beside.rename(place)
         except OSError as error:
             raise FoveateError(
@@ -76,8 +82,8 @@ def _check(model: str, place: Path) -> None:
         FoveateError: with the remedy.
     """
     try:
-        digests = json.loads((place / _DIGESTS).read_text())
-        wrong = next((name for name, known in digests.items() if digest(place / name) != known), None)
+        known = json.loads((place / _DIGESTS).read_text())
+        wrong = next((name for name, wanted in known.items() if digest(place / name) != wanted), None)
     except (OSError, ValueError) as error:
         wrong = f"{_DIGESTS} ({first_line(error)})"
     if wrong:
