@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -23,10 +23,10 @@ from foveate.core.errors import FoveateError
 from foveate.core.text import first_line, one_line
 from foveate.engine import ClipCompanion
 from foveate.models import anatomy
-from foveate.models.processors import read_processor, reads_text
-from foveate.models.text_processor import TextProcessor
+from foveate.models.processors import holds_text, read_processor, reads_text
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_SECONDS = 10
@@ -100,19 +100,12 @@ def load_processor(name: str, model_args: Mapping[str, Any] | None = None) -> An
     >>> from foveate.checkpoint import load_processor
     >>> processor = load_processor("Qwen/Qwen2.5-VL-3B-Instruct")  # doctest: +SKIP
     """
-    found, cached_only = _place(name)
-    options = of_processor(check_model_args(model_args or {}))
-    try:
-        return read_processor(found or name, **options, local_files_only=cached_only)
-    except FoveateError:
-        raise
-    except _UNLOADABLE as error:
-        raise _unloadable(name, error) from error
+    return _read(read_processor, name, model_args)
 
 
 def is_text(name: str, model_args: Mapping[str, Any] | None = None) -> bool:
-    """Whether a model, by its name, reads text alone."""
-    return name not in REFERENCES and isinstance(load_processor(name, model_args), TextProcessor)
+    """Whether a model, by its name, reads text alone; its configuration says so, and nothing else of it is read."""
+    return name not in REFERENCES and _read(holds_text, name, model_args)
 
 
 def local_folder(name: str) -> Path | None:
@@ -142,6 +135,18 @@ def _model(source: str | Path, dtype: Any, arguments: Mapping[str, Any], options
     config = AutoConfig.from_pretrained(source, **of_processor(arguments), **options)
     kind = AutoModelForCausalLM if reads_text(type(config)) else AutoModelForImageTextToText
     return kind.from_pretrained(source, dtype=dtype, **given, **options)
+
+
+def _read(read: Callable[..., _T], name: str, model_args: Mapping[str, Any] | None) -> _T:
+    """What ``read`` finds in a model's folder, or on the Hub."""
+    found, cached_only = _place(name)
+    options = of_processor(check_model_args(model_args or {}))
+    try:
+        return read(found or name, **options, local_files_only=cached_only)
+    except FoveateError:
+        raise
+    except _UNLOADABLE as error:
+        raise _unloadable(name, error) from error
 
 
 def _place(name: str) -> tuple[Path | None, bool]:

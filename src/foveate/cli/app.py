@@ -242,7 +242,8 @@ def tune(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="COST", help="With --max-drop, what is to be least: prefill (default), ttft, decode, total or kv."
+            metavar="COST",
+            help="With --max-drop, what is to be least: prefill (default), ttft, decode, total or kv (for text models).",
         ),
     ] = None,
     max_kv: Annotated[

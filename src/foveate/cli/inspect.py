@@ -55,10 +55,15 @@ class InspectRequest:
 @quiet()
 def inspect(request: InspectRequest) -> None:
     """Answer under each recipe, draw, write, and say what there is."""
+    arguments = checkpoint.parse_model_args(request.model_args)
+    if checkpoint.is_text(request.model, arguments):
+        raise FoveateError(
+            f"model={request.model!r}: reads text alone, and pictures are what is drawn; foveate run says what a recipe "
+            "keeps of a prompt's cache"
+        )
     asked = _question(request)
     recipes = [Recipe.of(text) for text in (request.recipe, request.against) if text is not None]
     make_writable(request.out)
-    arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     beside = (request.companion, request.artifacts, arguments, request.system)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from foveate import tasks
-from foveate.checkpoint import evaluation, is_text, load_processor, refusal
+from foveate.bench.questions import sift
+from foveate.checkpoint import evaluation, is_text
 from foveate.cli.console import diagnostics
 from foveate.core.errors import FoveateError
 from foveate.tasks import Question, files
@@ -29,14 +29,15 @@ class OwnData:
     ) -> tuple[list[Question], list[Question]]:
         """All that ``model``, loaded so, can be asked, in two parts that share no picture, neither of them empty."""
         assert self.path is not None
-        asked, left_out = files.sift(self.path, partial(refusal, load_processor(model, model_args)), **self.asked())
+        asked, left_out = sift(self.path, model, model_args, **self.asked())
         self.warn(left_out)
         parts = files.divide(asked, share, seed)
         if not all(parts):
             first, second = map(len, parts)
+            what = "about more pictures: divided by picture," if any(each.images for each in asked) else "of more kinds:"
             raise FoveateError(
-                f"data={str(self.path)!r}: must have questions about more pictures: divided by picture, these are "
-                f"{first} and {second} questions, and neither part may be empty"
+                f"data={str(self.path)!r}: must have questions {what} these are {first} and {second} questions, and neither "
+                "part may be empty"
             )
         return parts
 

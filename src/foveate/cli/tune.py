@@ -132,6 +132,8 @@ def parse_goal(request: TuneRequest) -> Goal:
     ((bounded, bound),) = given.items()
     if bounded != DROP and request.target is not None:
         raise FoveateError(f"target={request.target!r}: goes with --max-drop; --max-{bounded} asks for the best quality")
+    if bounded == DROP and request.target is None and checkpoint.is_text(request.model):
+        return Goal("kv", bounded, bound)  # what acts on a text model's cache reads the whole prompt first
     return Goal((request.target or "prefill") if bounded == DROP else DROP, bounded, bound)
 
 

@@ -35,6 +35,7 @@ from foveate.engine.replay import Replay
 from foveate.engine.session import attach
 from foveate.engine.shelf import Shelf
 from foveate.engine.slopes import Slopes
+from foveate.engine.textual import check_textual
 from foveate.engine.trial import Trial
 from foveate.models import Anatomy, anatomy
 from foveate.models.sketch import sketch
@@ -147,6 +148,7 @@ def refuse(method: Weights, parts: Anatomy) -> None:
     Raises:
         FoveateError: with the remedy.
     """
+    check_textual(method, parts.traits())
     config = parts.model.config
     if getattr(config, "quantization_config", None) is not None or getattr(parts.model, "is_quantized", False):
         raise FoveateError("model: is quantized already; load the checkpoint of which it was made")
