@@ -1,4 +1,4 @@
-"""Ctrl-C that falls into a finaliser."""
+"""Ctrl-C that falls into a finaliser, or reaches another process."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ class Interrupting:
 
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)
+
+
+def hear() -> None:
+    """In a new process: let Ctrl-C end it, which the background of a shell takes from its commands."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

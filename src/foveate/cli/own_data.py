@@ -98,3 +98,11 @@ def _tasks(model: str) -> tuple[str, ...]:
         return tasks.TEXTS if is_text(model) else tasks.TASKS
     except FoveateError:  # what is wrong with the model is said when it is loaded
         return (*tasks.TASKS, *tasks.TEXTS)
+
+
+def surely_text(model: str, model_args: Mapping[str, Any] | None = None) -> bool:
+    """Whether a model reads text alone; not, if nobody knows: what is wrong with it is said when it is loaded."""
+    try:
+        return is_text(model, model_args)
+    except FoveateError:
+        return False

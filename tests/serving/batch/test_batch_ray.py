@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 pytest.importorskip("ray")
 
 import ray
-from tests.bench.interrupting import Interrupting
+from tests.bench.interrupting import Interrupting, hear
 from tests.serving.batch.conftest import Write, lines
 from tests.serving.batch.deadly import SETTINGS, Silent, nothing, work
 from tests.serving.batch.file import FOVEATE, ask_server, check, questions
@@ -151,7 +150,7 @@ def test_the_reference_model_answers_a_file(address: str, tmp_path: Path) -> Non
     out = tmp_path / "out.jsonl"
     options = ["--recipe", "hiprune(keep=36)", "--address", address, "--workers", "1", "--batch-size", "4"]
     command = [*FOVEATE, "batch", str(data), str(out), *options, "--max-new-tokens", "4"]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
     while not out.is_file() or not out.read_bytes().count(b"\n"):
         assert driver.poll() is None, driver.stderr.read()
         time.sleep(0.01)
