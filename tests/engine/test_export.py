@@ -122,6 +122,10 @@ def test_what_needs_code_of_ours_never_looks_like_a_checkpoint(tmp_path: Path) -
     numbers = dict(artifact.numbers) | {f"0.self_attn.o_proj.{name}": tensor for name, tensor in divided.items()}
     with pytest.raises(FoveateError, match=r"self_attn\.o_proj of block 0: nothing in front of it can divide its input"):
         export(model, replace(artifact, numbers=numbers), tmp_path)
+    with torch.no_grad():
+        layer.mlp.up_proj.weight[5, 7] += 1
+    with pytest.raises(FoveateError, match=r"artifact of rtn: made of other weights .*, as block 0 of the decoder shows"):
+        export(model, artifact, tmp_path)
     assert not list(tmp_path.iterdir())
     quantize(model, "rtn", out=tmp_path)
     with pytest.raises((OSError, ValueError)):

@@ -187,6 +187,8 @@ def test_weights_that_cannot_be_read_are_refused() -> None:
     offloaded.model.language_model.layers[1].to("meta")
     with pytest.raises(FoveateError, match=r"decoder block 1: self_attn\.q_proj is offloaded"):
         quantize(offloaded, "rtn")
+    with pytest.raises(FoveateError, match=r"decoder block 1: self_attn\.q_proj is offloaded; load the model without"):
+        foveate.attach(offloaded, "rtn", artifacts=[quantize(BODY.model(), "rtn")])
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(BODY.model(), LoraConfig(r=2, target_modules=["q_proj"]))

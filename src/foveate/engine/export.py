@@ -22,6 +22,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.recipe import build
 from foveate.core.weights import Replaced, Weights
 from foveate.engine.linears import blocks_of, values
+from foveate.engine.packed import refuse_other_weights
 from foveate.engine.shelf import block_of
 from foveate.models import Anatomy, anatomy
 from foveate.ops.grid import Grid
@@ -48,6 +49,7 @@ def export(model: nn.Module, artifact: Artifact, out: str | Path) -> None:
     refuse_export(method)
     parts = anatomy(model)
     artifact.check(parts.traits().fingerprint, {})
+    refuse_other_weights(artifact, parts)
     blocks = [block_of(artifact, number) for number in range(artifact.numbers["blocks"])]
     if any(one.inputs is not None for block in blocks for one in block.values()):
         raise FoveateError(f"{method.name}: rounds inputs to grids of its own, which are not written; use activations=16")

@@ -51,7 +51,7 @@ def linears_of(block: nn.Module, where: str) -> dict[str, nn.Linear]:
         if hasattr(module, "base_layer"):
             raise FoveateError(f"{where}: {name} has an adapter; merge it first (model.merge_and_unload())")
         if type(module) is nn.Linear:
-            _refuse_unreadable(module, f"{where}: {name}")
+            refuse_unreadable(module, f"{where}: {name}")
             found[name] = module
         elif hasattr(module, "in_features") and not isinstance(module, nn.Bilinear):
             raise FoveateError(
@@ -77,7 +77,12 @@ def _gone(weight: Tensor) -> bool:
     return weight.untyped_storage().nbytes() < weight.nbytes
 
 
-def _refuse_unreadable(linear: nn.Linear, where: str) -> None:
+def refuse_unreadable(linear: nn.Linear, where: str) -> None:
+    """Refuse a linear that is offloaded, given up or quantized already.
+
+    Raises:
+        FoveateError: with the remedy.
+    """
     weight = linear.weight
     if weight.is_meta:
         raise FoveateError(f"{where} is offloaded; load the model without offloading")

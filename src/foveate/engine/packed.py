@@ -22,11 +22,12 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.signal import Scorer
 from foveate.core.weights import SLAB, Replaced, Sparse, Weights
-from foveate.engine.linears import blocks_of, digest, moved, numbered, parts_of, values
+from foveate.engine.linears import blocks_of, digest, moved, numbered, parts_of, refuse_unreadable, values
 from foveate.engine.program import Program
 from foveate.engine.shelf import block_of
 from foveate.engine.sides import TEXT, Present, product, refusal, said, tensors_of_sides
 from foveate.engine.stand_in import stand_in
+from foveate.models import Anatomy
 from foveate.models.sketch import sketch
 from foveate.ops.grid import Grid
 
@@ -182,7 +183,7 @@ def install(program: Program, current: Callable[[], object | None]) -> list[Call
 def _install(method: Weights, program: Program, current: Callable[[], object | None]) -> list[Callable[[], None]]:
     artifact, undo = program.traits.artifacts[method.name], []
     blocks = blocks_of(program.anatomy, method.part)
-    _check(artifact, program)
+    refuse_other_weights(artifact, program.anatomy)
 
     def present(x: Tensor) -> Present:
         """What the rows are: as the forward says, or one more of each sample, which is text."""
@@ -202,6 +203,7 @@ def _install(method: Weights, program: Program, current: Callable[[], object | N
                     f"artifact of {method.name}: holds {name} of block {number}, which this model has not in that shape; "
                     "run foveate quantize again"
                 )
+            refuse_unreadable(linears[name], f"{method.part} block {number}: {name}")
         for name, replaced in found.items():
             if replaced.by_role and not program.by_role:
                 _refuse_scorers(method, program)
@@ -221,9 +223,13 @@ def _refuse_scorers(method: Weights, program: Program) -> None:
             )
 
 
-def _check(artifact: Artifact, program: Program) -> None:
-    """Weights are those of which it was made, to the bit where the dtype is the same."""
-    numbers, parts = artifact.numbers, program.anatomy
+def refuse_other_weights(artifact: Artifact, parts: Anatomy) -> None:
+    """Refuse weights other than those of which an artifact was made, to the bit where the dtype is the same.
+
+    Raises:
+        FoveateError: that names the block.
+    """
+    numbers = artifact.numbers
     blocks = blocks_of(parts, numbers["part"])
     if numbers["dtype"] != str(parts.dtype).removeprefix("torch."):
         # The fingerprint's sketch, which knows of dtypes, has been compared, and has no encoder in it.
