@@ -110,7 +110,7 @@ SERIES = {
     ),
     "verdict": Series(
         "verdict",
-        "0.22,0.5",
+        "0.22",
         200,
         "a language model that learnt from the world's text",
         groups=("in_llm", "kv_cache"),
