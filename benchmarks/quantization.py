@@ -69,7 +69,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "vlm_ptq": ("vlm_ptq(mu_search='rtn')",),
     "dasq": ("dasq(density=0.0)", "dasq", "dasq(by_row=True)"),
     # The paper's 20,000 steps for each block take hours.
-    "ls_vit": ("ls_vit(steps=100)",),
+    "ls_vit": ("ls_vit(steps=100)", "ls_vit(steps=100, curvature='none')", "ls_vit(steps=0)"),
 }
 """How methods are run whose defaults are not what is to be compared; all others as they are."""
 SLOW = ("ls_vit",)

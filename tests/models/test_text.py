@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,17 @@ def test_a_text_checkpoint_is_loaded_by_name_and_asked(written: str) -> None:
         assert len(loaded.answer(inputs, 3)) == 2
         assert len(loaded.converse([], ["what is it?", "and now?"], 3)) == 2
     assert session.report.original_visual_tokens == 0
+
+
+def test_a_configuration_alone_says_that_a_model_reads_text(written: str, tmp_path: Path) -> None:
+    shutil.copy(Path(written, "config.json"), tmp_path)
+
+    assert checkpoint.is_text(str(tmp_path))
+    with pytest.raises(FoveateError, match=r"^model='/nowhere': must be reference,"):
+        checkpoint.is_text("/nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(FoveateError, match=r"^model='.*': cannot be loaded as a language model \("):
+        checkpoint.is_text(str(tmp_path))
 
 
 def test_answers_stand_behind_prompts(written: str) -> None:

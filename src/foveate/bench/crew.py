@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Generic, TypeVar
 
+from foveate.bench.interrupts import Interrupts
 from foveate.core.errors import FoveateError
 
 try:
@@ -31,6 +32,9 @@ LIVES = 3
 
 ANSWER_SECONDS = 10
 """How long a cluster may take to answer at all."""
+
+LISTENING_SECONDS = 0.2
+"""How long Ctrl-C may wait while all workers are busy."""
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -137,13 +141,15 @@ class Foreman(Generic[J, R]):
         # What a worker is at: a job, or None while it loads.
         self._busy: dict[ray.ObjectRef[Any], tuple[Any, _Task[J] | None]] = {}
         self._unloaded = 0
+        self._interrupts = Interrupts()
 
     def hire(self) -> None:
         """Start all workers, and wait for the first that has loaded; raises what loading raised."""
-        for _ in range(self._crew.workers):
-            self._start_worker()
-        while not self._idle:
-            self._wait()
+        with self._interrupts:
+            for _ in range(self._crew.workers):
+                self._start_worker()
+            while not self._idle:
+                self._wait()
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Call a method of what a worker has loaded."""
@@ -153,7 +159,12 @@ class Foreman(Generic[J, R]):
         """What becomes of each job, in the order in which they are finished; an exception, if it failed or was given up.
 
         ``take`` gives the next job, or None if there is none; it is asked again after each outcome, which may bring others.
+        Ctrl-C is raised here, between two outcomes.
         """
+        with self._interrupts:
+            yield from self._outcomes(take)
+
+    def _outcomes(self, take: Callable[[], J | None]) -> Iterator[tuple[J, R | Exception]]:
         while True:
             while self._idle and (task := self._next(take)):
                 worker = self._idle.pop()
@@ -178,7 +189,11 @@ class Foreman(Generic[J, R]):
 
     def _wait(self) -> tuple[J, R | Exception] | None:
         """Wait until a worker has done what it is at: the outcome, if that was a job."""
-        (done,), _ = ray.wait(list(self._busy))
+        finished: list[ray.ObjectRef[Any]] = []
+        while not finished:
+            self._interrupts.deliver()
+            finished, _ = ray.wait(list(self._busy), timeout=LISTENING_SECONDS)
+        (done,) = finished
         worker, task = self._busy.pop(done)
         result: R | Exception
         try:

@@ -43,6 +43,7 @@ class Settings:
     model_args: keywords with which the model is loaded, as `foveate.checkpoint.arguments.as_text` writes them.
     system: what every conversation begins with.
     short: whether generated tasks ask for a short answer (`foveate.bench.questions.Wording`).
+    films: whether methods meet the frames of a video as one video (`foveate.engine.Session.films`), not as pictures.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Settings:
     model_args: str | None = None
     system: str | None = None
     short: bool = False
+    films: bool = False
 
 
 class Results:
@@ -211,7 +213,8 @@ def _refuse_other(path: Path, settings: Mapping[str, Any], kind: str, *, resume:
         raise FoveateError(f"out={str(path)!r}: holds no results of a {kind}; name another folder")
     found = _read_json(path / "settings.json")
     for name, wanted in settings.items():
-        if found.get(name) != wanted:
+        # What an earlier version did not know of was as it is where nobody asks for it.
+        if found.get(name) != wanted and (name in found or wanted):
             raise FoveateError(
                 f"{name}={wanted!r}: {str(path)!r} holds results with {name}={found.get(name)!r}, "
                 f"which cannot be mixed; resume with that, or name another folder"

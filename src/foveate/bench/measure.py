@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from statistics import fmean, median
 from typing import Any
 
@@ -98,16 +99,16 @@ def measure(
     anew = encodings.about(cell.task)
     if anew:
         _warm_up(checkpoint, NONE, batches[0])
-    _warm_up(checkpoint, cell.recipe, batches[0])
+    _warm_up(checkpoint, cell.recipe, batches[0], films=settings.films)
     done: list[_Batch] = []
     for number, batch in enumerate(batches):
         # A session for each batch: comparisons are timed between them, and methods that draw do not stake all on one draw.
         seed = settings.seed * len(batches) + number
         shown = max(0, EXAMPLES - number * size)
         if number < settings.timed:
-            done.append(_time(checkpoint, cell, batch, seed, shown, unmodified_first=number % 2 == 1))
+            done.append(_time(checkpoint, cell, batch, seed, shown, settings.films, unmodified_first=number % 2 == 1))
         else:
-            done.append(_answer(checkpoint, cell.recipe, batch, seed, shown, encodings))
+            done.append(_answer(checkpoint, cell.recipe, batch, seed, shown, encodings, films=settings.films))
         advance(len(batch))
     return _summarise(done)
 
@@ -129,13 +130,25 @@ def evidence_recalls(
     return [each / shown if shown else None for each in seen]
 
 
-def _warm_up(checkpoint: Checkpoint, recipe: Recipe | str, batch: Questions) -> None:
+def by_frame(
+    frames: int, grids: Sequence[tuple[int, int]], layers: Sequence[Sequence[Tensor]]
+) -> tuple[list[tuple[int, int]], list[list[Tensor]]]:
+    """The one grid of a video of so many frames, and what is alive of it in each of ``layers``, frame by frame."""
+    ((rows, columns),) = grids
+    tokens = rows * columns // frames
+    apart = [[whole[whole // tokens == frame] % tokens for frame in range(frames)] for (whole,) in layers]
+    return [(rows // frames, columns)] * frames, apart
+
+
+def _warm_up(checkpoint: Checkpoint, recipe: Recipe | str, batch: Questions, *, films: bool = False) -> None:
     """Answer a batch for nothing: the first of a shape pays for allocations and kernel choices."""
-    with checkpoint.attach(recipe) as session:
+    with checkpoint.attach(recipe) as session, _filmed(session, batch, films):
         checkpoint.answer(_inputs(checkpoint, batch, session), max_new_tokens=2)
 
 
-def _time(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, shown: int, *, unmodified_first: bool) -> _Batch:
+def _time(
+    checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, shown: int, films: bool, *, unmodified_first: bool
+) -> _Batch:
     """Answer a batch under the recipe and unmodified, one right after the other, and the encoder runs for both.
 
     So both meet the machine in the same state. Who comes first alternates, or what wears off would always favour one.
@@ -143,7 +156,7 @@ def _time(checkpoint: Checkpoint, cell: Cell, batch: Questions, seed: int, shown
     unmodified = partial(_answer, checkpoint, NONE, batch)
     plain = unmodified().report if unmodified_first else None
     device_peaks = Peak(checkpoint.model)
-    answered = _answer(checkpoint, cell.recipe, batch, seed, shown)
+    answered = _answer(checkpoint, cell.recipe, batch, seed, shown, films=films)
     peak = device_peaks.bytes()
     limit_seconds = limit.prefill_seconds(checkpoint.model, answered.report, repeats=1)
     report, plain = answered.report, plain or unmodified().report
@@ -163,10 +176,13 @@ def _answer(
     seed: int = 0,
     shown: int = 0,
     encodings: Encodings | None = None,
+    *,
+    films: bool = False,
 ) -> _Batch:
     """Answer a batch; ``encodings`` may serve what the encoder made of the same pictures before."""
     longest = batch[0].max_new_tokens
-    with checkpoint.attach(recipe, seed) as session, encodings.serve(session) if encodings else nullcontext():
+    served = encodings.serve if encodings else nullcontext
+    with checkpoint.attach(recipe, seed) as session, served(session), _filmed(session, batch, films):
         if len(batch[0].turns) == 1:
             predictions = [[said] for said in checkpoint.answer(_inputs(checkpoint, batch, session), longest)]
             report, trace = session.report, session.trace
@@ -183,7 +199,10 @@ def _answer(
     # Of text alone there is nothing to trace.
     nothing: list[list[Any]] = [[] for _ in batch]
     seen, alive = trace.grids or nothing, [trace.alive(layer) or nothing for layer in range(checkpoint.layers)]
-    recalls = [evidence_recalls(q, grids, [layer[b] for layer in alive]) for b, (q, grids) in enumerate(zip(batch, seen))]
+    traced = [(grids, [layer[b] for layer in alive]) for b, grids in enumerate(seen)]
+    if films:
+        traced = [by_frame(len(q.images), *each) if q.video else each for q, each in zip(batch, traced)]
+    recalls = [evidence_recalls(q, grids, layers) for q, (grids, layers) in zip(batch, traced)]
     return _Batch(
         answers=[
             Answer(q.prompt, q.answer, "\n".join(said), q.score(said), recall[-1])
@@ -191,11 +210,17 @@ def _answer(
         ],
         visual=[sum(len(tokens) for items in layer for tokens in items) for layer in alive],
         recalls=recalls,
-        examples=[
-            illustrate(q, grids, [layer[b] for layer in alive]) for b, (q, grids) in enumerate(zip(batch[:shown], seen))
-        ],
+        examples=[illustrate(q, grids, layers) for q, (grids, layers) in zip(batch[:shown], traced)],
         report=report,
     )
+
+
+def _filmed(session: Session, batch: Questions, films: bool) -> AbstractContextManager[None]:
+    """Where ``films`` are wanted, the frames of each question about a video as one."""
+    if not films or not any(question.video for question in batch):
+        return nullcontext()
+    counts = [[len(question.images)] if question.video else [1] * len(question.images) for question in batch]
+    return session.films([*chain.from_iterable(counts)])
 
 
 def _inputs(checkpoint: Checkpoint, batch: Questions, session: Session) -> dict[str, Tensor]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from foveate import reference, tasks
+from foveate import tasks
 from foveate.bench.folder import Settings
-from foveate.checkpoint import load_processor, parse_model_args, refusal
+from foveate.checkpoint import REFERENCES, load_processor, parse_model_args, refusal
 from foveate.core.errors import FoveateError
+from foveate.models.text_processor import TextProcessor
 from foveate.tasks import Question, files
 from foveate.tasks.metrics import BOXED, METRICS
 
@@ -57,7 +59,7 @@ class Wording:
         if metric is not None and metric not in METRICS.keys() - set(BOXED):
             some = ", ".join(name for name in METRICS if name not in BOXED)
             raise FoveateError(f"metric={metric!r}: must be one of {some}; {' and '.join(BOXED)} are for --data with boxes")
-        return cls(metric, model not in reference.MODELS and _knows(load_processor(model).tokenizer, SHORT))
+        return cls(metric, model not in REFERENCES and _knows(load_processor(model).tokenizer, SHORT))
 
     def __call__(self, question: Question) -> Question:
         """A generated question so worded."""
@@ -89,11 +91,23 @@ def best_constant(settings: Settings, task: str) -> tuple[str, list[float]]:
     return constant, [each.score([constant] * len(each.turns)) for each in asked]
 
 
+def sift(
+    path: Path | str, model: str, model_args: Mapping[str, Any] | None = None, text: bool = False, **asked: Any
+) -> tuple[list[Question], list[str]]:
+    """All in a data file that a model, loaded so, can be asked, and a line about each question that it cannot.
+
+    ``asked``: of `foveate.tasks.files.sift`. ``text``: whether there may be questions without a picture, as there may for
+    a text model.
+    """
+    processor = load_processor(model, model_args)
+    text = text or isinstance(processor, TextProcessor)
+    return files.sift(path, partial(refusal, processor), text=text, **asked)
+
+
 @lru_cache(maxsize=1)
 def _own(settings: Settings) -> tuple[list[Question], list[str]]:
     """Kept, because every picture is opened and processed to see that it can be."""
     assert settings.data is not None
     assert settings.metric is not None
-    refuses = partial(refusal, load_processor(settings.model, parse_model_args(settings.model_args)))
-    longest = settings.max_new_tokens or files.MAX_NEW_TOKENS
-    return files.sift(settings.data, refuses, settings.metric, settings.n, longest)
+    arguments, longest = parse_model_args(settings.model_args), settings.max_new_tokens or files.MAX_NEW_TOKENS
+    return sift(settings.data, settings.model, arguments, metric=settings.metric, n=settings.n, max_new_tokens=longest)

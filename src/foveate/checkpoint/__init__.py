@@ -3,9 +3,9 @@
 from foveate.checkpoint.arguments import parse_model_args
 from foveate.checkpoint.conversation import Checkpoint, refusal
 from foveate.checkpoint.devices import resolve_device, resolve_dtype
-from foveate.checkpoint.loading import is_text, load, load_processor, local_folder
+from foveate.checkpoint.loading import REFERENCES, evaluation, is_text, load, load_processor, local_folder
 
 __all__ = [
-    "Checkpoint", "is_text", "load", "load_processor", "local_folder", "parse_model_args", "refusal", "resolve_device",
-    "resolve_dtype",
+    "REFERENCES", "Checkpoint", "evaluation", "is_text", "load", "load_processor", "local_folder", "parse_model_args",
+    "refusal", "resolve_device", "resolve_dtype",
 ]  # fmt: skip

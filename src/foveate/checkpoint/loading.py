@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 
 from foveate import reference
-from foveate.checkpoint import smol
+from foveate.checkpoint import reference_smol, smol
 from foveate.checkpoint.arguments import check_model_args, of_processor
 from foveate.checkpoint.conversation import Checkpoint
 from foveate.checkpoint.devices import DTYPES
@@ -23,14 +23,16 @@ from foveate.core.errors import FoveateError
 from foveate.core.text import first_line, one_line
 from foveate.engine import ClipCompanion
 from foveate.models import anatomy
-from foveate.models.processors import read_processor, reads_text
-from foveate.models.text_processor import TextProcessor
+from foveate.models.processors import holds_text, read_processor, reads_text
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _HUB_SECONDS = 10
 _UNLOADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+REFERENCES = (*reference.MODELS, reference_smol.NAME)
+"""Models that were trained here: they know the tasks of `foveate.tasks`, by their own words."""
 _EXTRAS = {"num2words": "smolvlm", "torchvision": "video"}
 """Packages that a family's processor may want, and the extras that bring them."""
 
@@ -47,7 +49,7 @@ def load(
     """Load a model and its processor by name.
 
     Args:
-        name: ``reference`` or another of the embedded models, ``smol``, a checkpoint folder, or a Hub id; of a
+        name: ``reference`` or another of those that were trained here, ``smol``, a checkpoint folder, or a Hub id; of a
             vision-language model or a text model.
         device: as `resolve_device` gives it; where ``model_args`` have a ``device_map``, that places the model instead.
         dtype: as `resolve_dtype` gives it.
@@ -98,28 +100,29 @@ def load_processor(name: str, model_args: Mapping[str, Any] | None = None) -> An
     >>> from foveate.checkpoint import load_processor
     >>> processor = load_processor("Qwen/Qwen2.5-VL-3B-Instruct")  # doctest: +SKIP
     """
-    found, cached_only = _place(name)
-    options = of_processor(check_model_args(model_args or {}))
-    try:
-        return read_processor(found or name, **options, local_files_only=cached_only)
-    except FoveateError:
-        raise
-    except _UNLOADABLE as error:
-        raise _unloadable(name, error) from error
+    return _read(read_processor, name, model_args)
 
 
 def is_text(name: str, model_args: Mapping[str, Any] | None = None) -> bool:
-    """Whether a model, by its name, reads text alone."""
-    return name not in reference.MODELS and isinstance(load_processor(name, model_args), TextProcessor)
+    """Whether a model, by its name, reads text alone; its configuration says so, and nothing else of it is read."""
+    return name not in REFERENCES and _read(holds_text, name, model_args)
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder that a model's name means, or None where it can only be a Hub id; that of ``smol`` is made first."""
-    if name == smol.NAME:
-        return smol.path()
+    """The folder that a model's name means, or None where it can only be a Hub id; that of a ``smol`` is made first."""
+    for made in (smol, reference_smol):
+        if name == made.NAME:
+            return made.path()
     if name not in reference.MODELS:
         return Path(name) if Path(name).is_dir() else None
     return reference.path(name)
+
+
+def evaluation(name: str) -> dict[str, dict[str, Any]]:
+    """What was measured of a model that was trained here, by task; nothing of any other."""
+    if name == reference_smol.NAME:
+        return reference.evaluation(reference_smol.home())
+    return reference.evaluation(reference.path(name)) if name in reference.MODELS else {}
 
 
 def _model(source: str | Path, dtype: Any, arguments: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
@@ -134,11 +137,23 @@ def _model(source: str | Path, dtype: Any, arguments: Mapping[str, Any], options
     return kind.from_pretrained(source, dtype=dtype, **given, **options)
 
 
+def _read(read: Callable[..., _T], name: str, model_args: Mapping[str, Any] | None) -> _T:
+    """What ``read`` finds in a model's folder, or on the Hub."""
+    found, cached_only = _place(name)
+    options = of_processor(check_model_args(model_args or {}))
+    try:
+        return read(found or name, **options, local_files_only=cached_only)
+    except FoveateError:
+        raise
+    except _UNLOADABLE as error:
+        raise _unloadable(name, error) from error
+
+
 def _place(name: str) -> tuple[Path | None, bool]:
     """The folder of a model, if it has one; else whether it can only be had from the cache."""
     found = local_folder(name)
     if found is None and not _HUB_ID.fullmatch(name):
-        known = ", ".join((*reference.MODELS, smol.NAME))
+        known = ", ".join((*REFERENCES, smol.NAME))
         raise FoveateError(f"model={name!r}: must be {known}, a checkpoint folder, or a Hub id such as owner/name")
     return found, found is None and not _on_hub("model", name)
 

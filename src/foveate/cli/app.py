@@ -104,6 +104,14 @@ def bench(
         int,
         typer.Option(metavar="N", min=1, help="Batches of each cell on which the unmodified model and the limit are timed."),
     ] = 3,
+    films: Annotated[
+        bool,
+        typer.Option(
+            "--films",
+            help="Tasks of videos (events, moment, stream): methods meet the frames as one video, not as pictures; budgets "
+            "are of the whole.",
+        ),
+    ] = False,
     companion: Companion = None,
     artifacts: Artifacts = None,
     model_args: ModelArgs = None,
@@ -138,7 +146,7 @@ def bench(
 
     own = OwnData(data, metric, max_new_tokens)
     common = (model, tasks, methods, keep, n, seed, out, resume, device, dtype, batch_size, companion)
-    work(BenchRequest(*common, own, ray, workers, timed, artifacts, model_args, system))
+    work(BenchRequest(*common, own, ray, workers, timed, artifacts, model_args, system, films))
 
 
 @bench_app.command()
@@ -234,7 +242,8 @@ def tune(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="COST", help="With --max-drop, what is to be least: prefill (default), ttft, decode, total or kv."
+            metavar="COST",
+            help="With --max-drop, what is to be least: prefill (default), ttft, decode, total or kv (for text models).",
         ),
     ] = None,
     max_kv: Annotated[

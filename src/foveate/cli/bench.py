@@ -25,7 +25,7 @@ from foveate.bench.summary import drops, means, no_better_than_random
 from foveate.checkpoint.arguments import as_text
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
-from foveate.cli.own_data import GENERATED, OwnData, task_names, taught
+from foveate.cli.own_data import GENERATED, OwnData, task_names
 from foveate.cli.progress import BenchProgress
 from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
@@ -34,7 +34,7 @@ from foveate.core.recipe import NONE
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.page import write_page
 from foveate.report.picture import draw_quality_cache, draw_quality_speed
-from foveate.tasks import TEXTS
+from foveate.tasks import TEXTS, VIDEOS
 
 CELLS_FAILED = 1
 
@@ -62,6 +62,7 @@ class BenchRequest:
     artifacts: str | None = None
     model_args: str | None = None
     system: str | None = None
+    films: bool = False
 
 
 @quiet()
@@ -84,6 +85,10 @@ def bench(request: BenchRequest) -> None:
     settings = Settings(
         *common, request.timed, artifacts=request.artifacts, model_args=as_text(arguments), system=request.system
     )
+    if request.films and not set(names) <= set(VIDEOS):
+        other = ", ".join(name for name in names if name not in VIDEOS)
+        raise FoveateError(f"films: {other} shows no video; --films is for --tasks {','.join(VIDEOS)}")
+    settings = replace(settings, films=request.films)
     make_writable(request.out)
     if request.data.path is not None:
         settings = about_data(settings, request.data.path, **request.data.asked())
@@ -175,4 +180,4 @@ def _note(task: str, folder: ResultFolder) -> TaskNote:
 
 def _below_floor(model: str) -> set[str]:
     """Tasks that a reference model did not learn well enough, by its own evaluation."""
-    return {task for task, result in taught(model).items() if result["below_floor"]}
+    return {task for task, result in checkpoint.evaluation(model).items() if result["below_floor"]}

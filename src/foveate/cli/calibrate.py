@@ -15,7 +15,8 @@ from rich.text import Text
 from torch import Tensor
 
 from foveate import checkpoint, tasks
-from foveate.checkpoint import Checkpoint, load_processor, refusal
+from foveate.bench.questions import sift
+from foveate.checkpoint import Checkpoint, is_text
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData
@@ -28,7 +29,7 @@ from foveate.core.method import Offline
 from foveate.engine.calibrate import Batches, refuse_labels, to_calibrate
 from foveate.engine.calibrate import calibrate as make_artifact
 from foveate.engine.session import Session
-from foveate.tasks import Question, Turn, files
+from foveate.tasks import Question, Turn
 from foveate.tasks.pictures import Lazy, Source
 from foveate.tasks.scenes import draw_scene
 
@@ -133,8 +134,9 @@ def named(model: str) -> str:
 def questions(request: CalibrateRequest) -> list[Question]:
     """What the model is asked: generated ones, not the test questions, on which it will be measured; or the user's own."""
     if request.data is None:
-        n = request.n or EACH
-        return [each for task in tasks.SPINE for each in tasks.questions(task, n, request.seed, split="validation")]
+        text = is_text(request.model, checkpoint.parse_model_args(request.model_args))
+        names, n = tasks.TEXTS if text else tasks.SPINE, request.n or EACH
+        return [each for task in names for each in tasks.questions(task, n, request.seed, split="validation")]
     return _own(request, request.n or OWN)
 
 
@@ -173,8 +175,7 @@ def _scene(seed: int, index: int) -> Question:
 
 def _own(request: CalibrateRequest, n: int | None, text: bool = False) -> list[Question]:
     assert request.data is not None
-    processor = load_processor(request.model, checkpoint.parse_model_args(request.model_args))
-    asked, left_out = files.sift(request.data, partial(refusal, processor), n=n, text=text)
+    asked, left_out = sift(request.data, request.model, checkpoint.parse_model_args(request.model_args), text, n=n)
     OwnData.warn(left_out)
     return asked
 

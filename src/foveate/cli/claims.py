@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from foveate import checkpoint, reference
+from foveate import checkpoint
 from foveate.bench.claims import names, read
 from foveate.bench.reproduce import Generated, Lmms, Runner, Setup
 from foveate.bench.reproduce import reproduce as work
@@ -54,7 +54,7 @@ def reproduce(request: ReproduceRequest) -> None:
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     setup = Setup(device, dtype, request.batch_size, request.companion, request.artifacts)
     # Reference models know no benchmark's words; the generated tasks are what they learnt.
-    run: Runner = Generated(setup) if wanted.model in reference.MODELS else Lmms(setup)
+    run: Runner = Generated(setup) if wanted.model in checkpoint.REFERENCES else Lmms(setup)
 
     def told(line: str) -> None:
         diagnostics().print(line, markup=False)

@@ -18,6 +18,7 @@ from foveate import checkpoint, tasks
 from foveate.bench.measure import evidence_recalls
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
+from foveate.cli.own_data import surely_text
 from foveate.cli.pictures import picture
 from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
@@ -55,10 +56,15 @@ class InspectRequest:
 @quiet()
 def inspect(request: InspectRequest) -> None:
     """Answer under each recipe, draw, write, and say what there is."""
+    arguments = checkpoint.parse_model_args(request.model_args)
+    if surely_text(request.model, arguments):
+        raise FoveateError(
+            f"model={request.model!r}: reads text alone, and pictures are what is drawn; foveate run says what a recipe "
+            "keeps of a prompt's cache"
+        )
     asked = _question(request)
     recipes = [Recipe.of(text) for text in (request.recipe, request.against) if text is not None]
     make_writable(request.out)
-    arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     beside = (request.companion, request.artifacts, arguments, request.system)

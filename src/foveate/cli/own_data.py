@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from foveate import reference, tasks
-from foveate.checkpoint import is_text, load_processor, refusal
+from foveate import tasks
+from foveate.bench.questions import sift
+from foveate.checkpoint import evaluation, is_text
 from foveate.cli.console import diagnostics
 from foveate.core.errors import FoveateError
 from foveate.tasks import Question, files
@@ -29,14 +29,15 @@ class OwnData:
     ) -> tuple[list[Question], list[Question]]:
         """All that ``model``, loaded so, can be asked, in two parts that share no picture, neither of them empty."""
         assert self.path is not None
-        asked, left_out = files.sift(self.path, partial(refusal, load_processor(model, model_args)), **self.asked())
+        asked, left_out = sift(self.path, model, model_args, **self.asked())
         self.warn(left_out)
         parts = files.divide(asked, share, seed)
         if not all(parts):
             first, second = map(len, parts)
+            what = "about more pictures: divided by picture," if any(each.images for each in asked) else "of more kinds:"
             raise FoveateError(
-                f"data={str(self.path)!r}: must have questions about more pictures: divided by picture, these are "
-                f"{first} and {second} questions, and neither part may be empty"
+                f"data={str(self.path)!r}: must have questions {what} these are {first} and {second} questions, and neither "
+                "part may be empty"
             )
         return parts
 
@@ -76,7 +77,7 @@ def task_names(text: str | None, own: OwnData, model: str) -> Sequence[str]:
 def parse_tasks(text: str, model: str) -> Sequence[str]:
     """Task names from a list separated by commas; ``all`` are all that a model can be asked, or was taught."""
     if text.strip() == "all":
-        return tuple(taught(model)) or _tasks(model)
+        return tuple(evaluation(model)) or _tasks(model)
     names, every = [name.strip() for name in text.split(",")], (*tasks.TASKS, *tasks.TEXTS)
     for name in names:
         if name not in every:
@@ -99,6 +100,9 @@ def _tasks(model: str) -> tuple[str, ...]:
         return (*tasks.TASKS, *tasks.TEXTS)
 
 
-def taught(model: str) -> dict[str, dict[str, Any]]:
-    """The tasks that a reference model was taught, with its own evaluation; nothing of any other model."""
-    return reference.evaluation(reference.path(model)) if model in reference.MODELS else {}
+def surely_text(model: str, model_args: Mapping[str, Any] | None = None) -> bool:
+    """Whether a model reads text alone; not, if nobody knows: what is wrong with it is said when it is loaded."""
+    try:
+        return is_text(model, model_args)
+    except FoveateError:
+        return False

@@ -24,6 +24,7 @@ from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.own_data import OwnData, task_names
 from foveate.cli.progress import StepProgress
 from foveate.cli.quiet import quiet
+from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable
 from foveate.ops.vocabulary import usual_top_k
 from foveate.report.probe_picture import draw_probe
@@ -95,7 +96,13 @@ def _load(request: ProbeRequest) -> Checkpoint:
     arguments = checkpoint.parse_model_args(request.model_args)
     device = checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
-    return checkpoint.load(request.model, device, dtype, model_args=arguments, system=request.system)
+    loaded = checkpoint.load(request.model, device, dtype, model_args=arguments, system=request.system)
+    if not loaded.traits.sees:
+        raise FoveateError(
+            f"model={request.model!r}: reads text alone, and probes look at the tokens of pictures; foveate bench compares "
+            "methods of the cache"
+        )
+    return loaded
 
 
 def _kept(request: ProbeRequest, probe: str, **measured: Any) -> Kept:

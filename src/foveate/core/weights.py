@@ -11,8 +11,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from foveate.core.artifact import Artifact, Fingerprint
@@ -60,17 +61,43 @@ class Steps(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
-    """A few entries that are added to a weight ``[out, in]``.
+    """A few entries that are added to a weight ``[out, in]``, row after row.
 
     Attributes:
-        index: ``[out, k]`` int32 inputs that have one; -1 where a row has fewer.
-        integers: ``[out, k]`` int8.
+        counts: ``[out]`` integers: how many a row has.
+        index: ``[n]`` integers: which input each is of, within a row in order.
+        integers: ``[n]`` int8.
         scale: ``[out, 1]`` what a step is worth.
+        bits: of an integer.
     """
 
+    counts: Tensor
     index: Tensor
     integers: Tensor
     scale: Tensor
+    bits: int = 8
+
+    @classmethod
+    def of(cls, integers: Tensor, scale: Tensor, bits: int = 8) -> Self | None:
+        """The entries of ``integers`` ``[out, in]`` that are not 0; None = there are none."""
+        there = integers != 0
+        if not bool(there.any()):
+            return None
+        # Numbers of inputs, and how many of them there are, take two bytes where that is enough.
+        kind = torch.int16 if integers.shape[1] < 2**15 else torch.int32
+        index = there.nonzero()[:, 1].to(kind)
+        return cls(there.sum(1).to(kind), index, integers[there].to(torch.int8), scale, bits)
+
+    def added(self, weight: Tensor) -> Tensor:
+        """``weight`` ``[out, in]``, changed in place to what it is with the entries."""
+        counts, (out, inputs) = self.counts.int(), weight.shape
+
+        def each(of_rows: Tensor) -> Tensor:
+            return of_rows.repeat_interleave(counts, output_size=len(self.index))
+
+        at = each(torch.arange(0, out * inputs, inputs, device=weight.device)) + self.index
+        weight.view(-1).index_add_(0, at, (self.integers * each(self.scale[:, 0])).to(weight.dtype))
+        return weight
 
 
 @dataclass(frozen=True, eq=False)

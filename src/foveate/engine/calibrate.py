@@ -22,6 +22,7 @@ from foveate.core.traits import Traits
 from foveate.core.weights import Weights
 from foveate.engine.functions import function
 from foveate.engine.session import attach
+from foveate.engine.textual import check_textual
 from foveate.models import anatomy
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -34,6 +35,7 @@ class _Reader(Tokens):
 
     signals: tuple[Signal, ...]
     name = "reader"
+    textual = True
 
     def reads(self, traits: Traits) -> tuple[Signal, ...]:
         return self.signals
@@ -218,15 +220,17 @@ def calibrate(
     """The artifact of ``method``, such as ``"alvts(steps=500)"``, for ``model``; all else as in `Calibration`.
 
     Raises:
-        FoveateError: if the method is unknown or has nothing to calibrate, if it compares kinds of prompts and ``labels`` do
-            not say which are which, or if the model's weights cannot be read.
+        FoveateError: if the method is unknown, has nothing to calibrate or nothing to do in this model, if it compares kinds
+            of prompts and ``labels`` do not say which are which, or if the model's weights cannot be read.
     """
     method = to_calibrate(method)
     if method.labels:
         refuse_labels(method, [label for batch in labels for label in batch])
     if method.labels and len(labels) != len(batches):
         raise FoveateError(f"labels: must be a list for each of the {len(batches)} batches, and there are {len(labels)}")
-    fingerprint = anatomy(model).traits().fingerprint
+    traits = anatomy(model).traits()
+    check_textual(method, traits)
+    fingerprint = traits.fingerprint
     if not any(fingerprint.weights.values()):
         raise FoveateError("model: all of its weights are offloaded; calibrate on a model loaded without offloading")
     return method.artifact(fingerprint, method.calibrate(Calibration(model, batches, marks, watcher, labels, special)))

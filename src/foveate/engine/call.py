@@ -15,19 +15,18 @@ from transformers.cache_utils import DynamicCache
 
 from foveate.core.layout import Layout
 from foveate.core.signal import Seen, on
-from foveate.core.stream import Memory
 from foveate.engine import ahead, hearing
 from foveate.engine.arguments import by_name
 from foveate.engine.cache import Owner, adopt
 from foveate.engine.check import check_call, check_training
 from foveate.engine.decoding import Decoding
+from foveate.engine.films import Beside
 from foveate.engine.intake import Intake, on_host
 from foveate.engine.pictures import refuse_unprepared
 from foveate.engine.program import Program
 from foveate.engine.recording import Recording
 from foveate.engine.rows import positions_of
 from foveate.engine.run import Run
-from foveate.engine.side import Handed
 from foveate.engine.vision import Kind, Look
 from foveate.models import taps
 
@@ -52,8 +51,7 @@ class Call:
         program: Program,
         owner: Owner,
         earlier: Recording | None,
-        side: Handed,
-        memory: Memory | None = None,
+        beside: Beside,
         *,
         generating: bool = False,
     ) -> None:
@@ -61,7 +59,7 @@ class Call:
         self.run: Run | Decoding | ahead.Ahead | None = None
         self.read: tuple[Layout, Seen] | None = None
         self._program, self._owner = program, owner
-        self._earlier, self._side, self._memory = earlier, side, memory
+        self._earlier, self._beside = earlier, beside
         self._begun = program.now()
         self._awaited = True
         self._generating = generating
@@ -96,15 +94,15 @@ class Call:
         if self.look is not None:  # a family may encode videos by the function that encodes pictures
             return original(*args, **kwargs)
         refuse_unprepared(self._program)
-        look = self.look = Look(self._program, kind, bound, self.recording.clock, self._side.get(kind, {}), self._memory)
+        look = self.look = Look(self._program, kind, bound, self.recording.clock, self._beside)
         attentions = self._program.anatomy.encoder_attention
         listening = [attentions[layer] for layer in self._program.encoder_signals]
         try:
             with taps.tapped(listening):
                 output = original(*args, **kwargs)
             look.finish(output)
-            if self._memory is not None and look.memory is not None:
-                self._memory.take(look.memory)
+            if self._beside.memory is not None and look.memory is not None:
+                self._beside.memory.take(look.memory)
         finally:
             self.look = None
         self.looks.append(look)

@@ -7,8 +7,9 @@ ours; the library packs. Whatever needs code of ours to be right never looks lik
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 
 from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
+from foveate.core.files import write_json
 from foveate.core.recipe import build
 from foveate.core.weights import Replaced, Weights
 from foveate.engine.linears import blocks_of, values
+from foveate.engine.packed import refuse_other_weights
 from foveate.engine.shelf import block_of
 from foveate.models import Anatomy, anatomy
 from foveate.ops.grid import Grid
@@ -48,6 +51,7 @@ def export(model: nn.Module, artifact: Artifact, out: str | Path) -> None:
     refuse_export(method)
     parts = anatomy(model)
     artifact.check(parts.traits().fingerprint, {})
+    refuse_other_weights(artifact, parts)
     blocks = [block_of(artifact, number) for number in range(artifact.numbers["blocks"])]
     if any(one.inputs is not None for block in blocks for one in block.values()):
         raise FoveateError(f"{method.name}: rounds inputs to grids of its own, which are not written; use activations=16")
@@ -166,6 +170,23 @@ def _write(there: Anatomy, method: Weights, blocks: list[dict[str, Replaced]], o
     compressor.compress_model(model)
     model.save_pretrained(out)
     compressor.update_config(out)
+    written = json.loads((out / "config.json").read_text())
+    written["quantization_config"]["ignore"] += _elsewhere(placed, others)
+    write_json(out / "config.json", written)
+
+
+def _elsewhere(placed: Mapping[str, Replaced], others: Sequence[str]) -> list[str]:
+    """Patterns for the parts of the model in which nothing was replaced, whatever stands before and behind their names.
+
+    The library writes the names of a checkpoint's file. Loaders that know its modules by others would round linears of an
+    encoder whose names end like those of the decoder, and find no weights for them.
+    """
+    known, found = {step for name in placed for step in name.split(".")}, dict[str, None]()
+    for name in others:
+        step = next((step for step in name.split(".")[:-1] if step not in known), "0")
+        if not step.isdigit():
+            found[f"re:(.*[.])?{re.escape(step)}[.].*"] = None
+    return list(found)
 
 
 def _targets(placed: Mapping[str, Replaced], part: str) -> list[str]:

@@ -14,7 +14,7 @@ from foveate.core.errors import FoveateError
 from foveate.core.layout import Layout
 from foveate.core.roles import Item, behind
 from foveate.engine.vision import Look
-from foveate.models.anatomy import Anatomy
+from foveate.models.anatomy import Anatomy, Picture
 
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 """Arguments that tell prompts apart which lie behind each other in one row."""
@@ -266,7 +266,8 @@ def _deal(counts: Sequence[int], looks: Sequence[Look], offset: int) -> list[_De
             start += sizes[number]
             number += 1
         if start != count:
-            raise _mismatch(total, encoded)
+            film = len(pictures[number - 1].views) == 1 and pictures[number - 1].views[0].frames > 1
+            raise _cut(pictures[number - 1]) if film and start > count else _mismatch(total, encoded)
         dealt += [mine] * repeats
     return dealt
 
@@ -274,6 +275,12 @@ def _deal(counts: Sequence[int], looks: Sequence[Look], offset: int) -> list[_De
 def _place(rows: Tensor, dealt: _Dealt) -> list[tuple[int, Item, Tensor, Tensor]]:
     """First row, grid, rows and raster indices of each grid, given the rows of a sample's placeholders."""
     return [(int(rows[places].min()), item, rows[places], torch.arange(item.count)) for item, places in dealt]
+
+
+def _cut(film: Picture) -> FoveateError:
+    return FoveateError(
+        f"films: a video of {film.views[0].frames} frames goes on beyond its prompt; count the pictures of each prompt"
+    )
 
 
 def _mismatch(total: int, encoded: int) -> FoveateError:

@@ -51,7 +51,7 @@ def linears_of(block: nn.Module, where: str) -> dict[str, nn.Linear]:
         if hasattr(module, "base_layer"):
             raise FoveateError(f"{where}: {name} has an adapter; merge it first (model.merge_and_unload())")
         if type(module) is nn.Linear:
-            _refuse_unreadable(module, f"{where}: {name}")
+            refuse_unreadable(module, f"{where}: {name}")
             found[name] = module
         elif hasattr(module, "in_features") and not isinstance(module, nn.Bilinear):
             raise FoveateError(
@@ -77,7 +77,12 @@ def _gone(weight: Tensor) -> bool:
     return weight.untyped_storage().nbytes() < weight.nbytes
 
 
-def _refuse_unreadable(linear: nn.Linear, where: str) -> None:
+def refuse_unreadable(linear: nn.Linear, where: str) -> None:
+    """Refuse a linear that is offloaded, given up or quantized already.
+
+    Raises:
+        FoveateError: with the remedy.
+    """
     weight = linear.weight
     if weight.is_meta:
         raise FoveateError(f"{where} is offloaded; load the model without offloading")
@@ -101,12 +106,7 @@ def digest(block: nn.Module) -> str | None:
 def values(replaced: Replaced, dtype: torch.dtype) -> Tensor:
     """``[out, in]`` the weight that stands for a linear's, without what its input is divided by."""
     weight = replaced.grid.values(replaced.integers).to(dtype)
-    sparse = replaced.sparse
-    if sparse is None:
-        return weight
-    there = sparse.index >= 0
-    added = (sparse.integers.to(sparse.scale.dtype) * sparse.scale).to(dtype).masked_fill(~there, 0)
-    return weight.scatter_add(1, sparse.index.clamp(min=0).long(), added)
+    return weight if replaced.sparse is None else replaced.sparse.added(weight)
 
 
 def dense(replaced: Replaced, linear: nn.Linear) -> Stand:
@@ -126,11 +126,16 @@ def moved(replaced: Replaced, device: torch.device, dtype: torch.dtype | None = 
         grid=_moved(grid, device),
         integers=replaced.integers.to(device),
         divide=None if replaced.divide is None else replaced.divide.to(device),
-        sparse=sparse and Sparse(sparse.index.to(device), sparse.integers.to(device), sparse.scale.to(device)),
+        sparse=sparse and Sparse(*(part.to(device) for part in parts_of(sparse)), sparse.bits),
         sides=sides,
         by_role=by_role,
         inputs=None if inputs is None else _moved(inputs, device),
     )
+
+
+def parts_of(sparse: Sparse) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Its tensors, in their order."""
+    return sparse.counts, sparse.index, sparse.integers, sparse.scale
 
 
 def _moved(grid: Steps, device: torch.device) -> Grid:
@@ -152,7 +157,14 @@ def tensors_of(replaced: Replaced, dtype: torch.dtype) -> dict[str, Tensor]:
     if replaced.divide is not None:
         found["divide"] = _small(replaced.divide, dtype)
     if sparse is not None:
-        found |= {"index": sparse.index, "sparse": sparse.integers, "sparse_scale": _small(sparse.scale, dtype)}
+        levels = sparse.integers.to(torch.int16) - limits(sparse.bits, True)[0]
+        found |= {
+            "sparse_form": torch.tensor([sparse.bits], dtype=torch.uint8),
+            "sparse_counts": sparse.counts,
+            "sparse_index": sparse.index,
+            "sparse_words": packed(levels, sparse.bits),
+            "sparse_scale": _small(sparse.scale, dtype),
+        }
     sides = tensors_of_sides(replaced)
     found |= {name: _small(part, dtype) if part.is_floating_point() else part for name, part in sides.items()}
     if replaced.inputs is not None:
@@ -167,9 +179,7 @@ def read_back(tensors: Mapping[str, Tensor]) -> Replaced:
     levels = unpacked(tensors["words"], bits, inputs)
     scale, zero = tensors["scale"].float(), tensors.get("zero")
     integers = (levels.to(torch.int16) + limits(bits, True)[0]).to(torch.int8) if symmetric else levels
-    divide, sparse = tensors.get("divide"), None
-    if "index" in tensors:
-        sparse = Sparse(tensors["index"], tensors["sparse"], tensors["sparse_scale"].float())
+    divide, sparse = tensors.get("divide"), _sparse_of(tensors, inputs)
     grid = Grid(bits, scale, None if zero is None else zero.to(scale.dtype))
     inputs = None
     if "inputs" in tensors:
@@ -178,6 +188,20 @@ def read_back(tensors: Mapping[str, Tensor]) -> Replaced:
     return Replaced(
         grid, integers, None if divide is None else divide.float(), activations, sparse, *sides_of(tensors), inputs
     )
+
+
+def _sparse_of(tensors: Mapping[str, Tensor], inputs: int) -> Sparse | None:
+    if "sparse_form" in tensors:
+        (bits,), index = tensors["sparse_form"].tolist(), tensors["sparse_index"]
+        levels = unpacked(tensors["sparse_words"], bits, len(index))
+        integers = (levels.to(torch.int16) + limits(bits, True)[0]).to(torch.int8)
+        return Sparse(tensors["sparse_counts"], index, integers, tensors["sparse_scale"].float(), bits)
+    if "index" not in tensors:
+        return None
+    # As it was written once: every row as wide as the fullest, its rest at -1.
+    index = tensors["index"].long()
+    full = torch.zeros(len(index), inputs + 1, dtype=torch.int8).scatter_(1, index % (inputs + 1), tensors["sparse"])
+    return Sparse.of(full[:, :inputs], tensors["sparse_scale"].float())
 
 
 def _small(steps: Tensor, dtype: torch.dtype) -> Tensor:

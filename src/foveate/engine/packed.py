@@ -22,11 +22,12 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.signal import Scorer
 from foveate.core.weights import SLAB, Replaced, Sparse, Weights
-from foveate.engine.linears import blocks_of, digest, moved, numbered, values
+from foveate.engine.linears import blocks_of, digest, moved, numbered, parts_of, refuse_unreadable, values
 from foveate.engine.program import Program
 from foveate.engine.shelf import block_of
 from foveate.engine.sides import TEXT, Present, product, refusal, said, tensors_of_sides
 from foveate.engine.stand_in import stand_in
+from foveate.models import Anatomy
 from foveate.models.sketch import sketch
 from foveate.ops.grid import Grid
 
@@ -64,6 +65,8 @@ class PackedLinear:
         self._replaced = moved(replaced, linear.weight.device, linear.weight.dtype)
         self._inputs = replaced.integers.shape[1]
         self.kernel = kernel_for(linear, replaced)
+        self._step = max(1, SLAB // self._inputs)
+        self._entries = _cut(self._replaced.sparse, self._step)
         self._state = self._pack(self.kernel)
         if self.kernel != "rows" and not self._fits():
             _LOG.warning(f"kernel {self.kernel}: off the plain product for a weight of shape {tuple(linear.weight.shape)}")
@@ -82,7 +85,7 @@ class PackedLinear:
         """Of all that it holds beside the linear."""
         grid, sparse = self._replaced.grid, self._replaced.sparse
         steps = (grid.scale, grid.zero) if self.kernel == "rows" else ()
-        beside = (sparse.index, sparse.integers, sparse.scale) if sparse is not None else ()
+        beside = parts_of(sparse) if sparse is not None else ()
         sides = tensors_of_sides(self._replaced).values()
         every = (*self._state, *steps, *beside, *sides, self._replaced.divide)
         return sum(one.nbytes for one in every if one is not None)
@@ -103,10 +106,11 @@ class PackedLinear:
     def _by_rows(self, x: Tensor) -> Tensor:
         """Unpacked some rows at a time; all at once it is what the plain product is, to the last bit."""
         (kept,), bias, made = self._state, self.linear.bias, []
-        step = max(1, SLAB // self._inputs)
-        for start in range(0, len(kept), step):
-            weight = values(_rows(self._replaced, _unfolded(kept[start : start + step], self._inputs), start), x.dtype)
-            made.append(functional.linear(x, weight, None if bias is None else bias[start : start + step]))
+        for number, start in enumerate(range(0, len(kept), self._step)):
+            rows = slice(start, start + self._step)
+            entries = self._entries[number] if self._entries else None
+            weight = values(_rows(self._replaced, _unfolded(kept[rows], self._inputs), rows, entries), x.dtype)
+            made.append(functional.linear(x, weight, None if bias is None else bias[rows]))
         return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
 
     def _pack(self, kernel: Kernel) -> tuple[Tensor, ...]:
@@ -179,7 +183,7 @@ def install(program: Program, current: Callable[[], object | None]) -> list[Call
 def _install(method: Weights, program: Program, current: Callable[[], object | None]) -> list[Callable[[], None]]:
     artifact, undo = program.traits.artifacts[method.name], []
     blocks = blocks_of(program.anatomy, method.part)
-    _check(artifact, program)
+    refuse_other_weights(artifact, program.anatomy)
 
     def present(x: Tensor) -> Present:
         """What the rows are: as the forward says, or one more of each sample, which is text."""
@@ -199,6 +203,7 @@ def _install(method: Weights, program: Program, current: Callable[[], object | N
                     f"artifact of {method.name}: holds {name} of block {number}, which this model has not in that shape; "
                     "run foveate quantize again"
                 )
+            refuse_unreadable(linears[name], f"{method.part} block {number}: {name}")
         for name, replaced in found.items():
             if replaced.by_role and not program.by_role:
                 _refuse_scorers(method, program)
@@ -218,9 +223,13 @@ def _refuse_scorers(method: Weights, program: Program) -> None:
             )
 
 
-def _check(artifact: Artifact, program: Program) -> None:
-    """Weights are those of which it was made, to the bit where the dtype is the same."""
-    numbers, parts = artifact.numbers, program.anatomy
+def refuse_other_weights(artifact: Artifact, parts: Anatomy) -> None:
+    """Refuse weights other than those of which an artifact was made, to the bit where the dtype is the same.
+
+    Raises:
+        FoveateError: that names the block.
+    """
+    numbers = artifact.numbers
     blocks = blocks_of(parts, numbers["part"])
     if numbers["dtype"] != str(parts.dtype).removeprefix("torch."):
         # The fingerprint's sketch, which knows of dtypes, has been compared, and has no encoder in it.
@@ -241,13 +250,21 @@ def _check(artifact: Artifact, program: Program) -> None:
             )
 
 
-def _rows(replaced: Replaced, integers: Tensor, start: int) -> Replaced:
-    """``replaced`` of some output rows, with their ``integers``."""
-    stop, grid, sparse = start + len(integers), replaced.grid, replaced.sparse
-    zero = None if grid.zero is None else grid.zero[start:stop]
-    if sparse is not None:
-        sparse = Sparse(sparse.index[start:stop], sparse.integers[start:stop], sparse.scale[start:stop])
-    return replace(replaced, grid=Grid(grid.bits, grid.scale[start:stop], zero), integers=integers, sparse=sparse)
+def _rows(replaced: Replaced, integers: Tensor, rows: slice, entries: Sparse | None) -> Replaced:
+    """``replaced`` of some output rows, with their ``integers`` and the ``entries`` that are added to them."""
+    grid = replaced.grid
+    zero = None if grid.zero is None else grid.zero[rows]
+    return replace(replaced, grid=Grid(grid.bits, grid.scale[rows], zero), integers=integers, sparse=entries)
+
+
+def _cut(sparse: Sparse | None, step: int) -> list[Sparse]:
+    """The entries of so many rows each, in views; how many there are is asked once, so that no product waits for it."""
+    if sparse is None:
+        return []
+    counts, scales = sparse.counts.split(step), sparse.scale.split(step)
+    sizes = [int(some.sum()) for some in counts]
+    parts = zip(counts, sparse.index.split(sizes), sparse.integers.split(sizes), scales, strict=True)
+    return [Sparse(*part, sparse.bits) for part in parts]
 
 
 def _folded(integers: Tensor, inputs: int, bits: int) -> Tensor:

@@ -6,7 +6,7 @@ and what they make of the samples is made again. The model itself is never chang
 
 At most the model, the inputs of one block for every sample (once more for methods that look at what quantized blocks make),
 what blocks are called with, two copies of a block and what the method needs for one group of linears are in memory at once,
-however many blocks there are (`bound`).
+however many blocks there are (`bound`); and what enters each block of one batch, for methods that ask for slopes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from foveate.engine.replay import Replay
 from foveate.engine.session import attach
 from foveate.engine.shelf import Shelf
 from foveate.engine.slopes import Slopes
+from foveate.engine.textual import check_textual
 from foveate.engine.trial import Trial
 from foveate.models import Anatomy, anatomy
 from foveate.models.sketch import sketch
@@ -147,6 +148,7 @@ def refuse(method: Weights, parts: Anatomy) -> None:
     Raises:
         FoveateError: with the remedy.
     """
+    check_textual(method, parts.traits())
     config = parts.model.config
     if getattr(config, "quantization_config", None) is not None or getattr(parts.model, "is_quantized", False):
         raise FoveateError("model: is quantized already; load the checkpoint of which it was made")
@@ -173,11 +175,12 @@ def _watched(watcher: Watcher | None, what: str, steps: int) -> None:
 
 
 def bound(model: nn.Module, method: Weights, batches: Batches) -> int:
-    """Most bytes that `quantize` holds beside the model and the batches, where results go to a folder: whatever the depth.
+    """Most bytes that `quantize` holds beside the model and the batches, where results go to a folder.
 
     What each stream brings to a block and to the next, masks and tables of every batch; one batch at work in the encoder or
     in a block; two copies of a block; of one linear its weight while steps are searched, and second moments of its inputs;
-    of all linears of a block what they are while they learn. What passes of the whole model need is not in it.
+    of all linears of a block what they are while they learn. Whatever the depth, but for what passes of the whole model
+    forward and backward keep, for methods that ask for slopes: of one batch at a time what enters each block.
     """
     parts = anatomy(model)
     blocks = blocks_of(parts, method.part)
@@ -198,7 +201,8 @@ def bound(model: nn.Module, method: Weights, batches: Batches) -> int:
     states = 2 * (1 + len(method.streams)) * sum(b * t for b, t in shapes) * width * item
     masks = sum(FLOAT * b * t * (t + 4 * width // heads + 16) for b, t in shapes)
     rows, pairs = max(b * t for b, t in shapes), max(b * t * t for b, t in shapes)
-    return work + states + masks + FLOAT * (rows * (4 * inner + 16 * width) + 2 * heads * pairs) + 16 * max(pixels)
+    passes = len(blocks) * rows * width * item
+    return work + states + masks + passes + FLOAT * (rows * (4 * inner + 16 * width) + 2 * heads * pairs) + 16 * max(pixels)
 
 
 def _patches(batch: Mapping[str, Tensor], parts: Anatomy) -> tuple[int, int]:

@@ -1,14 +1,21 @@
-"""How much a model's loss depends on what its linears or blocks make, by a pass forward and backward for each batch."""
+"""How much a model's loss depends on what its linears or blocks make, by a pass forward and backward for each batch.
+
+Of all blocks only the inputs are kept for the way back, on which each runs once more: at one time the graph of one block is
+there, however many there are.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
 
 from foveate.core.roles import Role
 from foveate.core.signal import Function
@@ -45,7 +52,7 @@ class Slopes:
             leaves.append(leaf)
             return (leaf, *own[1:]) if isinstance(own, tuple) else leaf
 
-        with self._attached(), self._frozen(), ExitStack() as stack:
+        with self._again(), self._attached(), self._frozen(), ExitStack() as stack:
             if batch not in self._said:
                 with torch.no_grad():
                     self._said[batch] = [rows.cpu() for rows in self._predicting(self._batches[batch])]
@@ -86,7 +93,7 @@ class Slopes:
             x = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
             return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
 
-        with self._attached(), ExitStack() as stack:
+        with self._again(), self._attached(), ExitStack() as stack:
             stack.callback(self._replay.blocks[0].register_forward_pre_hook(begin, with_kwargs=True).remove)
             for number, block in enumerate(self._replay.blocks):
                 linear = dict(block.named_modules()).get(name)
@@ -99,6 +106,16 @@ class Slopes:
     def _attached(self) -> AbstractContextManager[Any]:
         """What acts before the language model is at work meanwhile; in front of hooks, as attaching tries layers."""
         return nullcontext() if self._replay.attaching is None else self._replay.attaching()
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """Blocks keep their inputs alone meanwhile; below a session, which has ended its call when they run once more."""
+        # Blocks of the encoder are taken apart by some of what acts there, and may have nothing below a session.
+        replay, encoders = self._replay, self._replay.part == "encoder" and self._replay.attaching is None
+        with ExitStack() as stack:
+            for block in (*replay.parts.layers, *(replay.blocks if encoders else ())):
+                stack.callback(stand_in(block, "forward", _lean))
+            yield
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -143,3 +160,16 @@ class Slopes:
             told = None if labels is None else labels[sample, 1:] != -100
             found.append(hidden[sample, -1:] if told is None or not bool(told.any()) else hidden[sample, :-1][told])
         return found
+
+
+def _lean(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return original(*args, **kwargs)
+    calls = count()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # A session's cache has taken in the rows by then: they are all of the prompt.
+        given = kwargs if next(calls) == 0 else {k: None if isinstance(v, Cache) else v for k, v in kwargs.items()}
+        return original(*args, **given)
+
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

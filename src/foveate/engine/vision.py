@@ -22,9 +22,9 @@ from foveate.core.reduction import Reduction
 from foveate.core.signal import Side, Signal, Site, on
 from foveate.core.state import State
 from foveate.core.step import Step
-from foveate.core.stream import Memory
 from foveate.engine import grids
 from foveate.engine.clock import Clock
+from foveate.engine.films import Beside, joined
 from foveate.engine.program import Program
 from foveate.engine.reuse import Chain
 from foveate.engine.side import ByItem, by_view
@@ -40,7 +40,7 @@ class Look:
 
     Attributes:
         kind: which of the two.
-        pictures: what it makes, placeholder by placeholder.
+        pictures: what it makes, placeholder by placeholder; of frames that are pictures (`foveate.engine.films`) the videos.
         views: their grids, one after the other.
         survivors: what is left of each view.
         positions: what the last edit said about rotary positions.
@@ -58,13 +58,15 @@ class Look:
         kind: Kind,
         bound: Mapping[str, Any],
         clock: Clock,
-        side: Mapping[str, Any],
-        memory: Memory | None,
+        beside: Beside,
     ) -> None:
         self.program, self.kind, self.clock = program, kind, clock
         self.pictures = program.anatomy.pictures(bound)
+        filmed = kind == "image" and bool(beside.films)
+        if filmed:
+            self.pictures = joined(self.pictures, beside.films)
         self.views: list[View] = [view for picture in self.pictures for view in picture.views]
-        self.side = by_view(program, kind, side, self.pictures)
+        self.side = by_view(program, kind, beside.side.get(kind, {}), self.pictures)
         self.survivors = [grids.Survivors(None, view.rows * view.columns) for view in self.views]
         self.positions: Any = "anchor"
         self.text_after: Any = "keep"
@@ -73,9 +75,9 @@ class Look:
         self.steps: list[Step] = []
         self.signals = PictureSignals(program, self.views, clock)
         self._bound: Mapping[str, Any] = bound
-        self.memory = None if memory is None else memory.draft()
+        self.memory = None if beside.memory is None else beside.memory.draft()
         self._state = State(program.constants, self.memory)
-        self.chain = Chain.of(program, kind, self.pictures, self.memory, clock, self.acted)
+        self.chain = Chain.of(program, "video" if filmed else kind, self.pictures, self.memory, clock, self.acted)
         self._towers = Tower.all_of(program.anatomy)
         self._kept_cells: Tensor | None = None
         self._pending: Edit | None = None

@@ -38,6 +38,13 @@ def read_processor(source: str | Path, **options: Any) -> Any:
     return AutoProcessor.from_pretrained(source, **options)
 
 
+def holds_text(source: str | Path, **options: Any) -> bool:
+    """Whether a checkpoint is a text model, by its configuration alone; arguments are those of `read_processor`."""
+    from transformers import AutoConfig
+
+    return reads_text(type(AutoConfig.from_pretrained(source, **options)))
+
+
 def reads_text(config: type) -> bool:
     """Whether checkpoints with such a configuration are text models, to be loaded as ``AutoModelForCausalLM``."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING

@@ -20,7 +20,7 @@ from foveate.core.recipe import RecipeLike
 from foveate.core.stream import Memory
 from foveate.engine import Session, attach
 from foveate.engine.streaming import StreamCache
-from foveate.models.anatomy import Anatomy
+from foveate.models import Anatomy, anatomy
 from foveate.streams.words import Words
 
 
@@ -62,6 +62,8 @@ def stream(
     if isinstance(model, Checkpoint):
         companion, artifacts = companion or model.companion, artifacts or model.artifacts
         module, processor, system = model.model, processor or model.processor, system or model.system
+    if anatomy(module).vision is None:
+        raise FoveateError("stream: is of pictures, and the model reads text alone; use a vision-language model")
     if processor is None:
         processor = load_processor(str(getattr(module, "name_or_path", "")))
     words = Words.of(processor, system)

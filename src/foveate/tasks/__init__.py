@@ -107,7 +107,7 @@ def _ask(task: str, rng: np.random.Generator) -> Question | None:
     if len(turns) < wanted:
         return None
     metric, longest = _METRICS.get(task, "exact"), _MAX_NEW_TOKENS.get(task, 16)
-    return Question(task, drawn.images, tuple(turns), metric, longest)
+    return Question(task, drawn.images, tuple(turns), metric, longest, task in VIDEOS)
 
 
 @lru_cache

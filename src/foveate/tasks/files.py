@@ -3,7 +3,7 @@
 A row has these columns; what is wrong with one is said in a line that names file, row and column, before anything is asked.
 
 image: a picture's path relative to the file (in a data set: or its bytes), or a list of them; none where prompts alone will
-    do (`sift`).
+    do (`sift`), as for text models.
 question: a text, or a list of texts, the turns of a conversation about the pictures.
 answers (or answer): what counts as right, a text or a number or a list of them; of several turns a list with one such for
     each; for the metrics ``point`` and ``box`` a box ``x0 y0 x1 y1``, as text or as four numbers.
@@ -106,28 +106,29 @@ def unanswered(row: Row, path: str | Path, max_new_tokens: int = MAX_NEW_TOKENS)
 
 
 def digest(path: str | Path, n: int | None = None) -> str:
-    """What tells data sets apart: SHA-256 of the first ``n`` rows and of their pictures' files."""
+    """What tells data sets apart: SHA-256 of the first ``n`` rows and of their pictures' files, if they have any."""
     seen = sha256()
     for _, row in islice(rows_of(Path(path)), n):
         seen.update(json.dumps({**row, "image": None}, sort_keys=True, default=str).encode())
-        for source in _sources(row, Path(path)):
+        for source in _sources(row, Path(path)) if row.get("image") else ():
             seen.update(source if isinstance(source, bytes) else source.read_bytes())
     return seen.hexdigest()
 
 
 def divide(asked: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:
-    """Two parts of what `read` gave that have no first picture in common, the first with about a ``share`` of the pictures.
+    """Two parts of what `sift` gave that have no first picture in common, the first with about a ``share`` of the pictures.
 
-    Which picture goes where, and the order, depend on its file and the seed alone: rows may be added later.
+    Which picture goes where, and the order, depend on its file and the seed alone: rows may be added later. Where there is
+    none, a prompt is what a picture is elsewhere.
     """
     marked = sorted(((_mark(each, seed), each) for each in asked), key=lambda pair: pair[0])
     return [each for mark, each in marked if mark < share], [each for mark, each in marked if mark >= share]
 
 
 def _mark(asked: Question, seed: int) -> float:
-    """A number in [0, 1) by the file of the first picture."""
+    """A number in [0, 1) by the file of the first picture, or by the first prompt."""
     assert isinstance(asked.images, Lazy)
-    source = asked.images.sources[0]
+    source = asked.images.sources[0] if asked.images.sources else asked.prompt.encode()
     seen = sha256(f"{seed}:".encode() + (source if isinstance(source, bytes) else source.read_bytes()))
     return int.from_bytes(seen.digest()[:6], "big") / 2**48
 

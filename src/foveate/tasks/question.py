@@ -29,7 +29,7 @@ class Turn:
 class Question:
     """Pictures and the conversation about them; ``metric`` is a name in `foveate.tasks.metrics.METRICS`.
 
-    ``max_new_tokens``: how long an answer may be.
+    ``max_new_tokens``: how long an answer may be; ``video``: whether the pictures are the frames of one.
     """
 
     task: str
@@ -37,6 +37,7 @@ class Question:
     turns: tuple[Turn, ...]
     metric: str = "exact"
     max_new_tokens: int = 16
+    video: bool = False
 
     @property
     def image(self) -> Image.Image:

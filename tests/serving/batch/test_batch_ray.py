@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 pytest.importorskip("ray")
 
 import ray
+from tests.bench.interrupting import Interrupting, hear
 from tests.serving.batch.conftest import Write, lines
 from tests.serving.batch.deadly import SETTINGS, Silent, nothing, work
 from tests.serving.batch.file import FOVEATE, ask_server, check, questions
@@ -113,6 +113,25 @@ def test_a_server_that_is_gone_ends_it(nodes: Nodes, write: Write, tmp_path: Pat
         answer_on(nodes, work(data, marks), Crewed("local", "cpu", 1, 3), ledger, Silent())
 
 
+class Dropping(Silent):
+    """A watcher that is told Ctrl-C in a finaliser, as of the references of Ray that the driver drops."""
+
+    def answered(self, answered: Answered) -> None:
+        if answered.id == 3:
+            Interrupting()
+
+
+def test_an_interrupt_in_a_finaliser_is_not_lost(nodes: Nodes, write: Write, tmp_path: Path, marks: Path) -> None:
+    data, out, before = write([{"id": n} for n in range(20)]), tmp_path / "out.jsonl", signal.getsignal(signal.SIGINT)
+
+    with Ledger(out, SETTINGS) as ledger, pytest.raises(KeyboardInterrupt):
+        answer_on(nodes, work(data, marks), Crewed("local", "cpu", 1, 4), ledger, Dropping())
+
+    # The block that was there is written to its end.
+    assert [line["id"] for line in lines(out)] == [0, 1, 2, 3]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.slow
 def test_what_cannot_be_loaded_leaves_nothing(nodes: Nodes, write: Write, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
@@ -131,7 +150,7 @@ def test_the_reference_model_answers_a_file(address: str, tmp_path: Path) -> Non
     out = tmp_path / "out.jsonl"
     options = ["--recipe", "hiprune(keep=36)", "--address", address, "--workers", "1", "--batch-size", "4"]
     command = [*FOVEATE, "batch", str(data), str(out), *options, "--max-new-tokens", "4"]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
     while not out.is_file() or not out.read_bytes().count(b"\n"):
         assert driver.poll() is None, driver.stderr.read()
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A server on transformers with the reference model, in a thread of the tests' own process."""
+"""A server on transformers with the reference model or another one, in a thread of the tests' own process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from foveate.serving.door.rules import Rules
 class Served(Client):
     """The server, and ways to talk to it."""
 
-    def __init__(self, rules: Rules) -> None:
-        self.loaded = checkpoint.load("reference", "cpu", "float32")
+    def __init__(self, rules: Rules, model: str = "reference") -> None:
+        self.loaded = checkpoint.load(model, "cpu", "float32")
         self.door = app(self.loaded, rules)
         self._server = uvicorn.Server(uvicorn.Config(self.door, port=0, log_level="critical", timeout_graceful_shutdown=2))
         self._socket = socket.create_server(("127.0.0.1", 0))

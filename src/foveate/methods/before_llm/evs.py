@@ -3,8 +3,8 @@
 The first frame stays whole, and so does a picture, which has no earlier one. Paper: "Efficient Video Sampling: Pruning
 Temporally Redundant Tokens for Faster VLM Inference", arXiv 2510.14624. As vLLM's ``--video-pruning-rate`` counts, ``rate``
 of all tokens go, rounded up, but never so many that less than a frame's would stay; survivors keep their original positions
-under M-RoPE. Reconstructed: frames that are handed over as pictures of their own are none, and stay whole; behind a method
-that dropped tokens, a place that was empty one frame earlier counts as changed.
+under M-RoPE. Reconstructed: frames that are handed over as pictures stay whole, unless ``Session.films`` says that they are
+a video; behind a method that dropped tokens, a place that was empty one frame earlier counts as changed.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ that vary least over the video. The less a frame is like the mean of the whole, 
 temperature; in each frame the tokens stay that are least like both means. The authors' code leaves it at the frames' shares,
 whose sum is about the budget; as vLLM does (``--video-pruning-method vidcom2``), tokens are then added, or taken from all
 that stay, by likeness, so that exactly ``keep`` live, but one of each frame at least. Features are float32. Reconstructed: a
-picture is a video of one frame, each picture and tile on its own; behind a method that dropped tokens, shares and means are
-of those that are left.
+picture is a video of one frame, each picture and tile on its own, unless ``Session.films`` says what it is a frame of;
+behind a method that dropped tokens, shares and means are of those that are left.
 """
 
 from __future__ import annotations

@@ -83,11 +83,12 @@ class PyramidKV(SnapKV):
     def _count(self, entries: int, depth: int, layers: int) -> int:
         # Entries of text, the window's among them, are beside the budget where only pictures are cut.
         window = min(self.window, entries) if self.tokens == "all" else 0
+        beta = self.beta if layers > 1 else 1  # a layer that is the only one to be cut has the mean
         if self.reading == "kvpress":
             wanted = min(self.keep, entries) if isinstance(self.keep, int) else self.keep * entries
-            return min(max(pyramid(wanted, entries, window, depth, layers, self.beta), 1), entries)
+            return min(max(pyramid(wanted, entries, window, depth, layers, beta), 1), entries)
         kept = Budget(self.keep, "floor").of(entries)
         capacity = kept - window
         if capacity <= 0 or entries < 2 * capacity:
             return kept
-        return max(window + falling(capacity, entries - window, depth, layers, self.beta), 1)
+        return max(window + falling(capacity, entries - window, depth, layers, beta), 1)

@@ -48,19 +48,6 @@ class Parts:
     scale: Tensor
     error: Tensor
 
-    @property
-    def sparse(self) -> Sparse | None:
-        """The sparse part row by row; None = it is empty."""
-        there = self.added != 0
-        most = int(there.sum(1).amax())
-        if not most:
-            return None
-        # A stable sort of the mask puts a row's entries first, in order.
-        index = (~there).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-        index = index.masked_fill(~there.gather(1, index), -1)
-        integers = self.added.gather(1, index.clamp(min=0)).masked_fill(index < 0, 0)
-        return Sparse(index.to(torch.int32), integers, self.scale)
-
 
 def largest(size: Tensor, count: int) -> Tensor:
     """Bool, in the shape of ``size`` ``[..., n]``: the ``count`` largest of the last axis, the first of equals."""
@@ -207,4 +194,5 @@ class DASQ(Weights):
                 rounds=self.rounds,
                 stored=block.dtype,
             )
-            block.place(name, Replaced(found.grid, found.integers, activations=self.activations, sparse=found.sparse))
+            sparse = Sparse.of(found.added, found.scale, self.sparse_bits)
+            block.place(name, Replaced(found.grid, found.integers, activations=self.activations, sparse=sparse))

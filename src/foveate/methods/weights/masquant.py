@@ -214,8 +214,8 @@ class MASQuant(Weights):
         found, last = {"text": 1.0}, block.groups[-1][-1]
         for kind, value in (("vision", self.vision), ("audio", self.audio)):
             if kind in kinds:
-                ratios = (gradient_ratio(batches, MODALITIES[kind]) for batches in block.slopes(last) if value is None)
-                found[kind] = max(ratios, default=value or 0.0)
+                slopes = block.slopes(last) if value is None else ()
+                found[kind] = max((gradient_ratio(batches, MODALITIES[kind]) for batches in slopes), default=value or 0.0)
         return found
 
     def moments(self, block: Block, name: str, kinds: Collection[str]) -> dict[str, Tensor]:

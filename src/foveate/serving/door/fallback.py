@@ -23,7 +23,7 @@ from transformers.cli.serving.response import ResponseHandler
 from transformers.cli.serving.server import build_server
 from transformers.cli.serving.systemone import SystemOneHandler
 from transformers.cli.serving.transcription import TranscriptionHandler
-from transformers.cli.serving.utils import GenerateManager, GenerationState
+from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
 
 from foveate.checkpoint import Checkpoint
 from foveate.core.errors import FoveateError
@@ -125,6 +125,15 @@ class _Chat(ChatCompletionHandler):
         answer = await asyncio.get_running_loop().run_in_executor(self._reader, copy_context().run, read)
         made = answer()
         return await made if isawaitable(made) else made
+
+    @staticmethod
+    def get_processor_inputs_from_messages(messages: list[dict[str, Any]], modality: Modality) -> list[dict[str, Any]]:
+        """As transformers reads them, which leaves out without a word what a text model does not take."""
+        parts = [part for message in messages if isinstance(message.get("content"), list) for part in message["content"]]
+        other = next((part["type"] for part in parts if part["type"] != "text"), None)
+        if modality is Modality.LLM and other is not None:
+            raise FoveateError(f"messages: {other!r}: this model reads text alone; leave it out")
+        return ChatCompletionHandler.get_processor_inputs_from_messages(messages, modality)
 
     def _streaming(self, *args: Any, **kwargs: Any) -> Any:
         return partial(super()._streaming, *args, **kwargs)

@@ -27,6 +27,7 @@ from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.engine.arrival import arrival
 from foveate.engine.clock import Clock
+from foveate.engine.films import Beside
 from foveate.engine.intake import Intake
 from foveate.engine.program import Program
 from foveate.engine.signals import ByPicture
@@ -77,7 +78,7 @@ def encode(made: Program, bound: Bound, tower: Callable[[], Sequence[Tensor]], c
     Returns:
         For each picture the rows that stay ``[k, D]``, and view, row and column of each ``[k, 3]`` (int64; -1 of line ends).
     """
-    look = Look(made, "image", bound, clock, {}, None)
+    look = Look(made, "image", bound, clock, Beside())
     with heard(look, bound):
         embedded = tower()
     output = _Output(list(embedded))

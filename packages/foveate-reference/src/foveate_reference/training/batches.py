@@ -83,7 +83,7 @@ def draw_batch(seed: int, step: int, window: Window, shares: tuple[float, ...]) 
         pixels.append(scene.pixels)
         cells.append(_cells(origin, window.cells))
         captions.append(_caption(scene, rng))
-        names.append(_patch_names(scene))
+        names.append(patch_names(scene))
         sketches.append(_sketch(scene))
         places.append(_loose_places(rng, window.cells**2) if window.loose else cells[-1] + 1)
         behind = int(places[-1][-1]) + 1 if window.loose else GRID**2 + 1
@@ -192,7 +192,7 @@ def _caption(scene: Scene, rng: np.random.Generator) -> list[int]:
     return [*ids, TOKEN_IDS[END], *[TOKEN_IDS[PAD]] * (CAPTION_LENGTH - 1 - len(ids))]
 
 
-def _patch_names(scene: Scene) -> np.ndarray:
+def patch_names(scene: Scene) -> np.ndarray:
     """Index of the shape, colour and letter that each patch shows: ``[3, C]``; one past the last name for none."""
     shape_of = [SHAPES.index(thing.shape) for thing in scene.things] + [len(SHAPES)]
     colour_of = [list(COLOURS).index(thing.colour) for thing in scene.things] + [len(COLOURS)]

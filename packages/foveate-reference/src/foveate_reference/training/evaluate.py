@@ -13,6 +13,7 @@ from PIL import Image
 from rich.progress import track
 from transformers import AutoModelForImageTextToText
 
+from foveate.checkpoint import reference_smol
 from foveate.core.statistics import wilson
 from foveate.reference import processor as read_processor
 from foveate.tasks import SPINE, TASKS, VIDEOS, Question, majority, questions
@@ -64,15 +65,23 @@ def evaluate_task(model: Any, processor: Any, task: str, n: int, seed: int = 0) 
 
 
 def evaluate(folder: Path, n: int = 2000, device: str = "cpu") -> list[TaskResult]:
-    """Score every task, and write ``evaluation.json`` and the model card ``README.md`` into the checkpoint's folder."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-    processor = read_processor(folder)
+    """Score every task, and write ``evaluation.json`` and the model card ``README.md`` into the checkpoint's folder.
+
+    A folder of what was learnt of ``reference-smol`` will do, too.
+    """
+    is_smol = (folder / reference_smol.FILE).is_file()
+    checkpoint = reference_smol.path(folder) if is_smol else folder
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).to(device).eval()
+    processor = read_processor(checkpoint)
+    # Decoding continues at the right end of every row.
+    processor.tokenizer.padding_side = "left"
     results = [evaluate_task(model, processor, task, n) for task in track(TAUGHT[model.config.model_type], "evaluating")]
     report = {result.task: {k: v for k, v in asdict(result).items() if k != "task"} for result in results}
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     training = json.loads((folder / "training.json").read_text())
-    (folder / "README.md").write_text(model_card(model.config.model_type, results, training, parameters))
+    kind = reference_smol.NAME if is_smol else model.config.model_type
+    (folder / "README.md").write_text(model_card(kind, results, training, parameters))
     return results
 
 

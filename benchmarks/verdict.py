@@ -1,0 +1,171 @@
+"""Methods on a language model that learnt from the world's text, beside the small models: docs/results/verdict.md.
+
+python -m benchmarks.verdict     # writes the page, from what `python -m benchmarks.results` left in docs/results/*.jsonl
+
+Compared are rows of one method at one budget, on the tasks that all of these models learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.results_page import Numbers, Row, read
+from scipy.stats import spearmanr
+
+from foveate.bench.cells import REFERENCE_POINTS, keep_text
+from foveate.checkpoint import reference_smol
+from foveate.core import registry
+from foveate.core.recipe import NONE
+from foveate.report.training_mark import mark
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+LARGE, SMALL = reference_smol.NAME, ("reference-tiles", "reference-qwen")
+SERIES = ("", "later", "verdict")
+"""Those with the budgets that are compared; series of the same model share no row but baselines."""
+BETTER, WORSE, EITHER = "better", "worse", "as good"
+
+Key = tuple[str, str]
+
+
+class Found(NamedTuple):
+    """What a method retains of the unmodified score over the tasks in common; on how many it beats `random`, or loses."""
+
+    retained: float
+    better: int
+    worse: int
+
+    @property
+    def verdict(self) -> str:
+        """Against ``random``, over these tasks."""
+        return BETTER if self.better > self.worse else WORSE if self.worse > self.better else EITHER
+
+
+def main() -> None:
+    measured = [numbers for numbers in map(read, RESULTS.glob("*.jsonl")) if numbers.series in SERIES]
+    page = RESULTS / "verdict.md"
+    page.write_text("\n".join(lines(measured)) + "\n")
+    print(page.read_text())
+
+
+def lines(measured: Sequence[Numbers]) -> Iterator[str]:
+    """The page."""
+    tasks = common_tasks(measured)
+    found = {model: of_model([each for each in measured if each.model == model], tasks) for model in (LARGE, *SMALL)}
+    n = next(numbers.n for numbers in measured if numbers.model == LARGE)
+    yield from (
+        "# The verdict of a language model that learnt from text",
+        "",
+        "Written by `python -m benchmarks.verdict`. The small reference models learnt generated questions from nothing;",
+        f"behind the eyes of `{LARGE}` is SmolLM2, which learnt from the world's text ([what it",
+        "is](../text.md#reference-smol)). The same methods at the same budgets, on the tasks that all of them learnt:",
+        f"{', '.join(tasks)} ({n} questions each on `{LARGE}`; what the others were asked is on",
+        "[their pages](../results.md)).",
+        "",
+        "*Retained* is the score over the unmodified model's; in brackets on how many of these tasks a method is better",
+        "and worse than `random` at the same budget beyond noise. Methods of the cache read the whole picture first, and",
+        "most of these answers are a word: they show that they do no harm here, not more; [SmolLM2](smol.md) has what",
+        "they are worth.",
+    )
+    known = registry.methods()
+    for group, title in (("in_llm", "Between the layers"), ("kv_cache", "On the cache")):
+        rows = [key for key in found[LARGE] if (method := known.get(name(key))) is not None and method.group == group]
+        if rows:
+            yield from ("", f"## {title}", "", *_table(sorted(rows, key=lambda key: -found[LARGE][key].retained), found))
+    yield from ("", "## Baselines", "", *_table([key for key in found[LARGE] if name(key) in REFERENCE_POINTS], found))
+    yield from ("", "## Do the models agree?", "", *_agreement(found))
+
+
+def common_tasks(measured: Sequence[Numbers]) -> list[str]:
+    """Those that every model learnt, as far as they were measured."""
+    learnt = [
+        {task for numbers in measured if numbers.model == model for task in numbers.learnt} for model in (LARGE, *SMALL)
+    ]
+    order = [task for numbers in measured if numbers.model == LARGE for task in numbers.tasks]
+    return [task for task in dict.fromkeys(order) if all(task in those for those in learnt)]
+
+
+def of_model(measured: Sequence[Numbers], tasks: Sequence[str]) -> dict[Key, Found]:
+    """Of each method and budget that has all of the tasks; of several series the first."""
+    found: dict[Key, Found] = {}
+    for numbers in sorted(measured, key=lambda each: SERIES.index(each.series)):
+        plain = next((row for row in numbers.rows if row.mean.method == NONE), None)
+        for row in numbers.rows:
+            if plain is not None and row is not plain and all(task in row.cells and task in plain.cells for task in tasks):
+                found.setdefault((row.mean.method, keep_text(row.mean.keep)), _found(row, plain, tasks))
+    return found
+
+
+def name(key: Key) -> str:
+    """The method's."""
+    return key[0].partition("(")[0]
+
+
+def _found(row: Row, plain: Row, tasks: Sequence[str]) -> Found:
+    signs = [row.cells[task].against_random for task in tasks]
+    retained = sum(row.cells[task].score for task in tasks) / sum(plain.cells[task].score for task in tasks)
+    return Found(retained, signs.count(1), signs.count(-1))
+
+
+def _table(keys: Sequence[Key], found: Mapping[str, Mapping[Key, Found]]) -> Iterator[str]:
+    yield f"| method | keep or settings | {' | '.join(f'`{model}`' for model in found)} |"
+    yield f"|---|---|{'--:|' * len(found)}"
+    for key in keys:
+        method, _, settings = key[0].partition("(")
+        budget = key[1] or (f"`{settings.removesuffix(')')}`" if settings else "")
+        cells = (_cell(rows.get(key), baseline=name(key) in REFERENCE_POINTS) for rows in found.values())
+        yield f"| `{method}`{mark(key[0])} | {budget} | {' | '.join(cells)} |"
+
+
+def _cell(found: Found | None, *, baseline: bool) -> str:
+    if found is None:
+        return "–"
+    against = "" if baseline else f" ({found.better} better, {found.worse} worse)"
+    return f"{100 * found.retained:.0f} %{against}"
+
+
+def _agreement(found: Mapping[str, Mapping[Key, Found]]) -> Iterator[str]:
+    """Of pairs of models: whether the same methods retain most, and whether they are on the same side of random."""
+    pruning = {key for rows in found.values() for key in rows if _prunes(key)}
+    yield "Methods between the layers: the rank correlation (Spearman) of what they retain, and how many are on the same"
+    yield "side of `random`."
+    yield ""
+    yield "| models | methods and budgets in both | rank correlation | same side of `random` |"
+    yield "|---|--:|--:|--:|"
+    for one, other in combinations(found, 2):
+        both = sorted(pruning & found[one].keys() & found[other].keys())
+        if len(both) < 3:
+            continue
+        pairs = [(found[one][key], found[other][key]) for key in both]
+        ranks = spearmanr([pair[0].retained for pair in pairs], [pair[1].retained for pair in pairs]).statistic
+        same = sum(left.verdict == right.verdict for left, right in pairs)
+        yield f"| `{one}`, `{other}` | {len(both)} | {ranks:.2f} | {same} |"
+    yield ""
+    for title, chosen in _differences(found, sorted(pruning)).items():
+        shown = ", ".join(f"`{key[0]}`{f' at {key[1]}' if key[1] else ''}" for key in chosen)
+        yield f"- {title}: {shown or 'none'}."
+
+
+def _differences(found: Mapping[str, Mapping[Key, Found]], keys: Sequence[Key]) -> dict[str, list[Key]]:
+    """Methods by what the models say of them, of those that were measured on all that host them."""
+    here = [key for key in keys if key in found[LARGE] and any(key in found[model] for model in SMALL)]
+    sides = {key: {found[model][key].verdict for model in SMALL if key in found[model]} for key in here}
+    own = {key: found[LARGE][key].verdict for key in here}
+    return {
+        "Better than `random` on all": [key for key in here if own[key] == BETTER and sides[key] == {BETTER}],
+        f"Better on `{LARGE}`, on no small model": [key for key in here if own[key] == BETTER and BETTER not in sides[key]],
+        f"Better on a small model, not on `{LARGE}`": [key for key in here if own[key] != BETTER and BETTER in sides[key]],
+        f"Worse on `{LARGE}`": [key for key in here if own[key] == WORSE],
+        f"Worse on a small model, not on `{LARGE}`": [key for key in here if own[key] != WORSE and WORSE in sides[key]],
+    }
+
+
+def _prunes(key: Key) -> bool:
+    method = registry.methods().get(name(key))
+    return method is not None and method.group == "in_llm"
+
+
+if __name__ == "__main__":
+    main()
