@@ -162,6 +162,11 @@ def test_bench_and_tune_ask_questions_of_ones_own(call: Call, model: Path, rows:
     )
     assert done.exit_code == 0, done.output
     assert len(json.loads((tmp_path / "bench" / "results.json").read_text())) == 2
+    assert (tmp_path / "bench" / "quality_cache.png").is_file()
+    assert not (tmp_path / "bench" / "quality_speed.png").exists()
+    page = (tmp_path / "bench" / "report.html").read_text()
+    assert "how many times smaller the cache is (log scale)" in page
+    assert "prefill speed-up (log scale)" not in page
 
     options = (
         "--methods",

@@ -31,9 +31,10 @@ from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable, write_json
 from foveate.core.recipe import NONE
+from foveate.report.across import across
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.page import write_page
-from foveate.report.picture import draw_quality_cache, draw_quality_speed
+from foveate.report.picture import draw_quality
 from foveate.tasks import TEXTS, VIDEOS
 
 CELLS_FAILED = 1
@@ -156,14 +157,12 @@ def _show(folder: ResultFolder) -> None:
     console.print(bench_tables(records, over_tasks, notes, weak, drops(folder, records), about, apart))
     counted = f"{len(notes)} task{'s' * (len(notes) > 1)}, {settings.n} questions each"
     title = f"{settings.model}: {counted}, {settings.device} {settings.dtype}"
-    # What methods of the cache save of a text's prompt is memory; the prefill is as long as ever.
-    about_text = set(notes) <= set(TEXTS)
-    name, draw = ("quality_cache.png", draw_quality_cache) if about_text else ("quality_speed.png", draw_quality_speed)
-    draw(over_tasks, folder.path / name, title)
+    axis = across(records)
+    draw_quality(over_tasks, folder.path / axis.file, title, axis)
     write_json(folder.path / "tasks.json", {task: asdict(note) for task, note in notes.items()})
     write_json(folder.path / "difficulty.json", [asdict(each) for each in apart])
     write_page(folder, folder.path / "report.html")
-    written = (folder.path / each for each in ("results.json", name, "report.html"))
+    written = (folder.path / each for each in ("results.json", axis.file, "report.html"))
     console.print(Text("\n" + "\n".join(map(str, written))))
 
 

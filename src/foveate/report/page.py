@@ -21,6 +21,7 @@ from foveate.bench.summary import kept_everything, means, no_better_than_random
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_whole
 from foveate.report import heat, numbers, story
+from foveate.report.across import across
 from foveate.report.bench_charts import layer_charts, mean_charts, mean_front, probe_chart, task_charts
 from foveate.report.gallery import gallery
 from foveate.report.looks import MARKERS, method_looks
@@ -52,8 +53,8 @@ def page(folder: Results) -> str:
     records = folder.records
     if not records:
         raise FoveateError(f"folder={str(folder.path)!r}: holds no finished cell yet; foveate bench --resume goes on there")
-    speedups = {record.key: record.speedup for record in records if record.speedup is not None}
-    over_tasks = means(records, folder.pairs)
+    axis = across(records)
+    over_tasks, drawn = axis.of(means(records, folder.pairs)), axis.of(records)
     weak = no_better_than_random(folder, records)
     compared = [r for r in records if r.method not in REFERENCE_POINTS and folder.record(_random(r)) is not None]
     notes = folder.document("tasks.json") or {}
@@ -66,6 +67,7 @@ def page(folder: Results) -> str:
     script = Markup(_source(environment, "report.js"))
     return environment.get_template("report.html").render(
         about=folder.document("settings.json"),
+        across=axis,
         style=Markup(_source(environment, "report.css")),
         script=script,
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
@@ -88,8 +90,8 @@ def page(folder: Results) -> str:
         worse=story.by_method(_worse_than_random(folder, weak)),
         failures=folder.document("failures.json") or [],
         places=by_place(methods, str),
-        mean_charts=mean_charts(over_tasks, look),
-        task_charts=task_charts(records, speedups, notes, look),
+        mean_charts=mean_charts(over_tasks, look, axis),
+        task_charts=task_charts(drawn, notes, look, axis),
         maps=heat.maps(records, over_tasks, weak),
         ramp_style=heat.ramp_style(),
         layer_charts=layer_charts(folder, look),
