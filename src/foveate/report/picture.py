@@ -43,6 +43,7 @@ _LEGEND: dict[str, Any] = {
 }
 _REFERENCES: dict[str, PictureLook] = {
     "random": {"color": "#808080", "linestyle": "--", "marker": "x"},
+    "random_kv": {"color": "#808080", "linestyle": (0, (1, 2, 4, 2)), "marker": "x"},
     "uniform": {"color": "#808080", "linestyle": ":", "marker": "+"},
     "downsample": {"color": "#808080", "linestyle": "-.", "marker": "v"},
     "pool": {"color": "#808080", "linestyle": (0, (6, 2)), "marker": "s"},
