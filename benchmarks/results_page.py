@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from foveate.bench.cells import REFERENCE_POINTS, keep_text
 from foveate.bench.summary import Mean
 from foveate.core.recipe import NONE
-from foveate.report.picture import draw_quality_speed
+from foveate.report.picture import draw_quality
 from foveate.report.places import by_place
 from foveate.report.training_mark import footnote, mark
 
@@ -121,7 +121,7 @@ def write_pages(docs: Path, measured: Sequence[Numbers]) -> list[Path]:
     written = {docs / "results.md": _front_page(measured)}
     for numbers in measured:
         title = f"{numbers.title}: {len(numbers.learnt)} tasks, {numbers.n} questions each, {numbers.device} {numbers.dtype}"
-        draw_quality_speed([row.mean for row in _complete(numbers)], docs / "results" / f"{numbers.stem}.png", title)
+        draw_quality([row.mean for row in _complete(numbers)], docs / "results" / f"{numbers.stem}.png", title)
         written[docs / "results" / f"{numbers.stem}.md"] = _task_page(numbers)
     for path, lines in written.items():
         path.write_text("\n".join(lines) + "\n")

@@ -21,7 +21,16 @@ def ask(task: str) -> list[Question]:
     return questions(task, 20, seed=0)
 
 
-QUALITY = {"none": 0.9, "random": 0.5, "uniform": 0.5, "downsample": 0.5, "pool": 0.5, "hiprune": 0.8, "fastv": 0.5}
+QUALITY = {
+    "none": 0.9,
+    "random": 0.5,
+    "random_kv": 0.5,
+    "uniform": 0.5,
+    "downsample": 0.5,
+    "pool": 0.5,
+    "hiprune": 0.8,
+    "fastv": 0.5,
+}
 """Share of the questions that the made-up methods answer."""
 
 

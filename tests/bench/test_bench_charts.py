@@ -9,7 +9,8 @@ import pytest
 from foveate.bench.records import Record
 from foveate.bench.summary import Mean, front
 from foveate.core import registry
-from foveate.report.bench_charts import mean_charts
+from foveate.report.across import CACHE, SPEED, across
+from foveate.report.bench_charts import mean_charts, task_charts
 from foveate.report.chart import Chart, Line, Point, counting, linear, ratios
 from foveate.report.heat import RAMPS, Box, contrast, ground, maps, text_on
 from foveate.report.looks import COLOURS, MARKERS, looks, method_looks
@@ -175,3 +176,22 @@ def test_a_heat_map_shows_one_budget_with_the_best_on_top() -> None:
     assert [band.boxes[1].weak for band in shown.bands if band.boxes[1]] == [False, False, True]
     assert (shown.low, shown.high) == (0.4, 1.0)
     assert set(found) == {(measure, keep) for measure in ("score retained", "score") for keep in ("0.5", "0.2")}
+
+
+def test_without_pictures_scores_are_drawn_against_the_size_of_the_cache() -> None:
+    seen = [record("text", "none", None, 1.0), record("text", "h2o", 0.5, 0.9), record("text", "h2o", 0.25, 0.4)]
+    sizes = [replace(each, visual_tokens=0.0, kv_bytes=size, speedup=1.0) for each, size in zip(seen, (800.0, 400.0, 200.0))]
+
+    assert across(sizes) is CACHE
+    (chart,) = task_charts(CACHE.of(sizes), {}, method_looks(["none", "h2o"]), CACHE)
+    assert chart.x.label == "how many times smaller the cache is (log scale)"
+    assert [line.xy for line in chart.lines] == [[(2, 0.9), (4, 0.4)], [(1, 1.0)]]
+    assert "cache 4.00x smaller (200 B a question)" in chart.lines[0].points[1].tip
+    assert chart.front == ((1, 1.0), (2, 0.9), (4, 0.4))
+
+
+def test_where_the_model_sees_pictures_it_is_speed() -> None:
+    # A method may leave no visual token at the end.
+    seen = [replace(record("shape", "none", None, 1.0), visual_tokens=9.0), record("shape", "evs", None, 0.5)]
+
+    assert across([seen[0], replace(seen[1], visual_tokens=0.0)]) is SPEED

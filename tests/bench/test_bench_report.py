@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from foveate.bench.cells import plan
+from foveate.bench.cells import TEXT_POINTS, plan
 from foveate.bench.chance import REASONS, chance
 from foveate.bench.folder import ResultFolder, Settings
 from foveate.bench.records import SPEEDUPS
@@ -274,3 +274,10 @@ def test_seconds_have_three_digits(value: float | None, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(None, "–"), (512, "512 B"), (1024, "1.00 KiB"), (3 * 2**30, "3.00 GiB")])
 def test_sizes_have_three_digits(value: float | None, text: str) -> None:
     assert size(value) == text
+
+
+def test_methods_of_the_cache_compare_with_random_entries(folder: ResultFolder, measure: Any, log: Any) -> None:
+    cells = plan(["shape"], ["hiprune", "fastv"], [0.5], TEXT_POINTS)
+    run(cells, lambda task: questions(task, 40, 0), measure, folder, log)
+
+    assert [record.method for record in no_better_than_random(folder, folder.records)] == ["fastv"]

@@ -161,7 +161,12 @@ def test_bench_and_tune_ask_questions_of_ones_own(call: Call, model: Path, rows:
         tmp_path / "bench",
     )
     assert done.exit_code == 0, done.output
-    assert len(json.loads((tmp_path / "bench" / "results.json").read_text())) == 2
+    assert len(json.loads((tmp_path / "bench" / "results.json").read_text())) == 3
+    assert (tmp_path / "bench" / "quality_cache.png").is_file()
+    assert not (tmp_path / "bench" / "quality_speed.png").exists()
+    page = (tmp_path / "bench" / "report.html").read_text()
+    assert "how many times smaller the cache is (log scale)" in page
+    assert "prefill speed-up (log scale)" not in page
 
     options = (
         "--methods",
@@ -191,9 +196,10 @@ def test_bench_asks_it_about_text(call: Call, model: Path, tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "results.json").read_text())
     cells = [(each["task"], each["method"], each["keep"]) for each in found]
-    per_task = [("none", None), *((method, keep) for method in ("h2o", "snapkv(window=4)") for keep in (0.5, 0.2))]
+    compared = ("random_kv", "h2o", "snapkv(window=4)")
+    per_task = [("none", None), *((method, keep) for method in compared for keep in (0.5, 0.2))]
     assert cells == [(task, *cell) for task in tasks.split(",") for cell in per_task]
-    plain, ample, small = (found[place]["kv_bytes"] for place in (0, 3, 4))
+    plain, ample, small = (found[place]["kv_bytes"] for place in (0, 5, 6))
     assert small < ample < plain
     assert "left out" not in done.output
     assert (tmp_path / "quality_cache.png").is_file()

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from foveate.bench.summary import Mean
-from foveate.report.picture import draw_quality_cache, draw_quality_speed
+from foveate.report.across import CACHE
+from foveate.report.picture import draw_quality
 
 POINT = Mean("none", None, 2, 1.0, 1.0, None, None, 1.0, None, None, retention_low=0.98, retention_high=1.0)
 KEEPS = (0.33, 0.22, 0.11)
@@ -38,7 +39,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def draw(means: list[Mean]) -> Figure:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            draw_quality_speed(means, tmp_path / "picture.png", "made up: 2 tasks, 10 questions each")
+            draw_quality(means, tmp_path / "picture.png", "made up: 2 tasks, 10 questions each")
         return figures[-1]
 
     return draw
@@ -140,6 +141,6 @@ def test_memory_may_be_the_scale(tmp_path: Path, drawn) -> None:
         replace(POINT, kv_bytes=100.0),
         *(replace(each, kv_bytes=100 * each.keep) for each in over_budgets("snapkv(window=8)")),
     ]
-    draw_quality_cache(means, tmp_path / "cache.png", "made up")
+    draw_quality(means, tmp_path / "cache.png", "made up", CACHE)
     with Image.open(tmp_path / "cache.png") as picture:
         assert picture.size[0] == 1600

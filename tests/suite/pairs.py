@@ -166,6 +166,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "shortv": [{"layers": (1, 2)}, {"layers": (0, 3)}],
     "smoothquant": [{"activations": 16}],
     "stc": [{"keep": 6}, {"keep": 0.4, "interval": 1, "variant": "released", "positions": "anchor"}],
+    "random_kv": [{"keep": 0.4}, {"keep": 6, "tokens": "visual"}],
     "snapkv": [{"keep": 0.5, "window": 4}, {"keep": 6, "window": 4, "tokens": "visual"}],
     "streamingllm": [{"keep": 0.4}, {"keep": 22, "sinks": 2}, {"keep": 9, "steps": False}],
     "tome": [{"keep": 6}, {"keep": 0.4, "proportional": False, "weighted": False}],

@@ -14,8 +14,14 @@ from foveate.core.text import split_outside_brackets
 
 SMALLER = ("downsample", "pool")
 """Plain image operations: the picture made smaller, and, where a model cannot see that, its tokens averaged."""
-REFERENCE_POINTS = (NONE, "random", "uniform", *SMALLER)
+RANDOM = ("random", "random_kv")
+"""What draws what it keeps: a method compares with the first of them that was measured, tokens or entries of the cache."""
+PICTURE_POINTS = (NONE, "random", "uniform", *SMALLER)
 """Always measured where the model takes it: what is there to lose, and what any method has to beat."""
+TEXT_POINTS = (NONE, "random_kv")
+"""The same for models that read text alone."""
+REFERENCE_POINTS = (*PICTURE_POINTS, "random_kv")
+"""What is no method to be judged, wherever it was measured."""
 
 ALL = "all"
 """Stands for every method that the model takes."""
@@ -96,7 +102,7 @@ def spread_out(methods: Sequence[str], keeps: Sequence[int | float]) -> tuple[li
 
 
 def plan(
-    tasks: Sequence[str], methods: Sequence[str], keeps: Sequence[int | float], points: Sequence[str] = REFERENCE_POINTS
+    tasks: Sequence[str], methods: Sequence[str], keeps: Sequence[int | float], points: Sequence[str] = PICTURE_POINTS
 ) -> list[Cell]:
     """The cells in the order in which they are measured: task by task, the reference ``points`` first."""
     contenders = [Contender.parse(text) for text in dict.fromkeys((*points, *methods))]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from foveate.bench.cells import REFERENCE_POINTS, Keep, Key, keep_text
+from foveate.bench.cells import RANDOM, REFERENCE_POINTS, Keep, Key, keep_text
 from foveate.bench.folder import Results
 from foveate.bench.records import SPEEDUPS, Record
 from foveate.bench.statistics import Difference, beats, difference, ratio_over
@@ -162,13 +162,19 @@ def kept_everything(records: Sequence[Record]) -> list[Record]:
     ]
 
 
+def random_beside(folder: Results, record: Record) -> Record | None:
+    """The cell of random selection that a record compares with: of the same budget on the same questions."""
+    found = (folder.record((record.task, name, keep_text(record.keep))) for name in RANDOM)
+    return next((random for random in found if random is not None), None)
+
+
 def no_better_than_random(folder: Results, records: Iterable[Record]) -> list[Record]:
-    """The records that do not beat ``random`` with the same budget on the same questions beyond noise."""
+    """The records that do not beat random selection with the same budget on the same questions beyond noise."""
     found = []
     for record in records:
         if record.method in REFERENCE_POINTS:
             continue
-        random = folder.record((record.task, "random", keep_text(record.keep)))
+        random = random_beside(folder, record)
         if random is not None and not beats(folder.scores(record), folder.scores(random)):
             found.append(record)
     return found

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from foveate import checkpoint
 from foveate.bench.admission import Refusals, admitted
-from foveate.bench.cells import REFERENCE_POINTS, Cell, parse_keeps, parse_methods, plan, spread_out
+from foveate.bench.cells import PICTURE_POINTS, TEXT_POINTS, Cell, parse_keeps, parse_methods, plan, spread_out
 from foveate.bench.chance import chance
 from foveate.bench.difficulty import difficulties
 from foveate.bench.folder import TIMED, ResultFolder, Settings
@@ -25,16 +25,17 @@ from foveate.bench.summary import drops, means, no_better_than_random
 from foveate.checkpoint.arguments import as_text
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
-from foveate.cli.own_data import GENERATED, OwnData, task_names
+from foveate.cli.own_data import GENERATED, OwnData, reads_text, task_names
 from foveate.cli.progress import BenchProgress
 from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable, write_json
 from foveate.core.recipe import NONE
+from foveate.report.across import across
 from foveate.report.bench_table import TaskNote, bench_tables
 from foveate.report.page import write_page
-from foveate.report.picture import draw_quality_cache, draw_quality_speed
-from foveate.tasks import TEXTS, VIDEOS
+from foveate.report.picture import draw_quality
+from foveate.tasks import VIDEOS
 
 CELLS_FAILED = 1
 
@@ -72,13 +73,12 @@ def bench(request: BenchRequest) -> None:
     keeps = parse_keeps(request.keep)
     named = parse_methods(request.methods)
     methods, left_out_early = spread_out(named, keeps)
-    # Reference points other than the unmodified model do something to pictures.
-    cells = plan(names, methods, keeps, (NONE,) if set(names) <= set(TEXTS) else REFERENCE_POINTS)
+    arguments = checkpoint.parse_model_args(request.model_args)
+    cells = plan(names, methods, keeps, TEXT_POINTS if reads_text(request.model, arguments) else PICTURE_POINTS)
     if request.workers and not request.ray:
         raise FoveateError(f"workers={request.workers}: is for --ray; give both")
     # The workers of a cluster may have a device that this machine lacks; they say so if they do not.
     elsewhere = request.ray and request.device != "auto"
-    arguments = checkpoint.parse_model_args(request.model_args)
     device = request.device if elsewhere else checkpoint.resolve_device(request.device, arguments)
     dtype = checkpoint.resolve_dtype(request.dtype, device)
     common = (request.model, request.n, request.seed, device, dtype, request.batch_size, request.companion)
@@ -156,14 +156,12 @@ def _show(folder: ResultFolder) -> None:
     console.print(bench_tables(records, over_tasks, notes, weak, drops(folder, records), about, apart))
     counted = f"{len(notes)} task{'s' * (len(notes) > 1)}, {settings.n} questions each"
     title = f"{settings.model}: {counted}, {settings.device} {settings.dtype}"
-    # What methods of the cache save of a text's prompt is memory; the prefill is as long as ever.
-    about_text = set(notes) <= set(TEXTS)
-    name, draw = ("quality_cache.png", draw_quality_cache) if about_text else ("quality_speed.png", draw_quality_speed)
-    draw(over_tasks, folder.path / name, title)
+    axis = across(records)
+    draw_quality(over_tasks, folder.path / axis.file, title, axis)
     write_json(folder.path / "tasks.json", {task: asdict(note) for task, note in notes.items()})
     write_json(folder.path / "difficulty.json", [asdict(each) for each in apart])
     write_page(folder, folder.path / "report.html")
-    written = (folder.path / each for each in ("results.json", name, "report.html"))
+    written = (folder.path / each for each in ("results.json", axis.file, "report.html"))
     console.print(Text("\n" + "\n".join(map(str, written))))
 
 

@@ -92,6 +92,14 @@ def parse_tasks(text: str, model: str) -> Sequence[str]:
     return names
 
 
+def reads_text(model: str, model_args: Mapping[str, Any] | None = None) -> bool:
+    """Whether ``model``, loaded so, reads text alone; what is wrong with it is said when it is loaded."""
+    try:
+        return is_text(model, model_args)
+    except FoveateError:
+        return False
+
+
 def _tasks(model: str) -> tuple[str, ...]:
     """Those about pictures, or those that a text model can be asked."""
     try:

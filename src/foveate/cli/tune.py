@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from foveate import checkpoint, tasks
-from foveate.bench.cells import ALL, REFERENCE_POINTS
+from foveate.bench.cells import ALL, PICTURE_POINTS
 from foveate.bench.probes import Hints
 from foveate.bench.probes.charts import PROBES_FILE
 from foveate.bench.questions import Wording
@@ -153,7 +153,7 @@ def parse_names(text: str) -> tuple[str, ...]:
         raise FoveateError(f"methods={text!r}: names none; must be names separated by commas, or all")
     if ALL in named:
         named = list(registry.methods())
-    baselines = [name for name in REFERENCE_POINTS if name != NONE]
+    baselines = [name for name in PICTURE_POINTS if name != NONE]
     return tuple(registry.get(name).name for name in dict.fromkeys([*named, *baselines]))
 
 

@@ -220,6 +220,11 @@ class Numbers:
 
 
 @dataclass(frozen=True)
+class Seed:
+    """The session's seed, an int, for methods that draw and get no `State` (`foveate.ops.draw`)."""
+
+
+@dataclass(frozen=True)
 class Side:
     """What the caller handed over beside the pictures under a name (``Session.side``): a depth map, an audio track, ...
 
@@ -254,6 +259,7 @@ Signal = (
     | Function
     | Scorer
     | Numbers
+    | Seed
     | Side
 )
 

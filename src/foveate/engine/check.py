@@ -24,6 +24,7 @@ from foveate.core.signal import (
     Pixels,
     Question,
     Scorer,
+    Seed,
     Side,
     Summary,
 )
@@ -134,7 +135,7 @@ def _check_layers(parts: Anatomy) -> None:
 def _check_depth(method: Method, traits: Traits) -> None:
     """No layer beyond the model's, where a method would silently do nothing."""
     signals = method.reads(traits)
-    placeless = Features | Pixels | Summary | Aligned | Question | Ids | Heard | Function | Scorer | Numbers | Side
+    placeless = Features | Pixels | Summary | Aligned | Question | Ids | Heard | Function | Scorer | Numbers | Seed | Side
     read = [signal.site for signal in signals if not isinstance(signal, placeless)]
     acts = list(method.sites(traits)) if isinstance(method, Tokens) else []
     decoder = [site.layer for site in (*read, *acts) if site.kind == "decoder"]

@@ -32,6 +32,7 @@ from foveate.core.signal import (
     Question,
     Rows,
     Scorer,
+    Seed,
     Side,
     Signal,
     Site,
@@ -75,7 +76,7 @@ class Program:
         signals_by_item: signals of pictures.
         side: side data that is read.
         halves, hidden, key_value: decoder layers of which these are read.
-        given: functions and numbers, which no forward changes.
+        given: functions, numbers and the seed, which no forward changes.
         ahead: functions that run layers ahead, which are of one forward.
         compiled: decoder layers that are compiled one by one.
         devices: where each decoder layer is run, if accelerate says so.
@@ -163,6 +164,7 @@ class Program:
             s: on(dict(traits.artifacts[s.method].numbers), anatomy.home) for s in every if isinstance(s, Numbers)
         }
         presses = {text: Pressing(anatomy, text) for text in dict.fromkeys(s.press for s in every if isinstance(s, Scorer))}
+        self.given |= {s: seed for s in every if isinstance(s, Seed)}
         self.given |= {s: presses[s.press].on(s.layer) for s in every if isinstance(s, Scorer)}
         for signal in every:
             self._sort(signal)
@@ -203,7 +205,7 @@ class Program:
         elif isinstance(signal, Hidden | Halves | KeyValue):
             kinds: dict[type, set[int]] = {Hidden: self.hidden, Halves: self.halves, KeyValue: self.key_value}
             kinds[type(signal)].add(signal.site.layer)
-        elif not isinstance(signal, Function | Scorer | Numbers):
+        elif not isinstance(signal, Function | Scorer | Numbers | Seed):
             encoder = signal.site.kind == "encoder"
             (self.encoder_signals if encoder else self.decoder_signals).setdefault(signal.site.layer, []).append(signal)
             if encoder:

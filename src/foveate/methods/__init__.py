@@ -63,6 +63,7 @@ from foveate.methods.kv_cache.mixkv import MixKV
 from foveate.methods.kv_cache.prefixkv import PrefixKV
 from foveate.methods.kv_cache.press import Press
 from foveate.methods.kv_cache.pyramidkv import PyramidKV
+from foveate.methods.kv_cache.random_kv import RandomKV
 from foveate.methods.kv_cache.snapkv import SnapKV
 from foveate.methods.kv_cache.sparsevila import SparseVILA
 from foveate.methods.kv_cache.streamingllm import StreamingLLM
@@ -142,6 +143,7 @@ __all__ = [
     "PyramidKV",
     "QuantExperts",
     "Random",
+    "RandomKV",
     "SCoRe",
     "Scope",
     "ShortV",

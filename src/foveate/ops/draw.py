@@ -12,6 +12,17 @@ def draw(count: int, k: int, seed: int, number: int) -> Tensor:
     The draw depends on the seed, the place of the image in its prompt and its size alone: never on the batch row, so
     that a sample gets the same tokens alone, in a batch, and in every beam.
     """
+    return torch.randperm(count, generator=_generator(count, seed, number))[:k].sort().values
+
+
+def chances(count: int, heads: int, seed: int, number: int) -> Tensor:
+    """``[heads, count]`` float32 in [0, 1), on the CPU: what each head ranks ``count`` entries by that it draws at random.
+
+    As `draw`, it depends on nothing else; ``number`` is that of the layer.
+    """
+    return torch.rand(heads, count, generator=_generator(count, seed, number))
+
+
+def _generator(count: int, seed: int, number: int) -> torch.Generator:
     mixed = ((seed * 1_000_003 + number) * 1_000_003 + count) % 2**63
-    generator = torch.Generator().manual_seed(mixed)
-    return torch.randperm(count, generator=generator)[:k].sort().values
+    return torch.Generator().manual_seed(mixed)

@@ -1,4 +1,4 @@
-"""The charts of a bench: quality against speed, and what is left in each layer."""
+"""The charts of a bench: quality against speed or memory, and what is left in each layer."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from itertools import repeat
 from statistics import fmean
 from typing import Any
 
-from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
+from foveate.bench.cells import REFERENCE_POINTS, keep_text
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.summary import Mean, front
 from foveate.core.recipe import NONE
+from foveate.report.across import SPEED, Across
 from foveate.report.chart import Chart, Guide, Line, Point, counting, linear, ratios
 from foveate.report.looks import Look, looks
-from foveate.report.numbers import factor, fixed, percent
+from foveate.report.numbers import factor, fixed, percent, size
 from foveate.report.places import by_place
-
-_SPEEDUP = "prefill speed-up (log scale)"
 
 Looks = Mapping[str, Look]
 
 
-def mean_charts(means: Sequence[Mean], look: Looks, width: int = 380, height: int = 300) -> list[Chart]:
-    """Score retained against speed, the mean over tasks: a chart for each place, with the points of reference.
+def mean_charts(
+    means: Sequence[Mean], look: Looks, across: Across = SPEED, width: int = 380, height: int = 300
+) -> list[Chart]:
+    """Score retained against the ratio that is ``across``, the mean over tasks: a chart for each place.
 
-    All have the same axes and the front of the whole; the names of those on it stand beside their points.
+    All have the points of reference, the same axes and the front of the whole, whose names stand beside their points.
     """
     known = [mean for mean in means if mean.retention is not None]
     best = mean_front(known)
 
     def point(mean: Mean) -> Point:
         at = (mean.speedup, mean.retention or 0.0)
-        retained, across = _ends(mean.retention_low, mean.retention_high), _ends(mean.speedup_low, mean.speedup_high)
+        retained, reach = _ends(mean.retention_low, mean.retention_high), _ends(mean.speedup_low, mean.speedup_high)
         named = _named(mean.method, mean.keep)
         tip = f"score retained {percent(mean.retention)} %{_between(retained)} (mean of {mean.tasks})"
-        said = f"{named}\n{tip}\nspeed-up {factor(mean.speedup)}{_between(across, 1)}\n{_tokens(mean.visual_tokens)}"
+        said = f"{named}\n{tip}\n{_cost(mean.speedup, reach, mean, across)}"
         label = named if mean.method == NONE else " · ".join(filter(None, (_short(mean.method, 20), keep_text(mean.keep))))
-        return Point(*at, said, retained, label if at in best or mean.method == NONE else "", across)
+        return Point(*at, said, retained, label if at in best or mean.method == NONE else "", reach)
 
     references = [mean for mean in known if mean.method in REFERENCE_POINTS]
     return [
         Chart(
             title=f"{place[0].upper()}{place[1:]}",
-            x=ratios(_SPEEDUP, [end for mean in known for end in _reach(mean)], _times),
+            x=ratios(f"{across.axis} (log scale)", [end for mean in known for end in _reach(mean)], _times),
             y=linear("score retained", [1.0, *(end for mean in known for end in _retained(mean))], _share),
             lines=_lines([*references, *rows], look, point),
             guides=(Guide(1.0),),
@@ -63,17 +64,18 @@ def mean_front(means: Sequence[Mean]) -> list[tuple[float, float]]:
 
 
 def task_charts(
-    records: Sequence[Record], speedups: Mapping[Key, float], notes: Mapping[str, Mapping[str, Any]], look: Looks
+    records: Sequence[Record], notes: Mapping[str, Mapping[str, Any]], look: Looks, across: Across = SPEED
 ) -> list[Chart]:
-    """Score against speed for each task, all on the same axes."""
+    """Score against the ratio that is ``across`` for each task, all on the same axes."""
+    speedups = {record.key: record.speedup for record in records if record.speedup is not None}
 
     def point(record: Record) -> Point:
-        score, across = (record.score_low, record.score_high), _ends(record.speedup_low, record.speedup_high)
-        speed = f"speed-up {factor(speedups[record.key])}{_between(across, 1)}"
-        tip = f"score {percent(record.score)} %{_between(score)}\n{speed}\n{_tokens(record.visual_tokens)}"
+        score, reach = (record.score_low, record.score_high), _ends(record.speedup_low, record.speedup_high)
+        tip = f"score {percent(record.score)} %{_between(score)}\n{_cost(speedups[record.key], reach, record, across)}"
         named = f"{_named(record.method, record.keep)}\n{tip}"
-        return Point(speedups[record.key], record.score, named, score, across=across)
+        return Point(speedups[record.key], record.score, named, score, across=reach)
 
+    ends = [end for record in records if record.key in speedups for end in _reach(record)]
     charts = []
     for task in dict.fromkeys(record.task for record in records):
         rows = [record for record in records if record.task == task and record.key in speedups]
@@ -82,7 +84,7 @@ def task_charts(
             Chart(
                 title=task,
                 caption="below floor" if note and note["below_floor"] else "",
-                x=ratios(_SPEEDUP, [end for record in records if record.key in speedups for end in _reach(record)], _times),
+                x=ratios(f"{across.axis} (log scale)", ends, _times),
                 y=linear("score", (0.0, 1.0), _share),
                 lines=_lines(rows, look, point),
                 guides=(Guide(note["majority_score"], f"always “{_short(note['majority_answer'], 14)}”"),) if note else (),
@@ -110,7 +112,7 @@ _BY_LAYER = (
 
 
 def layer_charts(folder: Results, look: Looks) -> list[Chart]:
-    """Tokens, cache and evidence in each decoder layer, means over tasks; nothing for folders that do not hold them."""
+    """Tokens, cache and evidence in each decoder layer, means over tasks; nothing where there is none."""
     details: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in folder.records:
         details.setdefault((record.method, keep_text(record.keep)), []).append(folder.details(record))
@@ -118,7 +120,7 @@ def layer_charts(folder: Results, look: Looks) -> list[Chart]:
     for what in _BY_LAYER:
         layers = {key: _over_tasks([cell.get(what.name, []) for cell in cells]) for key, cells in details.items()}
         lines = [_layer_line(method, keep, values, what, look) for (method, keep), values in layers.items()]
-        if any(line.points for line in lines):
+        if any(point.y for line in lines for point in line.points):
             x = counting("decoder layer", max(map(len, layers.values())))
             y = linear(what.unit, [point.y for line in lines for point in line.points], zero=True)
             charts.append(Chart(what.title, x, y, tuple(line for line in lines if line.points), dense=True))
@@ -206,8 +208,12 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _tokens(value: float | None) -> str:
-    return f"{fixed(value, 1)} visual tokens in the last layer"
+def _cost(ratio: float, ends: tuple[float, float] | None, row: Mean | Record, across: Across) -> str:
+    """What a point of this ratio saves, in two lines."""
+    said = across.tip.format(factor(ratio)) + _between(ends, 1)
+    if across.of_cache:
+        return f"{said} ({size(row.kv_bytes)} a question)\n{fixed(row.decode_rate, 0)} tokens/s in decoding"
+    return f"{said}\n{fixed(row.visual_tokens, 1)} visual tokens in the last layer"
 
 
 def _share(value: float) -> str:

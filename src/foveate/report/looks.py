@@ -41,6 +41,7 @@ _MARKERS = len(MARKERS) - 5
 _REFERENCES = {
     NONE: Look("ink", 9),
     "random": Look("grey", 7, "5 4"),
+    "random_kv": Look("grey", 7, "2 2 6 2"),
     "uniform": Look("grey", 8, "1.5 3.5"),
     "downsample": Look("grey", 10, "9 3"),
     "pool": Look("grey", 11, "9 3 2 3"),

@@ -11,16 +11,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from foveate.bench.cells import REFERENCE_POINTS, Key, keep_text
+from foveate.bench.cells import REFERENCE_POINTS, keep_text
 from foveate.bench.chance import REASONS
 from foveate.bench.difficulty import LEAST, difficulties
 from foveate.bench.folder import Results
 from foveate.bench.records import Record
 from foveate.bench.statistics import beats
-from foveate.bench.summary import kept_everything, means, no_better_than_random
+from foveate.bench.summary import kept_everything, means, no_better_than_random, random_beside
 from foveate.core.errors import FoveateError
 from foveate.core.files import write_whole
 from foveate.report import heat, numbers, story
+from foveate.report.across import across
 from foveate.report.bench_charts import layer_charts, mean_charts, mean_front, probe_chart, task_charts
 from foveate.report.gallery import gallery
 from foveate.report.looks import MARKERS, method_looks
@@ -52,10 +53,10 @@ def page(folder: Results) -> str:
     records = folder.records
     if not records:
         raise FoveateError(f"folder={str(folder.path)!r}: holds no finished cell yet; foveate bench --resume goes on there")
-    speedups = {record.key: record.speedup for record in records if record.speedup is not None}
-    over_tasks = means(records, folder.pairs)
+    axis = across(records)
+    over_tasks, drawn = axis.of(means(records, folder.pairs)), axis.of(records)
     weak = no_better_than_random(folder, records)
-    compared = [r for r in records if r.method not in REFERENCE_POINTS and folder.record(_random(r)) is not None]
+    compared = [r for r in records if r.method not in REFERENCE_POINTS and random_beside(folder, r) is not None]
     notes = folder.document("tasks.json") or {}
     tasks = list(dict.fromkeys(record.task for record in records))
     look = method_looks(record.method for record in records)
@@ -66,6 +67,7 @@ def page(folder: Results) -> str:
     script = Markup(_source(environment, "report.js"))
     return environment.get_template("report.html").render(
         about=folder.document("settings.json"),
+        across=axis,
         style=Markup(_source(environment, "report.css")),
         script=script,
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
@@ -88,8 +90,8 @@ def page(folder: Results) -> str:
         worse=story.by_method(_worse_than_random(folder, weak)),
         failures=folder.document("failures.json") or [],
         places=by_place(methods, str),
-        mean_charts=mean_charts(over_tasks, look),
-        task_charts=task_charts(records, speedups, notes, look),
+        mean_charts=mean_charts(over_tasks, look, axis),
+        task_charts=task_charts(drawn, notes, look, axis),
         maps=heat.maps(records, over_tasks, weak),
         ramp_style=heat.ramp_style(),
         layer_charts=layer_charts(folder, look),
@@ -104,13 +106,8 @@ def page(folder: Results) -> str:
 
 def _worse_than_random(folder: Results, weak: list[Record]) -> list[Record]:
     """Of the records that do not beat ``random``, those that it beats."""
-    against = [(record, folder.record(_random(record))) for record in weak]
+    against = [(record, random_beside(folder, record)) for record in weak]
     return [record for record, random in against if random and beats(folder.scores(random), folder.scores(record))]
-
-
-def _random(record: Record) -> Key:
-    """The cell of random selection that a record compares with."""
-    return record.task, "random", keep_text(record.keep)
 
 
 def _probes(folder: Results) -> dict[str, Any] | None:

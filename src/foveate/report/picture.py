@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from foveate.bench.cells import keep_text
 from foveate.bench.summary import Mean, pareto
 from foveate.core.recipe import NONE
+from foveate.report.across import SPEED, Across
 from foveate.report.picture_looks import MOST_LOOKS, PictureLook, picture_look
 from foveate.report.places import by_place
 from foveate.report.training_mark import footnote, mark
@@ -42,6 +43,7 @@ _LEGEND: dict[str, Any] = {
 }
 _REFERENCES: dict[str, PictureLook] = {
     "random": {"color": "#808080", "linestyle": "--", "marker": "x"},
+    "random_kv": {"color": "#808080", "linestyle": (0, (1, 2, 4, 2)), "marker": "x"},
     "uniform": {"color": "#808080", "linestyle": ":", "marker": "+"},
     "downsample": {"color": "#808080", "linestyle": "-.", "marker": "v"},
     "pool": {"color": "#808080", "linestyle": (0, (6, 2)), "marker": "s"},
@@ -72,40 +74,13 @@ class _Panel:
         return -(-sum(_written(line.name).count("\n") + 1 for line in self.lines) // self.legend_columns)
 
 
-@dataclass(frozen=True)
-class _Across:
-    """What retention is drawn against, on the axis and below the picture."""
+def draw_quality(means: Sequence[Mean], path: Path, title: str, across: Across = SPEED) -> None:
+    """Draw retention against prefill speed-up, or what else is ``across``, as PNG.
 
-    label: str
-    caption: str
-
-
-_SPEED = _Across("prefill speed-up", "speed-up of the language model's prefill")
-_CACHE = _Across("how many times smaller the cache is", "cache behind the answer, beside the unmodified model's")
-
-
-def draw_quality_speed(means: Sequence[Mean], path: Path, title: str) -> None:
-    """Draw retention against prefill speed-up as PNG: each method over its budgets or settings, with intervals.
-
-    Each place has its own panel; the baselines and the Pareto front of the whole are in all of them.
+    Each method over its budgets or settings, with intervals. Each place has its own panel; the baselines and the Pareto
+    front of the whole are in all of them.
     """
-    _draw(means, path, title, _SPEED)
-
-
-def draw_quality_cache(means: Sequence[Mean], path: Path, title: str) -> None:
-    """As `draw_quality_speed`, against how many times smaller the cache is."""
-    whole = next((mean.kv_bytes for mean in means if mean.method == NONE), None)
-    # What is drawn knows one ratio, whatever it is of.
-    known = [
-        replace(mean, speedup=whole / mean.kv_bytes, speedup_low=None, speedup_high=None)
-        for mean in means
-        if whole and mean.kv_bytes
-    ]
-    _draw(known, path, title, _CACHE)
-
-
-def _draw(means: Sequence[Mean], path: Path, title: str, across: _Across) -> None:
-    known = [mean for mean in means if mean.retention is not None]
+    known = [mean for mean in across.of(means) if mean.retention is not None]
     references = [_Line(name, tuple(mean for mean in known if mean.method == name)) for name in _REFERENCES]
     panels = list(_panels(known)) or [_Panel("", ())]
     columns = min(_COLUMNS, len(panels))
@@ -196,9 +171,9 @@ def _margins(middle: float, low: float | None, high: float | None) -> list[list[
     return None if low is None or high is None else [[middle - low], [high - middle]]
 
 
-def _dress(axis: Axes, panel: _Panel, own: Sequence[Line2D], across: _Across) -> None:
+def _dress(axis: Axes, panel: _Panel, own: Sequence[Line2D], across: Across) -> None:
     axis.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold")
-    axis.set_xlabel(f"{across.label} (log scale)", fontsize=9)
+    axis.set_xlabel(f"{across.axis} (log scale)", fontsize=9)
     axis.tick_params(labelsize=9, labelbottom=True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="#efefef")
@@ -226,7 +201,7 @@ def _frame(figure: Figure, title: str, common: Sequence[Line2D], caption: str) -
     figure.text(0.01, 0.08 / height, caption, va="bottom", fontsize=9, color="#444444")
 
 
-def _caption(means: Sequence[Mean], across: _Across) -> str:
+def _caption(means: Sequence[Mean], across: Across) -> str:
     budgets = dict.fromkeys(keep_text(mean.keep) for mean in _ample_first(means) if mean.keep is not None)
     sizes = f"marks from large to small are keep {', '.join(budgets)}, or a method's settings; " if budgets else ""
     trained = footnote(mean.method for mean in means)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from foveate.bench.cells import REFERENCE_POINTS, keep_text
+from foveate.bench.cells import RANDOM, REFERENCE_POINTS, keep_text
 from foveate.bench.records import Record
 from foveate.bench.summary import Mean
 
@@ -17,7 +17,7 @@ _PLACES = 3
 
 @dataclass(frozen=True)
 class Ranking:
-    """The methods that retain most at a budget, best first, and what ``random`` retains with it."""
+    """The methods that retain most at a budget, best first, and what random selection retains with it."""
 
     keep: str
     best: tuple[Mean, ...]
@@ -34,7 +34,7 @@ class Offer:
 
 def rankings(means: Sequence[Mean]) -> list[Ranking]:
     """One for each budget, in order of first appearance; methods without a budget compare with nothing."""
-    random = {keep_text(mean.keep): mean for mean in means if mean.method == "random"}
+    random = {keep_text(mean.keep): mean for name in reversed(RANDOM) for mean in means if mean.method == name}
     found = []
     for keep in dict.fromkeys(keep_text(mean.keep) for mean in means if mean.keep is not None):
         group = [mean for mean in _contenders(means) if keep_text(mean.keep) == keep]

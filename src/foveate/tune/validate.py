@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveate.bench.cells import REFERENCE_POINTS
+from foveate.bench.cells import PICTURE_POINTS
 from foveate.core import registry
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe, build
@@ -100,7 +100,7 @@ def baselines(
 ) -> Iterator[Baseline]:
     """What the points of reference reach at the winner's cost; those that no picture can be given are left out."""
     methods = {method.name for method in Recipe.parse(winner.recipe).methods}
-    names = [name for name in REFERENCE_POINTS if name in hosted and {name} != methods]
+    names = [name for name in PICTURE_POINTS if name in hosted and {name} != methods]
     if not names:
         return
     questions = held(winner.start, winner.stop)
