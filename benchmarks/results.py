@@ -113,6 +113,8 @@ SERIES = {
         "0.22",
         200,
         "a language model that learnt from the world's text",
+        # Colours are answered as shapes are.
+        "reading,existence,shape",
         groups=("in_llm", "kv_cache"),
         models=(reference_smol.NAME,),
         dtype="float32",
