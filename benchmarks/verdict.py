@@ -2,7 +2,7 @@
 
 python -m benchmarks.verdict     # writes the page, from what `python -m benchmarks.results` left in docs/results/*.jsonl
 
-Compared are rows of one method at one budget, on the tasks that all of these models learnt.
+Compared are rows of one method at one budget, on the tasks that both models of a pair learnt.
 """
 
 from __future__ import annotations
@@ -52,17 +52,18 @@ def main() -> None:
 
 def lines(measured: Sequence[Numbers]) -> Iterator[str]:
     """The page."""
-    tasks = common_tasks(measured)
-    found = {model: of_model([each for each in measured if each.model == model], tasks) for model in (LARGE, *SMALL)}
+    tasks = {model: common_tasks(measured, model) for model in (LARGE, *SMALL)}
+    found = {model: of_model([each for each in measured if each.model == model], tasks[model]) for model in tasks}
+    listed = "; ".join(f"{', '.join(tasks[model])} on `{model}`" for model in SMALL)
     n = next(numbers.n for numbers in measured if numbers.model == LARGE)
     yield from (
         "# The verdict of a language model that learnt from text",
         "",
         "Written by `python -m benchmarks.verdict`. The small reference models learnt generated questions from nothing;",
         f"behind the eyes of `{LARGE}` is SmolLM2, which learnt from the world's text ([what it",
-        "is](../text.md#reference-smol)). The same methods at the same budgets, on the tasks that all of them learnt:",
-        f"{', '.join(tasks)} ({n} questions each on `{LARGE}`; what the others were asked is on",
-        "[their pages](../results.md)).",
+        f"is](../text.md#reference-smol)). The same methods at the same budgets: {', '.join(tasks[LARGE])} on `{LARGE}`,",
+        f"{n} questions each, and what of that the others learnt, too: {listed}",
+        "([their pages](../results.md)).",
         "",
         "*Retained* is the score over the unmodified model's; in brackets on how many of these tasks a method is better",
         "and worse than `random` at the same budget beyond noise. Methods of the cache read the whole picture first, and",
@@ -75,15 +76,13 @@ def lines(measured: Sequence[Numbers]) -> Iterator[str]:
         if rows:
             yield from ("", f"## {title}", "", *_table(sorted(rows, key=lambda key: -found[LARGE][key].retained), found))
     yield from ("", "## Baselines", "", *_table([key for key in found[LARGE] if name(key) in REFERENCE_POINTS], found))
-    yield from ("", "## Do the models agree?", "", *_agreement(found))
+    yield from ("", "## Do the models agree?", "", *_agreement(measured, found))
 
 
-def common_tasks(measured: Sequence[Numbers]) -> list[str]:
-    """Those that every model learnt, as far as they were measured."""
-    learnt = [
-        {task for numbers in measured if numbers.model == model for task in numbers.learnt} for model in (LARGE, *SMALL)
-    ]
-    order = [task for numbers in measured if numbers.model == LARGE for task in numbers.tasks]
+def common_tasks(measured: Sequence[Numbers], *models: str) -> list[str]:
+    """Those that these models learnt, as far as they were measured on the large one."""
+    learnt = [{task for numbers in measured if numbers.model == model for task in numbers.learnt} for model in models]
+    order = [task for numbers in measured if numbers.model == LARGE for task in numbers.learnt]
     return [task for task in dict.fromkeys(order) if all(task in those for those in learnt)]
 
 
@@ -126,21 +125,23 @@ def _cell(found: Found | None, *, baseline: bool) -> str:
     return f"{100 * found.retained:.0f} %{against}"
 
 
-def _agreement(found: Mapping[str, Mapping[Key, Found]]) -> Iterator[str]:
+def _agreement(measured: Sequence[Numbers], found: Mapping[str, Mapping[Key, Found]]) -> Iterator[str]:
     """Of pairs of models: whether the same methods retain most, and whether they are on the same side of random."""
     pruning = {key for rows in found.values() for key in rows if _prunes(key)}
     yield "Methods between the layers: the rank correlation (Spearman) of what they retain, and how many are on the same"
-    yield "side of `random`."
+    yield "side of `random`, each pair of models on the tasks that both learnt."
     yield ""
     yield "| models | methods and budgets in both | rank correlation | same side of `random` |"
     yield "|---|--:|--:|--:|"
     for one, other in combinations(found, 2):
-        both = sorted(pruning & found[one].keys() & found[other].keys())
+        tasks = common_tasks(measured, one, other)
+        left, right = (of_model([each for each in measured if each.model == model], tasks) for model in (one, other))
+        both = sorted(pruning & left.keys() & right.keys())
         if len(both) < 3:
             continue
-        pairs = [(found[one][key], found[other][key]) for key in both]
+        pairs = [(left[key], right[key]) for key in both]
         ranks = spearmanr([pair[0].retained for pair in pairs], [pair[1].retained for pair in pairs]).statistic
-        same = sum(left.verdict == right.verdict for left, right in pairs)
+        same = sum(pair[0].verdict == pair[1].verdict for pair in pairs)
         yield f"| `{one}`, `{other}` | {len(both)} | {ranks:.2f} | {same} |"
     yield ""
     for title, chosen in _differences(found, sorted(pruning)).items():

@@ -30,7 +30,7 @@ MEASURED = [
 
 
 def test_tasks_that_a_model_did_not_learn_are_left_out() -> None:
-    assert common_tasks(MEASURED) == ["shape", "existence"]
+    assert common_tasks(MEASURED, "reference-smol", "reference-qwen") == ["shape", "existence"]
 
 
 def test_what_is_retained_is_over_the_unmodified_model() -> None:
