@@ -55,6 +55,7 @@ class Series:
         models: it is measured on.
         dtype: as large models are run, by default; on a CPU it is twice as fast on tiny ones, too.
         settings: which of the three of methods that have no `keep`, ample ones first.
+        batch_size: questions at once; one batch of each cell is timed.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Series:
     models: tuple[str, ...] = ("reference-qwen", "reference-tiles")
     dtype: str = "bfloat16"
     settings: tuple[int, ...] = (0, 1, 2)
+    batch_size: int = 25
 
     def stem(self, model: str) -> str:
         """What files about a model are called."""
@@ -111,14 +113,15 @@ SERIES = {
     "verdict": Series(
         "verdict",
         "0.22",
-        200,
+        100,
         "a language model that learnt from the world's text",
-        # Colours are answered as shapes are.
-        "reading,existence,shape",
+        # An easy task and one of details, with more than a word to say; colours and shapes are answered as things are found.
+        "existence,reading",
         groups=("in_llm", "kv_cache"),
         models=(reference_smol.NAME,),
         dtype="float32",
         settings=(1,),
+        batch_size=10,
     ),
 }
 
@@ -153,7 +156,7 @@ def measure(model: str, series: Series, workers: int | None, folder: Path) -> No
         resume=True,
         device="auto",
         dtype=series.dtype,
-        batch_size=25,
+        batch_size=series.batch_size,
         companion=None,
         # Speeds are means over tasks; timing more of each would take a quarter of the time.
         timed=1,
