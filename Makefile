@@ -33,7 +33,7 @@ $(VENV)/.smol: $(READY)
 # The same on a language model that learnt from text: methods on pictures, then on the cache of a text.
 demo-smol: $(VENV)/.smol
 	$(BIN)/foveate bench --model reference-smol --tasks attribute,existence,reading \
-		--methods random,uniform,fastv,hiprune,"snapkv(window=8)",shortv --keep 0.33,0.11 --n 24 --out runs/demo-smol --resume
+		--methods random,uniform,fastv,hiprune,"snapkv(window=8)",shortv --keep 0.33,0.11 --n 24 --timed 1 --out runs/demo-smol --resume
 	$(BIN)/foveate bench --model smol --tasks text-needles --methods h2o,streamingllm,"snapkv(window=16)" \
 		--keep 0.5,0.2 --n 16 --batch-size 8 --timed 1 --out runs/demo-smol-text --resume
 	@echo "The pictures are runs/demo-smol/quality_speed.png and runs/demo-smol-text/quality_cache.png"
