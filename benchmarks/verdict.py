@@ -25,6 +25,11 @@ RESULTS = Path(__file__).parent.parent / "docs" / "results"
 LARGE, SMALL = reference_smol.NAME, ("reference-tiles", "reference-qwen")
 SERIES = ("", "later", "verdict")
 """Those with the budgets that are compared; series of the same model share no row but baselines."""
+PROBES = {
+    "horizon": "Score when all visual tokens leave before a layer",
+    "embedlens": "Visual tokens that lie at words which do not depend on the picture, and the score without them",
+}
+"""Their pictures beside the page."""
 BETTER, WORSE, EITHER = "better", "worse", "as good"
 
 Key = tuple[str, str]
@@ -77,6 +82,7 @@ def lines(measured: Sequence[Numbers]) -> Iterator[str]:
             yield from ("", f"## {title}", "", *_table(sorted(rows, key=lambda key: -found[LARGE][key].retained), found))
     yield from ("", "## Baselines", "", *_table([key for key in found[LARGE] if name(key) in REFERENCE_POINTS], found))
     yield from ("", "## Do the models agree?", "", *_agreement(measured, found))
+    yield from ("", "## Where this model reads the picture", "", *_probes())
 
 
 def common_tasks(measured: Sequence[Numbers], *models: str) -> list[str]:
@@ -147,6 +153,13 @@ def _agreement(measured: Sequence[Numbers], found: Mapping[str, Mapping[Key, Fou
     for title, chosen in _differences(found, sorted(pruning)).items():
         shown = ", ".join(f"`{key[0]}`{f' at {key[1]}' if key[1] else ''}" for key in chosen)
         yield f"- {title}: {shown or 'none'}."
+
+
+def _probes() -> Iterator[str]:
+    """The pictures of the probes, which are drawn by `foveate probe`."""
+    yield "By `foveate probe information-horizon` and `foveate probe embedlens` ([what they measure](../probes.md))."
+    for name, title in PROBES.items():
+        yield from ("", f"![{title}]({LARGE}-{name}.png)")
 
 
 def _differences(found: Mapping[str, Mapping[Key, Found]], keys: Sequence[Key]) -> dict[str, list[Key]]:
