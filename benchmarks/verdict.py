@@ -68,12 +68,12 @@ def lines(measured: Sequence[Numbers]) -> Iterator[str]:
         f"behind the eyes of `{LARGE}` is SmolLM2, which learnt from the world's text ([what it",
         f"is](../text.md#reference-smol)). The same methods at the same budgets: {', '.join(tasks[LARGE])} on `{LARGE}`,",
         f"{n} questions each, and what of that the others learnt, too: {listed}",
-        "([their pages](../results.md)).",
+        "([their pages](../results.md)). A dash: not measured, or not on this model.",
         "",
         "*Retained* is the score over the unmodified model's; in brackets on how many of these tasks a method is better",
-        "and worse than `random` at the same budget beyond noise. Methods of the cache read the whole picture first, and",
-        "most of these answers are a word: they show that they do no harm here, not more; [SmolLM2](smol.md) has what",
-        "they are worth.",
+        "and worse than `random` at the same budget beyond noise. Methods of the cache read the whole picture before they",
+        "drop any of it, so that an answer of one word says nothing of them, and one of letters does; [SmolLM2](smol.md)",
+        "has more about them.",
     )
     known = registry.methods()
     for group, title in (("in_llm", "Between the layers"), ("kv_cache", "On the cache")):
