@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Interrupting:
@@ -15,3 +17,13 @@ class Interrupting:
 def hear() -> None:
     """In a new process: let Ctrl-C end it, which the background of a shell takes from its commands."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """In this process, also where its tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

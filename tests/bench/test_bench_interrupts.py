@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import pytest
-from tests.bench.interrupting import Interrupting
+from tests.bench.interrupting import Interrupting, heard
 
 from foveate.bench.interrupts import Interrupts
 
 
 @pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
+def hearing() -> Iterator[None]:
     """Also where the tests run in the background of a shell, whose commands ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+    with heard():
+        yield
 
 
 def handler() -> object:

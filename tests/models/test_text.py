@@ -93,7 +93,7 @@ def test_every_method_says_whether_it_acts_on_text() -> None:
 
     assert textual == {
         "awq", "flashcache", "gptaq", "gptq", "h2o", "kivi", "mixkv", "modes", "prefixkv", "press", "pyramidkv",
-        "qig", "quant_experts", "rtn", "smoothquant", "snapkv", "streamingllm", "uat",
+        "qig", "quant_experts", "random_kv", "rtn", "smoothquant", "snapkv", "streamingllm", "uat",
     }  # fmt: skip
 
 

@@ -77,8 +77,8 @@ def _gone(weight: Tensor) -> bool:
     return weight.untyped_storage().nbytes() < weight.nbytes
 
 
-def refuse_unreadable(linear: nn.Linear, where: str) -> None:
-    """Refuse a linear that is offloaded, given up or quantized already.
+def refuse_absent(linear: nn.Linear, where: str) -> None:
+    """Refuse a linear whose weight is not there: offloaded, or given up.
 
     Raises:
         FoveateError: with the remedy.
@@ -88,8 +88,18 @@ def refuse_unreadable(linear: nn.Linear, where: str) -> None:
         raise FoveateError(f"{where} is offloaded; load the model without offloading")
     if type(weight) is nn.Parameter and _gone(weight):
         raise FoveateError(f"{where} was given up by session.commit(); load the model again")
-    if not _readable(weight):
-        raise FoveateError(f"{where} is quantized already ({weight.dtype}); load the checkpoint of which it was made")
+
+
+def refuse_unreadable(linear: nn.Linear, where: str) -> None:
+    """Refuse a linear that is offloaded, given up or quantized already.
+
+    Raises:
+        FoveateError: with the remedy.
+    """
+    refuse_absent(linear, where)
+    if not _readable(linear.weight):
+        dtype = linear.weight.dtype
+        raise FoveateError(f"{where} is quantized already ({dtype}); load the checkpoint of which it was made")
 
 
 def digest(block: nn.Module) -> str | None:

@@ -22,7 +22,7 @@ from foveate.core.artifact import Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.signal import Scorer
 from foveate.core.weights import SLAB, Replaced, Sparse, Weights
-from foveate.engine.linears import blocks_of, digest, moved, numbered, parts_of, refuse_unreadable, values
+from foveate.engine.linears import blocks_of, digest, moved, numbered, parts_of, refuse_absent, values
 from foveate.engine.program import Program
 from foveate.engine.shelf import block_of
 from foveate.engine.sides import TEXT, Present, product, refusal, said, tensors_of_sides
@@ -203,7 +203,7 @@ def _install(method: Weights, program: Program, current: Callable[[], object | N
                     f"artifact of {method.name}: holds {name} of block {number}, which this model has not in that shape; "
                     "run foveate quantize again"
                 )
-            refuse_unreadable(linears[name], f"{method.part} block {number}: {name}")
+            refuse_absent(linears[name], f"{method.part} block {number}: {name}")
         for name, replaced in found.items():
             if replaced.by_role and not program.by_role:
                 _refuse_scorers(method, program)

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("ray")
 
 import ray
-from tests.bench.interrupting import Interrupting, hear
+from tests.bench.interrupting import Interrupting, hear, heard
 from tests.serving.batch.conftest import Write, lines
 from tests.serving.batch.deadly import SETTINGS, Silent, nothing, work
 from tests.serving.batch.file import FOVEATE, ask_server, check, questions
@@ -122,14 +122,15 @@ class Dropping(Silent):
 
 
 def test_an_interrupt_in_a_finaliser_is_not_lost(nodes: Nodes, write: Write, tmp_path: Path, marks: Path) -> None:
-    data, out, before = write([{"id": n} for n in range(20)]), tmp_path / "out.jsonl", signal.getsignal(signal.SIGINT)
+    data, out = write([{"id": n} for n in range(20)]), tmp_path / "out.jsonl"
 
-    with Ledger(out, SETTINGS) as ledger, pytest.raises(KeyboardInterrupt):
-        answer_on(nodes, work(data, marks), Crewed("local", "cpu", 1, 4), ledger, Dropping())
+    with heard(), Ledger(out, SETTINGS) as ledger:
+        with pytest.raises(KeyboardInterrupt):
+            answer_on(nodes, work(data, marks), Crewed("local", "cpu", 1, 4), ledger, Dropping())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     # The block that was there is written to its end.
     assert [line["id"] for line in lines(out)] == [0, 1, 2, 3]
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.slow
