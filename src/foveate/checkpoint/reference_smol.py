@@ -122,13 +122,17 @@ def adapters(decoder: nn.Module, rank: int) -> dict[str, Adapter]:
     return made
 
 
+def factors(made: dict[str, Adapter]) -> dict[str, Tensor]:
+    """Both of each adapter, by the names that they are saved under."""
+    return {f"{name}.{each}": getattr(adapter, each) for name, adapter in made.items() for each in ("down", "up")}
+
+
 def save(projector: nn.Module, made: dict[str, Adapter], folder: Path) -> None:
     """Write what was learnt, in bfloat16: the projector, and of each adapter both factors."""
     from safetensors.torch import save_file
 
     learned = {f"projector.{name}": value for name, value in projector.state_dict().items()}
-    for name, adapter in made.items():
-        learned |= {f"{name}.down": adapter.down, f"{name}.up": adapter.up}
+    learned |= factors(made)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: value.detach().to(torch.bfloat16).contiguous() for name, value in learned.items()},

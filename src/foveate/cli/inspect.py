@@ -18,7 +18,7 @@ from foveate import checkpoint, tasks
 from foveate.bench.measure import evidence_recalls
 from foveate.checkpoint import Checkpoint
 from foveate.cli.console import output
-from foveate.cli.own_data import surely_text
+from foveate.cli.own_data import reads_text
 from foveate.cli.pictures import picture
 from foveate.cli.quiet import quiet
 from foveate.core.errors import FoveateError
@@ -57,7 +57,7 @@ class InspectRequest:
 def inspect(request: InspectRequest) -> None:
     """Answer under each recipe, draw, write, and say what there is."""
     arguments = checkpoint.parse_model_args(request.model_args)
-    if surely_text(request.model, arguments):
+    if reads_text(request.model, arguments):
         raise FoveateError(
             f"model={request.model!r}: reads text alone, and pictures are what is drawn; foveate run says what a recipe "
             "keeps of a prompt's cache"

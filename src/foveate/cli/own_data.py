@@ -93,7 +93,7 @@ def parse_tasks(text: str, model: str) -> Sequence[str]:
 
 
 def reads_text(model: str, model_args: Mapping[str, Any] | None = None) -> bool:
-    """Whether ``model``, loaded so, reads text alone; what is wrong with it is said when it is loaded."""
+    """Whether ``model``, loaded so, reads text alone; not, if nobody knows: what is wrong is said when it is loaded."""
     try:
         return is_text(model, model_args)
     except FoveateError:
@@ -106,11 +106,3 @@ def _tasks(model: str) -> tuple[str, ...]:
         return tasks.TEXTS if is_text(model) else tasks.TASKS
     except FoveateError:  # what is wrong with the model is said when it is loaded
         return (*tasks.TASKS, *tasks.TEXTS)
-
-
-def surely_text(model: str, model_args: Mapping[str, Any] | None = None) -> bool:
-    """Whether a model reads text alone; not, if nobody knows: what is wrong with it is said when it is loaded."""
-    try:
-        return is_text(model, model_args)
-    except FoveateError:
-        return False

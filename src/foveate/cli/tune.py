@@ -19,7 +19,7 @@ from foveate.bench.questions import Wording
 from foveate.checkpoint.arguments import as_text
 from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
-from foveate.cli.own_data import OwnData, surely_text, task_names
+from foveate.cli.own_data import OwnData, reads_text, task_names
 from foveate.cli.quiet import quiet
 from foveate.core import registry
 from foveate.core.errors import FoveateError
@@ -132,7 +132,7 @@ def parse_goal(request: TuneRequest) -> Goal:
     ((bounded, bound),) = given.items()
     if bounded != DROP and request.target is not None:
         raise FoveateError(f"target={request.target!r}: goes with --max-drop; --max-{bounded} asks for the best quality")
-    if bounded == DROP and request.target is None and surely_text(request.model):
+    if bounded == DROP and request.target is None and reads_text(request.model):
         return Goal("kv", bounded, bound)  # what acts on a text model's cache reads the whole prompt first
     return Goal((request.target or "prefill") if bounded == DROP else DROP, bounded, bound)
 

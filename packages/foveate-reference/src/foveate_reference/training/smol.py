@@ -121,8 +121,7 @@ class Student:
         self.mean, self.std = rows.mean(0), rows.std(0)
         rows = (rows - self.mean) / self.std
         table = self._word_table()
-        blank = (names[0] == len(SHAPES)) & (names[2] == len(LETTERS))
-        weights = torch.where(blank, 0.2, 1.0)[:, None]
+        weights = torch.where(_blank(names), 0.2, 1.0)[:, None]
         optimizer = torch.optim.AdamW(self.projector.parameters(), weight_decay=0)
         for step in track(range(settings.fitting), "fitting"):
             chosen = torch.from_numpy(rng.integers(len(rows), size=4096))
@@ -140,8 +139,7 @@ class Student:
 
     def _named(self, table: list[Tensor], names: Tensor) -> Tensor:
         shape, colour, letter = (rows[index] for rows, index in zip(table, names, strict=False))
-        blank = (names[0] == len(SHAPES)) & (names[2] == len(LETTERS))
-        return self.words.mean(0) + torch.where(blank[:, None], table[3][0], shape + colour + letter)
+        return self.words.mean(0) + torch.where(_blank(names)[:, None], table[3][0], shape + colour + letter)
 
     @torch.no_grad()
     def _nearest(self, table: list[Tensor], rows: Tensor, names: Tensor) -> float:
@@ -161,16 +159,15 @@ class Student:
         rows = self.features(torch.from_numpy(np.stack([draw_scene(rng).pixels for _ in range(200)]))).flatten(0, 1)
         self.adapt()
         with torch.no_grad():
-            for name, value in [*self.projector.named_parameters(prefix="projector"), *self._factors()]:
+            for name, value in [
+                *self.projector.named_parameters(prefix="projector"),
+                *reference_smol.factors(self.adapters).items(),
+            ]:
                 value.copy_(learned[name])
             first = self.projector.linear_1
             self.mean, self.std = rows.mean(0), rows.std(0)
             first.bias += first.weight @ self.mean
             first.weight *= self.std
-
-    def _factors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, adapter in self.adapters.items():
-            yield from ((f"{name}.down", adapter.down), (f"{name}.up", adapter.up))
 
     def answer_losses(self, packed: Packed) -> tuple[Tensor, Tensor]:
         """Nats of each answer token, and which tokens are right: ``[targets]``."""
@@ -285,6 +282,11 @@ def train(folder: Path, settings: Settings, start: Path | None = None) -> None:
                 if metrics["step"] % 50 == 0:
                     save(max(0, metrics["step"] - parts[-1][1]))
     save(settings.steps)
+
+
+def _blank(names: Tensor) -> Tensor:
+    """Which patches show neither a thing nor a letter."""
+    return (names[0] == len(SHAPES)) & (names[2] == len(LETTERS))
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
