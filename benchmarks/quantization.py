@@ -73,7 +73,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """How methods are run whose defaults are not what is to be compared; all others as they are."""
 SLOW = ("ls_vit",)
-"""Those that wait until all others are measured."""
+"""Those of which little is measured before all others are."""
 TELLING = ("W2", "W4A4", "W3", "W2 g64")
 """Settings in which methods differ most; the others follow."""
 
@@ -119,23 +119,21 @@ def method_of(text: str, setting: str) -> Weights | None:
 
 def cells(models: Sequence[str]) -> Iterator[Cell]:
     """All of them, the most telling first: where methods differ most, and on models with short prompts."""
-    quick, slow = [one for one in models if one in MODELS[:2]], [one for one in models if one not in MODELS[:2]]
-    stages = (
-        (quick, TELLING[:3], SEEDS[:1]),
-        (quick[:1], TELLING[:3], SEEDS[1:]),
-        (slow, TELLING[:3], SEEDS[:1]),
-        (models, tuple(SETTINGS), SEEDS),
+    quick, long = [one for one in models if one in MODELS[:2]], [one for one in models if one not in MODELS[:2]]
+    stages: tuple[tuple[bool, Sequence[str], Sequence[str], Sequence[int]], ...] = (
+        (False, quick, TELLING[:3], SEEDS[:1]),
+        (False, quick[:1], tuple(SETTINGS), SEEDS[:1]),
+        (True, quick[:1], TELLING[:3], SEEDS[:1]),
+        (False, long, TELLING[:3], SEEDS[:1]),
+        (False, models, tuple(SETTINGS), SEEDS),
+        (True, models, tuple(SETTINGS), SEEDS),
     )
     rows = sorted(variants(), key=lambda row: len(row[1].streams))
-    for late, (some, settings, seeds) in product((False, True), stages):
-        for seed in seeds:
-            for model in some:
-                for setting in settings:
-                    for ill in (True, False):
-                        for text, kind in rows:
-                            wanted = (kind.name in SLOW) == late and (seed == 0 or kind.streams)
-                            if wanted and method_of(text, setting) is not None:
-                                yield Cell(model, ill, text, setting, seed)
+    for slow, some, settings, seeds in stages:
+        for seed, model, ill, setting, (text, kind) in product(seeds, some, (True, False), settings, rows):
+            wanted = (kind.name in SLOW) == slow and (seed == 0 or kind.streams)
+            if wanted and method_of(text, setting) is not None:
+                yield Cell(model, ill, text, setting, seed)
 
 
 WHERE = f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"

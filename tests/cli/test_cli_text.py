@@ -184,8 +184,11 @@ def test_bench_and_tune_ask_questions_of_ones_own(call: Call, model: Path, rows:
     )
     done = call("tune", "--model", model, "--data", rows, *options)
     assert done.exit_code == 0, done.output
-    # What the cache's methods save.
-    assert json.loads((tmp_path / "tune" / "evidence.json").read_text())["promise"].startswith("least kv")
+    evidence = json.loads((tmp_path / "tune" / "evidence.json").read_text())
+    # What the cache's methods save, beside what any of them must beat.
+    assert evidence["promise"].startswith("least kv")
+    assert "random_kv" in evidence["settings"]["methods"]
+    assert [each["recipe"].partition("(")[0] for each in evidence["baselines"]] == ["random_kv"]
 
 
 def test_bench_asks_it_about_text(call: Call, model: Path, tmp_path: Path) -> None:

@@ -111,3 +111,13 @@ def test_layers_that_all_see_a_window_have_nothing_to_drop() -> None:
     for name in (*CACHES, "kivi"):
         with pytest.raises(FoveateError, match=rf"^{name}: every layer of this model sees a window of the last tokens"):
             foveate.attach(model, name)
+
+
+def test_nor_have_they_behind_an_encoder() -> None:
+    config = tiny.gemma3().config
+    config.text_config.layer_types = ["sliding_attention"] * config.text_config.num_hidden_layers
+    model = type(tiny.gemma3())(config).eval()
+
+    foveate.attach(model, "random(keep=0.5)").detach()
+    with pytest.raises(FoveateError, match=r"^snapkv: every layer of this model sees a window of the last tokens"):
+        foveate.attach(model, "snapkv")

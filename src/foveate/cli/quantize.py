@@ -16,7 +16,7 @@ from foveate.cli.console import diagnostics, output
 from foveate.cli.one_line import INTERRUPTED
 from foveate.cli.progress import StepProgress
 from foveate.cli.quiet import quiet
-from foveate.core.artifact import FOLDER, Artifact
+from foveate.core.artifact import FOLDER, SIZE, Artifact
 from foveate.core.errors import FoveateError
 from foveate.core.files import make_writable
 from foveate.engine.before import pictures
@@ -87,7 +87,7 @@ def quantize(request: QuantizeRequest) -> None:
 
 def said_of(artifact: Artifact) -> str:
     """How large it is."""
-    size = artifact.numbers["size"]
+    size = artifact.numbers[SIZE]
     bits = {kind: 8 * count / size["weights"] for kind, count in size.items() if kind != "weights"}
     parts = ", ".join(f"{kind} {value:.3g}" for kind, value in bits.items() if value)
     return f"{size['weights'] / 1e6:.3g} M weights, {sum(bits.values()):.3g} bits each on disk ({parts})"

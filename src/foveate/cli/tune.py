@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from foveate import checkpoint, tasks
-from foveate.bench.cells import ALL, PICTURE_POINTS
+from foveate.bench.cells import ALL, PICTURE_POINTS, TEXT_POINTS
 from foveate.bench.probes import Hints
 from foveate.bench.probes.charts import PROBES_FILE
 from foveate.bench.questions import Wording
@@ -77,7 +77,8 @@ def tune(request: TuneRequest) -> None:
     from foveate.tune.run import tune as work
 
     goal = parse_goal(request)
-    names, asked = parse_names(request.methods), tuple(task_names(request.tasks, request.data, request.model))
+    names = parse_names(request.methods, reads_text(request.model))
+    asked = tuple(task_names(request.tasks, request.data, request.model))
     wording = None
     if request.data.path is None:
         make_writable(request.out)
@@ -146,14 +147,17 @@ def read_hints(folder: Path | None) -> Hints:
     return Hints.load(folder)
 
 
-def parse_names(text: str) -> tuple[str, ...]:
-    """Names of methods from a list separated by commas, the baselines always among them; ``all`` are all."""
+def parse_names(text: str, of_text: bool = False) -> tuple[str, ...]:
+    """Names of methods from a list separated by commas; ``all`` are all.
+
+    The baselines are always among them, those of text models where ``of_text``.
+    """
     named = [name.strip() for name in text.split(",") if name.strip()]
     if not named:
         raise FoveateError(f"methods={text!r}: names none; must be names separated by commas, or all")
     if ALL in named:
         named = list(registry.methods())
-    baselines = [name for name in PICTURE_POINTS if name != NONE]
+    baselines = [name for name in (TEXT_POINTS if of_text else PICTURE_POINTS) if name != NONE]
     return tuple(registry.get(name).name for name in dict.fromkeys([*named, *baselines]))
 
 

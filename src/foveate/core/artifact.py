@@ -18,6 +18,8 @@ from foveate.core import hub
 from foveate.core.errors import FoveateError
 from foveate.core.files import as_json, write_whole
 
+SIZE = "size"
+"""What quantized weights take, among their numbers; no others have that."""
 FOLDER = "foveate"
 """Folder inside a checkpoint that holds calibrated numbers, one ``<method>.json`` each."""
 
@@ -185,29 +187,28 @@ class Artifact:
 
     def check(self, fingerprint: Fingerprint, parameters: Mapping[str, Any]) -> None:
         """Refuse a model, or parameters of the method, other than those that the numbers were made with."""
+        again = f"{'quantize' if SIZE in self.numbers else 'calibrate'} it again"
         if fingerprint != self.fingerprint:
             raise FoveateError(
-                f"artifact of {self.method}: made on {self.fingerprint}, this model is {fingerprint}; calibrate it again"
+                f"artifact of {self.method}: made on {self.fingerprint}, this model is {fingerprint}; {again}"
             )
         if fingerprint.weights and not self.fingerprint.weights:
             raise FoveateError(
-                f"artifact of {self.method}: does not say on which weights it was made, as artifacts once did not; "
-                "calibrate it again"
+                f"artifact of {self.method}: does not say on which weights it was made, as artifacts once did not; {again}"
             )
         other = self.fingerprint.unlike(fingerprint)
         if other is not None:
             known = other in self.fingerprint.weights
             raise FoveateError(
-                f"artifact of {self.method}: made on other weights than this model's, as {other} shows; calibrate it again"
+                f"artifact of {self.method}: made on other weights than this model's, as {other} shows; {again}"
                 if known
-                else f"artifact of {self.method}: made on a model without {other}; merge adapters, or calibrate it again"
+                else f"artifact of {self.method}: made on a model without {other}; merge adapters, or {again}"
             )
         for name, value in parameters.items():
             made = self.parameters.get(name, "unknown")
             if made != value:
                 raise FoveateError(
-                    f"artifact of {self.method}: made with {name}={made!r}; use that, or calibrate it again with "
-                    f"{name}={value!r}"
+                    f"artifact of {self.method}: made with {name}={made!r}; use that, or {again} with {name}={value!r}"
                 )
 
 

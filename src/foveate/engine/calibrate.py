@@ -21,8 +21,8 @@ from foveate.core.state import State
 from foveate.core.traits import Traits
 from foveate.core.weights import Weights
 from foveate.engine.functions import function
+from foveate.engine.idle import check_idle
 from foveate.engine.session import attach
-from foveate.engine.textual import check_textual
 from foveate.models import anatomy
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -229,7 +229,7 @@ def calibrate(
     if method.labels and len(labels) != len(batches):
         raise FoveateError(f"labels: must be a list for each of the {len(batches)} batches, and there are {len(labels)}")
     traits = anatomy(model).traits()
-    check_textual(method, traits)
+    check_idle(method, traits)
     fingerprint = traits.fingerprint
     if not any(fingerprint.weights.values()):
         raise FoveateError("model: all of its weights are offloaded; calibrate on a model loaded without offloading")

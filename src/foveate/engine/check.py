@@ -31,10 +31,10 @@ from foveate.core.signal import (
 from foveate.core.traits import Traits
 from foveate.core.weights import Weights
 from foveate.engine.attention import beyond_logits
+from foveate.engine.idle import check_idle
 from foveate.engine.presses import check_presses
 from foveate.engine.program import Program, layers_of
 from foveate.engine.stand_in import compiled
-from foveate.engine.textual import check_textual
 from foveate.engine.thin import check_thin
 from foveate.models.anatomy import Anatomy
 from foveate.models.decoder import RECURRENT, WINDOWS
@@ -54,7 +54,7 @@ def check(recipe: Recipe, parts: Anatomy, traits: Traits) -> None:
         _check_kernel(parts)
         _check_layers(parts)
     for method in recipe.methods:
-        check_textual(method, traits)
+        check_idle(method, traits)
         reason = method.check(traits)
         if reason:
             raise FoveateError(f"{method.name}: {reason}")

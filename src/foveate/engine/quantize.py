@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.core.artifact import Artifact
+from foveate.core.artifact import SIZE, Artifact
 from foveate.core.companion import Companion
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe, RecipeLike
@@ -30,12 +30,12 @@ from foveate.core.weights import Replaced, Stream, Weights
 from foveate.engine.before import in_front, parted
 from foveate.engine.calibrate import Batches, Watcher
 from foveate.engine.check import check
+from foveate.engine.idle import check_idle
 from foveate.engine.linears import blocks_of, digest, linears_of, numbered, tensors_of
 from foveate.engine.replay import Replay
 from foveate.engine.session import attach
 from foveate.engine.shelf import Shelf
 from foveate.engine.slopes import Slopes
-from foveate.engine.textual import check_textual
 from foveate.engine.trial import Trial
 from foveate.models import Anatomy, anatomy
 from foveate.models.sketch import sketch
@@ -126,7 +126,7 @@ def quantize(
         "sketch": sketch(numbered(replay.blocks)) if method.part == "encoder" else {},
         "samples": sum(len(batch["input_ids"]) for batch in batches) if method.streams else 0,
         "before": str(before) if method.streams and before.methods else "",
-        "size": size,
+        SIZE: size,
         "sources": sources,
         "said": said,
     }
@@ -148,7 +148,7 @@ def refuse(method: Weights, parts: Anatomy) -> None:
     Raises:
         FoveateError: with the remedy.
     """
-    check_textual(method, parts.traits())
+    check_idle(method, parts.traits())
     config = parts.model.config
     if getattr(config, "quantization_config", None) is not None or getattr(parts.model, "is_quantized", False):
         raise FoveateError("model: is quantized already; load the checkpoint of which it was made")

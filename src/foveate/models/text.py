@@ -1,7 +1,7 @@
 """Text models: a decoder and nothing in front of it, whatever it is called (Llama, Qwen2, Qwen3, Mistral, SmolLM2, ...).
 
 There is no encoder and no picture, so no row of a prompt is visual. What acts on visual rows alone is refused at attach
-(`foveate.engine.textual`); a cache's owner finds a prompt that is text from end to end, all of which it may rank.
+(`foveate.engine.idle`); a cache's owner finds a prompt that is text from end to end, all of which it may rank.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveate.bench.cells import PICTURE_POINTS
+from foveate.bench.cells import PICTURE_POINTS, TEXT_POINTS
 from foveate.core import registry
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe, build
@@ -55,7 +55,9 @@ class Look:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A point of reference (random or uniform selection, a smaller picture) at the winner's cost, on the same questions.
+    """A point of reference at the winner's cost, on the same questions.
+
+    It is random or uniform selection or a smaller picture, of text a random cache.
 
     ``ahead``: by how much the winner scores better.
     """
@@ -100,7 +102,8 @@ def baselines(
 ) -> Iterator[Baseline]:
     """What the points of reference reach at the winner's cost; those that no picture can be given are left out."""
     methods = {method.name for method in Recipe.parse(winner.recipe).methods}
-    names = [name for name in PICTURE_POINTS if name in hosted and {name} != methods]
+    points = PICTURE_POINTS if set(PICTURE_POINTS) & set(hosted) else TEXT_POINTS
+    names = [name for name in points if name in hosted and {name} != methods]
     if not names:
         return
     questions = held(winner.start, winner.stop)
