@@ -25,6 +25,7 @@ from tests.serving.vllm.both import Answer, ask, attached, change, engine, stop,
 
 import foveate
 from foveate import reference
+from foveate.core.files import write_whole
 from foveate.models.processors import read_processor
 from foveate.serving.vllm.admission import fitting
 from foveate.serving.vllm.families import FAMILIES
@@ -86,7 +87,7 @@ class Kept:
 
     def write(self) -> None:
         """All of it."""
-        self.path.write_text(json.dumps({"run": self.run, "records": self.records}, indent=1) + "\n")
+        write_whole(self.path, (json.dumps({"run": self.run, "records": self.records}, indent=1) + "\n").encode())
 
 
 def asked_of(name: str, n: int) -> list[Any]:

@@ -115,15 +115,15 @@ SERIES = {
     ),
     "verdict": Series(
         "verdict",
-        "0.22",
-        100,
+        "0.22,0.11",
+        200,
         "a language model that learnt from the world's text",
         # An easy task and one of details, with more than a word to say; colours and shapes are answered as things are found.
         "existence,reading",
         groups=("in_llm", "kv_cache"),
         models=(reference_smol.NAME,),
         dtype="float32",
-        settings=(1,),
+        settings=(1, 2),
         batch_size=10,
     ),
 }

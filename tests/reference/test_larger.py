@@ -50,6 +50,11 @@ def test_without_their_package_a_line_says_what_to_install(monkeypatch):
         checkpoint.load("reference-tiles", "cpu", "float32")
 
 
+def test_other_names_are_refused_with_those_that_there_are():
+    with pytest.raises(FoveateError, match=r"^model='reference-smol': must be reference, reference-tiles, reference-qwen; "):
+        reference.load("reference-smol")
+
+
 @pytest.mark.parametrize("task", ["attribute", "needle"])
 def test_accuracy(shipped, task):
     name, model, processor = shipped

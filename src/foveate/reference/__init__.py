@@ -37,8 +37,10 @@ def path(name: str = "reference") -> Path:
     """Folder of a reference model's checkpoint, for ``from_pretrained``.
 
     Raises:
-        FoveateError: if it is one of the larger models, and their package is not installed.
+        FoveateError: if it is none of them, or one of the larger models, and their package is not installed.
     """
+    if name not in MODELS:
+        raise FoveateError(f"model={name!r}: must be {', '.join(MODELS)}; foveate.checkpoint.load knows other models, too")
     if name == "reference":
         return Path(__file__).parent / "checkpoint"
     found = find_spec("foveate_reference")
