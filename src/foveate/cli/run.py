@@ -59,7 +59,9 @@ def run(request: RunRequest) -> None:
     runs = _answers(loaded, pictures, request.prompt, recipes, request.max_new_tokens, request.seed)
     output().print(run_table(runs, device_name(device), loaded.model.dtype))
     last = runs[-1].reports[-1]
-    for line in [*last.idle_lines(), *last.unpacked_lines()]:
+    for line in last.weight_lines():
+        output().print(f"weights: {line}")
+    for line in last.idle_lines():
         output().print(line, style="yellow")
 
 

@@ -76,7 +76,7 @@ class Report:
                 f"prefill FLOPs  {self.flops:.3g} ({saved:.1%} saved)",
                 *([f"experts        {self.experts:.1%} of those chosen ran"] if self.experts < 1 else []),
                 *([f"layers         {self.layers:.1%} ran for what predicts a token"] if self.layers < 1 else []),
-                *([f"weights        {self._weights()}"] if self.weights else []),
+                *(f"weights        {line}" for line in self.weight_lines()),
                 f"seconds        encode {self.encode_seconds:.4f}, prefill {self.prefill_seconds:.4f} "
                 f"(methods {self.method_seconds:.4f}, engine {self.engine_seconds:.4f}), per token {step:.4f}",
                 f"from entry     first token {self.first_token_seconds:.4f} s, whole answer {self.total_seconds:.4f} s "
@@ -85,13 +85,13 @@ class Report:
             ]
         )
 
-    def _weights(self) -> str:
-        bits = 8 * self.weight_bytes / self.weights
-        return "; ".join([f"{self.weights / 1e6:.3g} M replaced, {bits:.3g} bits each in memory", *self.unpacked_lines()])
-
-    def unpacked_lines(self) -> list[str]:
-        """A line where some of the replaced linears are no faster, none where all have a kernel."""
-        return [f"no kernel for {self.unpacked:.0%} of the linears, which save memory and no time"] if self.unpacked else []
+    def weight_lines(self) -> list[str]:
+        """A line where weights were replaced: what they take, and how many of the linears are no faster for it."""
+        if not self.weights:
+            return []
+        taken = f"{self.weights / 1e6:.3g} M replaced, {8 * self.weight_bytes / self.weights:.3g} bits each in memory"
+        slow = f"; no kernel for {self.unpacked:.0%} of the linears, which save memory and no time" if self.unpacked else ""
+        return [taken + slow]
 
     def idle_lines(self) -> list[str]:
         """A line for each method that changed nothing, with what there was."""
