@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.quantization import MODELS, SETTINGS, Kept, cells, method_of, variants
+from benchmarks.quantization import MODELS, SETTINGS, Cell, Kept, cells, method_of, variants
 from benchmarks.quantization_page import page
 from benchmarks.sick import sick
 from tests.suite.bodies import BODIES, RAGGED
@@ -56,6 +56,30 @@ def test_every_method_that_replaces_weights_is_measured_and_shown() -> None:
     for text_of, _ in {row for row in variants() if method_of(row[0], "W2") is not None}:
         assert f"| `{text_of}` | **0.20** [" in text
     assert "| 75 / 50 |" in text
+
+
+def test_at_a_glance_each_stands_beside_plain_rounding() -> None:
+    def record(kl: float) -> dict[str, object]:
+        return {"kl": [kl], "same": [1.0], "right": [1.0], "spent": 3.0, "bits": 2.2, "exact": 1.0}
+
+    kls = {
+        "rtn(clip=True)": (0.1, 0.4),
+        "gptq": (0.05, 0.05),
+        "awq": (0.0, 0.0),
+        "dasq(density=0.0)": (1.0,),
+        "dasq": (0.5,),
+    }
+    measured = {
+        Cell(model, False, method, "W2", 0).key: record(kl)
+        for method, of_models in kls.items()
+        for model, kl in zip(MODELS, of_models, strict=False)
+    }
+    text = page({"cells": measured, "speed": []}, tuple(SETTINGS))
+    glance = text[text.index("## At a glance") : text.index(f"## `{MODELS[1]}`")]
+    assert "| `gptq` | 0.25 |" in glance  # of 1/2 and 1/8
+    assert "| `awq` | **0.001** |" in glance
+    assert "| `dasq` | **0.5** |" in glance
+    assert "`rtn(clip=True)` |" not in glance
 
 
 def test_records_of_several_commands_stay(tmp_path: Path) -> None:
