@@ -153,6 +153,8 @@ def _agreement(measured: Sequence[Numbers], found: Mapping[str, Mapping[Key, Fou
     for title, chosen in _differences(found, sorted(pruning)).items():
         shown = ", ".join(f"`{key[0]}`{f' at {key[1]}' if key[1] else ''}" for key in chosen)
         yield f"- {title}: {shown or 'none'}."
+    yield ""
+    yield "What that says about choosing a method: [which method](../choose.md)."
 
 
 def _probes() -> Iterator[str]:
