@@ -82,6 +82,8 @@ RECIPES = {
     # Prompts of a dozen words have no window of 32.
     "snapkv": "snapkv(window=8)",
     "mixkv": "mixkv(window=8)",
+    # Whose own budgets, for kvpress' are the same in every layer where the last one would hold less than the window.
+    "pyramidkv": "pyramidkv(window=8, reading='original')",
     # Nobody knows the depth of these pictures.
     "merge3d": "merge3d(geometry='none')",
     # In CLIP's space the published sign misleads on the reference tower; docs/architecture.md says more.
