@@ -37,6 +37,7 @@ from foveate.cli.ray_option import THIS_MACHINE
 from foveate.core import registry
 from foveate.core.errors import FoveateError
 from foveate.core.recipe import Recipe
+from foveate.core.weights import Weights
 from foveate.engine.check import check
 from foveate.engine.hosting import Verdict, verdicts
 from foveate.models import anatomy
@@ -82,6 +83,8 @@ RECIPES = {
     # Prompts of a dozen words have no window of 32.
     "snapkv": "snapkv(window=8)",
     "mixkv": "mixkv(window=8)",
+    # Of which 128 entries would stay as they are.
+    "kivi": "kivi(residual=32)",
     # Whose own budgets, for kvpress' are the same in every layer where the last one would hold less than the window.
     "pyramidkv": "pyramidkv(window=8, reading='original')",
     # Nobody knows the depth of these pictures.
@@ -189,12 +192,17 @@ def _of_series(model: str, series: Series) -> list[str]:
 
 
 def hosted(model: str) -> tuple[list[str], list[Verdict]]:
-    """The recipes that run on a model and why the other methods do not."""
+    """The recipes that run on a model and why the other methods do not, but for those that replace weights.
+
+    `benchmarks.quantization` is about these.
+    """
     loaded = checkpoint.load(model, "cpu", "float32")
     parts = anatomy(loaded.model)
     traits = parts.traits(loaded.companion is not None)
-    recipes, refused = [], []
+    recipes, refused, known = [], [], registry.methods()
     for verdict in verdicts({model: loaded.model}, companion=loaded.companion is not None):
+        if issubclass(known[verdict.method], Weights):
+            continue
         recipe = (RECIPES if verdict.reason is None else INSTEAD).get(verdict.method, verdict.method)
         try:
             check(Recipe.parse(recipe), parts, traits)

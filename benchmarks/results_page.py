@@ -120,7 +120,7 @@ def write_pages(docs: Path, measured: Sequence[Numbers]) -> list[Path]:
     (docs / "results").mkdir(exist_ok=True)
     written = {docs / "results.md": _front_page(measured)}
     for numbers in measured:
-        title = f"{numbers.title}: {len(numbers.learnt)} tasks, {numbers.n} questions each, {numbers.device} {numbers.dtype}"
+        title = f"{numbers.model}: {len(numbers.learnt)} tasks, {numbers.n} questions each, {numbers.device} {numbers.dtype}"
         draw_quality([row.mean for row in _complete(numbers)], docs / "results" / f"{numbers.stem}.png", title)
         written[docs / "results" / f"{numbers.stem}.md"] = _task_page(numbers)
     for path, lines in written.items():
