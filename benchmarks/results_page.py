@@ -150,6 +150,8 @@ def _front_page(measured: Sequence[Numbers]) -> Iterator[str]:
         "- **random**: on how many tasks a method is better and worse than random selection at the same budget, beyond",
         "  noise (paired bootstrap); without `keep`, at the largest budget of `random` that is as fast.",
         "- **evidence**: share of the patches that hold the answer entering the last layer.",
+        "- **cache**: bytes behind the answer, over the unmodified model's. What `keep` is a share of differs from method",
+        "  to method ([keep.md](keep.md)), so compare by this.",
     )
     trained = footnote(row.mean.method for numbers in measured for row in numbers.rows)
     if trained:
@@ -179,9 +181,9 @@ def _model(numbers: Numbers) -> Iterator[str]:
     yield from _speed_table(_complete(numbers))
     yield from ("", f"![Score retained against prefill speed-up, a panel for each place]({name}.png)")
     baselines = [row for row in numbers.rows if row.mean.method in REFERENCE_POINTS]
-    yield from ("", "### Baselines", "", *_place_table(baselines))
+    yield from ("", "### Baselines", "", *_place_table(baselines, plain))
     for place, rows in by_place(numbers.rows, lambda row: row.mean.method).items():
-        yield from ("", f"### {place[0].upper()}{place[1:]}", "", *_place_table(rows))
+        yield from ("", f"### {place[0].upper()}{place[1:]}", "", *_place_table(rows, plain))
     if numbers.refused:
         yield from ("", f"Not on this model: {', '.join(f'`{method}`' for method in numbers.refused)} ([why]({name}.md)).")
 
@@ -219,9 +221,10 @@ def _class(low: float, high: float) -> str:
     return f"{low:g}× and more" if high == float("inf") else f"{low:g}× to {high:g}×"
 
 
-def _place_table(rows: Sequence[Row]) -> Iterator[str]:
+def _place_table(rows: Sequence[Row], plain: Mean) -> Iterator[str]:
     """The methods of a place, the one that retains most at its ample budget first."""
-    yield from ("| method | keep or settings | retained | speed-up | evidence | random |", "|---|---|--:|--:|--:|---|")
+    yield "| method | keep or settings | retained | speed-up | cache | evidence | random |"
+    yield "|---|---|--:|--:|--:|--:|---|"
     methods: dict[str, list[Row]] = {}
     for row in rows:
         methods.setdefault(row.mean.method.partition("(")[0], []).append(row)
@@ -231,7 +234,8 @@ def _place_table(rows: Sequence[Row]) -> Iterator[str]:
             baseline = mean.method in REFERENCE_POINTS
             against = "" if baseline else f"{counts[1]} better, {counts[-1]} worse"
             evidence = "–" if mean.evidence_recall is None else f"{100 * mean.evidence_recall:.0f} %"
-            yield f"| {' | '.join((*_named(mean), _retained(mean), f'{mean.speedup:.1f}×', evidence, against))} |"
+            cells = (_retained(mean), f"{mean.speedup:.1f}×", cache_share(mean, plain), evidence, against)
+            yield f"| {' | '.join((*_named(mean), *cells))} |"
 
 
 def _named(mean: Mean) -> tuple[str, str]:
@@ -241,6 +245,11 @@ def _named(mean: Mean) -> tuple[str, str]:
     name = f"`{method}`{mark(mean.method)}"
     budget = keep or (f"`{settings.removesuffix(')')}`" if settings else "")
     return f"*{name}*" if mean.method in REFERENCE_POINTS else name, budget
+
+
+def cache_share(mean: Mean, plain: Mean) -> str:
+    """Bytes of the cache over the unmodified model's."""
+    return f"{100 * mean.kv_bytes / plain.kv_bytes:.0f} %" if mean.kv_bytes and plain.kv_bytes else "–"
 
 
 def _retained(mean: Mean) -> str:

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.results_page import Numbers, Row, read
+from benchmarks.results_page import Numbers, Row, cache_share, read
 from scipy.stats import spearmanr
 
 from foveate.bench.cells import REFERENCE_POINTS, keep_text
@@ -36,11 +36,15 @@ Key = tuple[str, str]
 
 
 class Found(NamedTuple):
-    """What a method retains of the unmodified score over the tasks in common; on how many it beats `random`, or loses."""
+    """What a method retains of the unmodified score over the tasks in common; on how many it beats `random`, or loses.
+
+    ``cache``: its bytes over the unmodified model's.
+    """
 
     retained: float
     better: int
     worse: int
+    cache: str
 
     @property
     def verdict(self) -> str:
@@ -71,9 +75,10 @@ def lines(measured: Sequence[Numbers]) -> Iterator[str]:
         "([their pages](../results.md)). A dash: not measured, or not on this model.",
         "",
         "*Retained* is the score over the unmodified model's; in brackets on how many of these tasks a method is better",
-        "and worse than `random` at the same budget beyond noise. Methods of the cache read the whole picture before they",
-        "drop any of it, so that an answer of one word says nothing of them, and one of letters does; [SmolLM2](smol.md)",
-        "has more about them.",
+        "and worse than `random` at the same budget beyond noise; *cache*: its bytes over the unmodified model's, since a",
+        "budget is not a share of the same in all methods ([keep](../keep.md)). Methods of the cache read the whole",
+        "picture before they drop any of it, so that an answer of one word says nothing of them, and one of letters does;",
+        "[SmolLM2](smol.md) has more about them.",
     )
     known = registry.methods()
     for group, title in (("in_llm", "Between the layers"), ("kv_cache", "On the cache")):
@@ -111,17 +116,17 @@ def name(key: Key) -> str:
 def _found(row: Row, plain: Row, tasks: Sequence[str]) -> Found:
     signs = [row.cells[task].against_random for task in tasks]
     retained = sum(row.cells[task].score for task in tasks) / sum(plain.cells[task].score for task in tasks)
-    return Found(retained, signs.count(1), signs.count(-1))
+    return Found(retained, signs.count(1), signs.count(-1), cache_share(row.mean, plain.mean))
 
 
 def _table(keys: Sequence[Key], found: Mapping[str, Mapping[Key, Found]]) -> Iterator[str]:
-    yield f"| method | keep or settings | {' | '.join(f'`{model}`' for model in found)} |"
-    yield f"|---|---|{'--:|' * len(found)}"
+    yield f"| method | keep or settings | {' | '.join(f'`{model}`' for model in found)} | cache on `{LARGE}` |"
+    yield f"|---|---|{'--:|' * (len(found) + 1)}"
     for key in keys:
         method, _, settings = key[0].partition("(")
         budget = key[1] or (f"`{settings.removesuffix(')')}`" if settings else "")
         cells = (_cell(rows.get(key), baseline=name(key) in REFERENCE_POINTS) for rows in found.values())
-        yield f"| `{method}`{mark(key[0])} | {budget} | {' | '.join(cells)} |"
+        yield f"| `{method}`{mark(key[0])} | {budget} | {' | '.join(cells)} | {found[LARGE][key].cache} |"
 
 
 def _cell(found: Found | None, *, baseline: bool) -> str:
