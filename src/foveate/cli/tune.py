@@ -76,8 +76,8 @@ def tune(request: TuneRequest) -> None:
     from foveate.tune.run import Budget, Folder, Settings
     from foveate.tune.run import tune as work
 
-    goal = parse_goal(request)
-    names = parse_names(request.methods, reads_text(request.model))
+    of_text = reads_text(request.model)
+    goal, names = parse_goal(request, of_text), parse_names(request.methods, of_text)
     asked = tuple(task_names(request.tasks, request.data, request.model))
     wording = None
     if request.data.path is None:
@@ -122,7 +122,7 @@ def tune(request: TuneRequest) -> None:
         output().print(folder.path / name)
 
 
-def parse_goal(request: TuneRequest) -> Goal:
+def parse_goal(request: TuneRequest, of_text: bool) -> Goal:
     """What to find, from the one bound that is given."""
     from foveate.tune.goal import DROP, Goal
 
@@ -133,7 +133,7 @@ def parse_goal(request: TuneRequest) -> Goal:
     ((bounded, bound),) = given.items()
     if bounded != DROP and request.target is not None:
         raise FoveateError(f"target={request.target!r}: goes with --max-drop; --max-{bounded} asks for the best quality")
-    if bounded == DROP and request.target is None and reads_text(request.model):
+    if bounded == DROP and request.target is None and of_text:
         return Goal("kv", bounded, bound)  # what acts on a text model's cache reads the whole prompt first
     return Goal((request.target or "prefill") if bounded == DROP else DROP, bounded, bound)
 
@@ -147,7 +147,7 @@ def read_hints(folder: Path | None) -> Hints:
     return Hints.load(folder)
 
 
-def parse_names(text: str, of_text: bool = False) -> tuple[str, ...]:
+def parse_names(text: str, of_text: bool) -> tuple[str, ...]:
     """Names of methods from a list separated by commas; ``all`` are all.
 
     The baselines are always among them, those of text models where ``of_text``.
